@@ -1,0 +1,5 @@
+"""INT8 by Q/DQ nodes in the ONNX graph. Nothing is here yet; see CHANGELOG for what each release holds."""
+
+if __name__ != "nm2trt.calibration":
+    # Without this, a checkout on the path would offer the same files under two names.
+    raise ImportError("this folder is imported as nm2trt.calibration (run: pip install -e .)")

@@ -1,0 +1,40 @@
+"""Run, build and report folders: how they are written, what proves their contents, how they are read back."""
+
+from nm2trt.artifacts.build import (
+    BatchRange,
+    BuildDocument,
+    BuildSource,
+    EngineRecord,
+    GraphPort,
+    NumericsRecord,
+)
+from nm2trt.artifacts.document import Document
+from nm2trt.artifacts.facts import Fact, Facts, FactState
+from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
+from nm2trt.artifacts.host import HostRecord, host_record
+from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals
+
+__all__ = [
+    "BatchRange",
+    "BuildDocument",
+    "BuildSource",
+    "Document",
+    "EngineRecord",
+    "Fact",
+    "FactState",
+    "Facts",
+    "FileRecord",
+    "GraphPort",
+    "HostRecord",
+    "LayerRecord",
+    "ModelRecord",
+    "NumericsRecord",
+    "RunDocument",
+    "RunResult",
+    "SadTotals",
+    "file_records",
+    "host_record",
+    "sha256_of",
+    "staged_folder",
+    "write_atomic",
+]

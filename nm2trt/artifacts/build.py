@@ -1,0 +1,116 @@
+"""build.json: what `nm2trt export` made and proved. Read by profile, package and inspect."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from nm2trt.artifacts.document import Document
+from nm2trt.artifacts.facts import Facts
+from nm2trt.artifacts.files import FileRecord
+from nm2trt.artifacts.host import HostRecord
+from nm2trt.artifacts.run import ModelRecord, RunResult
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class BuildSource(BaseModel):
+    """Where the network came from."""
+
+    model_config = _FROZEN
+
+    kind: Literal["run", "checkpoint", "onnx"]
+    name: str
+    """The source's own name, without the folders above it."""
+    sha256: str
+    """Of the checkpoint or ONNX file."""
+    method: str | None = None
+    pattern: str | None = None
+    data: str | None = None
+    model: ModelRecord | None = None
+    result: RunResult | None = None
+
+
+class GraphPort(BaseModel):
+    """One input or output of the ONNX graph; a dynamic dimension is named."""
+
+    model_config = _FROZEN
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class BatchRange(BaseModel):
+    """Optimization profile of the batch dimension."""
+
+    model_config = _FROZEN
+
+    min: int
+    opt: int
+    max: int
+
+
+class NumericsRecord(BaseModel):
+    """ONNX Runtime's output against torch's in float32, on the same inputs."""
+
+    model_config = _FROZEN
+
+    reference: str
+    inputs: str
+    samples: int
+    batches: tuple[int, ...]
+    max_abs_error: float
+    max_abs_error_at: str
+    """Sample and output index of the largest error with both values."""
+    max_rel_error: float
+    """Largest absolute error divided by the largest magnitude of the reference."""
+    tolerance: float
+    """Bound on max_rel_error."""
+    argmax_agreement: float
+    passed: bool
+
+
+class EngineRecord(BaseModel):
+    """One engine, or the reason that there is none."""
+
+    model_config = _FROZEN
+
+    arm: Literal["dense", "sparse"]
+    """`sparse` was built with SPARSE_WEIGHTS, `dense` from the same ONNX without: the flag, not a finding."""
+    file: str | None
+    builder: str
+    builder_version: str
+    sm: str
+    flags: list[str]
+    sha256: str | None
+    size_bytes: int | None
+    seconds: float
+    log: str
+    error: str | None = None
+
+
+class BuildDocument(Document):
+    """Written by `nm2trt export`. A failed check is recorded here, and exit code 1 says so."""
+
+    SCHEMA: ClassVar[str] = "nm2trt.build/1"
+    FILE: ClassVar[str] = "build.json"
+
+    source: BuildSource
+    precision: Literal["fp32", "fp16", "bf16"]
+    opset: int
+    exporter: str
+    batch: BatchRange
+    input: GraphPort
+    output: GraphPort
+    numerics: NumericsRecord | None
+    pattern: dict[str, Any]
+    """The judge's verdict on model.onnx, as `nm2trt verify --json` prints it."""
+    engines: list[EngineRecord]
+    engines_note: str
+    """What the builder can and cannot prove on this machine, in one sentence."""
+    facts: Facts
+    verdict: Literal["pass", "fail"]
+    files: dict[str, FileRecord]
+    host: HostRecord

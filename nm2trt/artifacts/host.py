@@ -1,0 +1,74 @@
+"""Which machine and which versions produced an artifact."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "polygraphy",
+    "tensorrt",
+    "tensorrt-rtx",
+    "safetensors",
+)
+
+
+class HostRecord(BaseModel):
+    """The machine's facts that explain a result. No host name, user or path is recorded."""
+
+    model_config = ConfigDict(frozen=True)
+
+    python: str
+    platform: str
+    processor: str
+    cpu_count: int
+    packages: dict[str, str]
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed distribution, or None; nothing is imported."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def host_record() -> HostRecord:
+    """Describe this machine."""
+    versions = {name: installed_version(name) for name in _PACKAGES}
+    return HostRecord(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=_processor(),
+        cpu_count=available_cpus(),
+        packages={name: version for name, version in versions.items() if version is not None},
+    )
+
+
+def available_cpus() -> int:
+    """CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

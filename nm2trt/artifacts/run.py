@@ -1,0 +1,87 @@
+"""run.json: what `nm2trt train` did. Read by export, profile and the reports."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from nm2trt.artifacts.document import Document
+from nm2trt.artifacts.files import FileRecord
+from nm2trt.artifacts.host import HostRecord
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRecord(BaseModel):
+    """All that is needed to build the network again."""
+
+    model_config = _FROZEN
+
+    name: str
+    input_shape: tuple[int, ...]
+    """One sample, without the batch: [C, H, W] for images."""
+    classes: int
+    parameters: int
+
+
+class LayerRecord(BaseModel):
+    """One weight as the sparsifier saw it: either sparse with a pattern, or dense with the reason."""
+
+    model_config = _FROZEN
+
+    name: str
+    """Parameter name as in the state dict."""
+    module: str
+    kind: str
+    shape: tuple[int, ...]
+    pattern: str | None
+    reason: str
+
+
+class SadTotals(BaseModel):
+    """Sparse architecture divergence over all sparse layers at the end of training (mask bits that differ)."""
+
+    model_config = _FROZEN
+
+    from_start: int
+    """Between the first mask and the last."""
+    from_start_normalised: float
+    cumulative: int
+    """Sum of the mask bits that flipped at each optimizer step."""
+    flips_per_weight: float
+
+
+class RunResult(BaseModel):
+    """Where training ended."""
+
+    model_config = _FROZEN
+
+    test_accuracy: float
+    """Share of the test samples, 0 to 1, measured with the weights of the checkpoint."""
+    test_loss: float
+    train_loss: float
+    epochs: int
+    steps: int
+    seconds: float
+    sad: SadTotals | None
+
+
+class RunDocument(Document):
+    """Written by `nm2trt train` when, and only when, the run is complete."""
+
+    SCHEMA: ClassVar[str] = "nm2trt.run/1"
+    FILE: ClassVar[str] = "run.json"
+
+    config: dict[str, Any]
+    method: str
+    pattern: str | None
+    data: str
+    data_source: str
+    train_samples: int
+    test_samples: int
+    model: ModelRecord
+    result: RunResult
+    layers: list[LayerRecord]
+    files: dict[str, FileRecord]
+    host: HostRecord

@@ -1,0 +1,52 @@
+"""Options and printing that the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_option(metavar: str, text: str, *, required: bool = True, default: Path | None = None) -> Callable[[F], F]:
+    """`-o/--output`, a folder."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar=metavar,
+        required=required,
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
+force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the output folder, if nm2trt wrote it. Never touches other folders.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, and nothing else there."
+)
+
+
+def stdout_console() -> Console:
+    """Console for results."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def stderr_console() -> Console:
+    """Console for progress and notes."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)

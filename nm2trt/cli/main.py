@@ -1,0 +1,98 @@
+"""Entry point: finds commands, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from nm2trt._version import __version__
+from nm2trt.errors import EXIT_BUG, EXIT_INPUT, EXIT_MACHINE, Nm2trtError
+
+COMMANDS = ("train", "verify", "export", "profile", "demo", "doctor")
+"""In the order a network passes through them; each lives in nm2trt/cli/NAME.py as `command`."""
+
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Loads a command's file only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"nm2trt.cli.{cmd_name}").command
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="nm2trt")
+def cli() -> None:
+    """Take a neural network from N:M sparse training to TensorRT, with proof at every step.
+
+    \b
+    train -> verify -> export -> profile
+
+    Every stage writes a folder with a manifest; the next stage reads it. New here? Run `nm2trt demo`,
+    then open the report that it names. `nm2trt doctor` tells what this machine can do.
+
+    \b
+    Exit codes: 0 good, 1 the verdict is bad, 2 wrong usage, 3 unusable input,
+    4 the machine lacks something, 70 a bug of ours.
+    """
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; prints at most one error line for what a user can mend."""
+    try:
+        result = cli.main(args=arguments, prog_name="nm2trt", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Nm2trtError as error:
+        return _say(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing half-written was left", _INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away (`nm2trt verify F | head`); it has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say(
+                f"{error.filename or 'output'}: the disk is full; free space or choose another -o",
+                EXIT_MACHINE,
+            )
+        if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
+            return _say(f"{error.filename}: {error.strerror}", EXIT_INPUT)
+        return _bug()
+    except Exception:  # noqa: BLE001 -- the outermost frame
+        return _bug()
+    return result if isinstance(result, int) else 0
+
+
+def main() -> NoReturn:
+    """Console script."""
+    sys.exit(run())
+
+
+def _say(line: str, exit_code: int) -> int:
+    click.echo(f"nm2trt: error: {line}", err=True)
+    return exit_code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    return _say("this is a bug of ours; please report the lines above", EXIT_BUG)

@@ -1,0 +1,37 @@
+"""The stream that every judgement is written over: one `LayerWeight` at a time, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+Op = Literal["conv", "conv-transpose", "linear", "gemm", "matmul", "embedding", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeight:
+    """One weight tensor with the operator that consumes it.
+
+    `weight()` loads the values; nothing is held between calls, so a stream costs one tensor of memory.
+    """
+
+    name: str
+    """Tensor name in the file."""
+    op: Op
+    shape: tuple[int, ...]
+    dtype: str
+    """As stored: "float32", "float16", "bfloat16", "int8", ..."""
+    reduction_axis: int | None
+    """Axis that the hardware groups along: input channels (conv), K (GEMM). None when there is none."""
+    weight: Callable[[], NDArray[Any]]
+    """Values in `shape`. Of a quantised tensor: stored value minus zero point, so that 0 means 0.0."""
+    groups: int = 1
+    why_not: str = ""
+    """Reason that this tensor can never be pruned (bias, norm, embedding, depthwise); empty otherwise."""
+    zero_point: bool = False
+    """Quantised with a zero point that is not 0, so that stored zeros are not zeros."""
+    node: str = ""
+    """Operator's name in a graph; empty for checkpoints."""

@@ -1,0 +1,5 @@
+"""Networks by name."""
+
+from nm2trt.models.registry import build_model, model_names
+
+__all__ = ["build_model", "model_names"]

@@ -1,0 +1,48 @@
+"""Fixtures that every test may use, and guards against tests that leak into each other."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import missing_requirements
+
+REFERENCE_VARIABLE = "NM2TRT_REFERENCE_DATA"
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_environment():
+    before = dict(os.environ)
+    yield
+    # pytest keeps its own progress here.
+    after = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    before.pop("PYTEST_CURRENT_TEST", None)
+    assert after == before, "a test changed the environment; use monkeypatch.setenv"
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Folder of recorded A100 profiles."""
+    value = os.environ.get(REFERENCE_VARIABLE)
+    if not value:
+        pytest.skip(f"recorded A100 data: set {REFERENCE_VARIABLE} to its folder")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"{REFERENCE_VARIABLE} is set to {value!r}, which is no folder")
+    return folder
+
+
+@pytest.fixture
+def chromium() -> str:
+    """Path of a headless browser."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("missing: chromium (Debian package chromium)")
+    return found
+
+
+def pytest_runtest_setup(item):
+    needs = {mark.name for mark in item.iter_markers()} & {"gpu", "tensorrt"}
+    missing = missing_requirements(gpu=bool(needs), tensorrt="tensorrt" in needs)
+    if missing:
+        pytest.skip(f"missing: {', '.join(missing)}")

@@ -1,0 +1,57 @@
+"""Helpers for tests; imported as `from helpers import ...` (pytest puts tests/ on the path)."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def missing_requirements(*, gpu=False, tensorrt=False, rtx=False):
+    """Name everything that a test needs and this machine lacks, not only the first."""
+    missing = []
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            missing.append("an NVIDIA GPU")
+    if tensorrt and importlib.util.find_spec("tensorrt") is None:
+        missing.append("tensorrt (pip install 'nm2trt[tensorrt]')")
+    if rtx and importlib.util.find_spec("tensorrt_rtx") is None:
+        missing.append("tensorrt-rtx (pip install 'nm2trt[rtx]')")
+    return missing
+
+
+def requires(**needs):
+    """Skip mark that prints every missing thing: `@requires(rtx=True)`."""
+    missing = missing_requirements(**needs)
+    return pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}")
+
+
+def nm2trt(*arguments, cwd=None, env=None, timeout=300):
+    """Run the command line as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "nm2trt", *map(str, arguments)]
+        if sys.version_info >= (3, 11)
+        else [sys.executable, "-m", "nm2trt", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=env,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def assert_one_error_line(result, exit_code, *fragments):
+    """A user's mistake costs one line on stderr, no traceback, nothing on stdout."""
+    assert result.returncode == exit_code, (result.returncode, result.stdout, result.stderr)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("nm2trt: error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    for fragment in fragments:
+        assert fragment in lines[0], (fragment, lines[0])
