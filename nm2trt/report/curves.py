@@ -1,0 +1,171 @@
+"""Training curves: loss, accuracy, and the sparse architecture divergence (SAD) of every layer over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nm2trt.artifacts.files import write_atomic
+from nm2trt.report.figure import DENSE, INK, MUTED, SPARSE, house_style, new_figure, note, png_bytes, svg_markup, tint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+_TOTAL = "total"
+_MAX_NAMED_LAYERS = 24
+
+
+def write_curves_png(metrics: Rows, sad: Rows, path: Path, title: str) -> None:
+    """Write `curves.png`, atomically.
+
+    Args:
+        metrics: Rows of metrics.jsonl: `{"kind": "epoch", "epoch", "step", "train_loss", "test_loss",
+            "test_accuracy", ...}` and `{"kind": "step", "step", "loss", ...}`. Accuracy is a share, 0 to 1.
+        sad: Rows of sad.csv, values as numbers or text; the layer `total` is the sum. May be empty.
+        path: The file to write.
+        title: Printed above the panels.
+    """
+    write_atomic(path, png_bytes(curves_figure(metrics, sad, title=title)))
+
+
+def curves_svg(metrics: Rows, sad: Rows, *, name: str = "curves") -> str:
+    """Draw the same panels for a report: one `<svg>` each, since three in a row are unreadable on a phone.
+
+    Args:
+        metrics: As `write_curves_png`.
+        sad: As `write_curves_png`.
+        name: Unique on the page.
+
+    Returns:
+        Markup of a `<div class="panels">`; the page puts its children side by side where there is room.
+    """
+    drawings = []
+    for index, (draw, rows) in enumerate(((_loss, metrics), (_accuracy, metrics), (_sad, sad))):
+        with house_style():
+            figure = new_figure(4.4, 3.0)
+            draw(figure.subplots(), rows)
+        label = curves_label(metrics, sad) if index == 0 else draw.__doc__ or ""
+        drawings.append(svg_markup(figure, name=f"{name}{index}", label=label))
+    return f'<div class="panels">{"".join(drawings)}</div>'
+
+
+def curves_figure(metrics: Rows, sad: Rows, *, title: str = "") -> Figure:
+    """Draw three panels side by side; arguments as `write_curves_png`."""
+    with house_style():
+        figure = new_figure(10.5, 3.3)
+        panels = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.25))
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+        _loss(panels[0], metrics)
+        _accuracy(panels[1], metrics)
+        _sad(panels[2], sad)
+    return figure
+
+
+def curves_label(metrics: Rows, sad: Rows) -> str:
+    """Say in one sentence where the curves end."""
+    epochs = _epochs(metrics)
+    if not epochs:
+        return "Training curves: no epoch was recorded."
+    last = epochs[-1]
+    words = f"Training curves over {int(last['step'])} steps: test loss {float(last['test_loss']):.3f}"
+    words += f", test accuracy {100 * float(last['test_accuracy']):.2f} % at the end"
+    layers = {str(row["layer"]) for row in sad} - {_TOTAL}
+    return f"{words}; SAD of {len(layers)} layers." if layers else f"{words}."
+
+
+def _epochs(metrics: Rows) -> list[Mapping[str, Any]]:
+    return [row for row in metrics if row.get("kind") == "epoch"]
+
+
+def _column(rows: Rows, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Values of one column; what a row lacks is NaN, which a line skips."""
+    return np.array([np.nan if row.get(key) in (None, "") else float(row[key]) for row in rows], dtype=np.float64)
+
+
+def _loss(axes: Axes, metrics: Rows) -> None:
+    """Loss over the steps."""
+    axes.set_title("Loss")
+    steps = [row for row in metrics if row.get("kind") == "step"]
+    epochs = _epochs(metrics)
+    if not steps and not epochs:
+        note(axes, "no step was recorded")
+        return
+    if steps:
+        axes.plot(_column(steps, "step"), _column(steps, "loss"), color=DENSE, linewidth=0.8, alpha=0.35, label="batch")
+    if epochs:
+        marker = "o" if len(epochs) == 1 else ""
+        at = _column(epochs, "step")
+        axes.plot(at, _column(epochs, "train_loss"), color=DENSE, marker=marker, label="train")
+        axes.plot(at, _column(epochs, "test_loss"), color=SPARSE, marker=marker, label="test")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.legend(loc="upper right")
+
+
+def _accuracy(axes: Axes, metrics: Rows) -> None:
+    """Test accuracy over the steps."""
+    axes.set_title("Test accuracy, %")
+    epochs = _epochs(metrics)
+    if not epochs:
+        note(axes, "no epoch was recorded")
+        return
+    step, percent = _column(epochs, "step"), 100 * _column(epochs, "test_accuracy")
+    axes.plot(step, percent, color=SPARSE, marker="o" if len(epochs) == 1 else "")
+    axes.set_xlabel("step")
+    axes.set_ylim(top=min(100.0, float(np.nanmax(percent)) + 2) if np.isfinite(percent).any() else 100.0)
+    if np.isfinite(percent[-1]):
+        axes.annotate(
+            f"{percent[-1]:.2f}",
+            (step[-1], percent[-1]),
+            xytext=(-2, -6),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=INK,
+            fontweight="bold",
+        )
+
+
+def _sad(axes: Axes, sad: Rows) -> None:
+    """Sparse architecture divergence of every layer over the steps."""
+    axes.set_title("SAD since the previous record, % of weights")
+    rows = [row for row in sad if str(row["layer"]) != _TOTAL]
+    if not rows:
+        note(axes, "no SAD: nothing was sparsified")
+        return
+    layers = list(dict.fromkeys(str(row["layer"]) for row in rows))
+    steps = sorted({int(float(row["step"])) for row in rows})
+    grid = np.full((len(layers), len(steps)), np.nan)
+    row_of = {layer: index for index, layer in enumerate(layers)}
+    column_of = {step: index for index, step in enumerate(steps)}
+    for row, percent in zip(rows, 100 * _column(rows, "sad_previous_normalised"), strict=True):
+        grid[row_of[str(row["layer"])], column_of[int(float(row["step"]))]] = percent
+    # A record speaks of the steps up to it, so its cell ends there.
+    edges = np.array([steps[0] - (steps[1] - steps[0] if len(steps) > 1 else 1), *steps], dtype=np.float64)
+    mesh = axes.pcolormesh(
+        edges, np.arange(len(layers) + 1), np.ma.masked_invalid(grid), cmap=tint(SPARSE), vmin=0, rasterized=True
+    )
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    every = -(-len(layers) // _MAX_NAMED_LAYERS)
+    axes.set_yticks(
+        np.arange(0, len(layers), every) + 0.5,
+        [_short(layer) for layer in layers[::every]],
+        fontsize=max(5.0, 8.0 - 0.12 * len(layers[::every])),
+    )
+    axes.set_xlabel("step")
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05, aspect=28)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=MUTED, labelsize=7.5, length=0)
+
+
+def _short(layer: str) -> str:
+    name = layer.removesuffix(".weight")
+    return name if len(name) <= 24 else f"…{name[-23:]}"
