@@ -10,14 +10,16 @@ from helpers import missing_requirements
 REFERENCE_VARIABLE = "NM2TRT_REFERENCE_DATA"
 
 
+def _environment():
+    # pytest keeps its progress in the environment, and torch its compiler's cache folder.
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "TORCHINDUCTOR_"))}
+
+
 @pytest.fixture(autouse=True)
 def _no_leaked_environment():
-    before = dict(os.environ)
+    before = _environment()
     yield
-    # pytest keeps its own progress here.
-    after = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-    before.pop("PYTEST_CURRENT_TEST", None)
-    assert after == before, "a test changed the environment; use monkeypatch.setenv"
+    assert _environment() == before, "a test changed the environment; use monkeypatch.setenv"
 
 
 @pytest.fixture(scope="session")

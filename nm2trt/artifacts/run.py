@@ -83,5 +83,7 @@ class RunDocument(Document):
     model: ModelRecord
     result: RunResult
     layers: list[LayerRecord]
+    device: str
+    """What the training ran on."""
     files: dict[str, FileRecord]
     host: HostRecord

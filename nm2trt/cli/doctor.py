@@ -1,0 +1,160 @@
+"""`nm2trt doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from nm2trt.cli.common import json_option, stdout_console
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that this machine can or cannot do."""
+
+    name: str
+    present: bool
+    detail: str
+    mend: str = ""
+
+
+def _module(distribution: str, module: str, gives: str, mend: str) -> Finding:
+    from nm2trt.artifacts.host import installed_version
+
+    version = installed_version(distribution)
+    if version is None:
+        return Finding(distribution, present=False, detail=f"missing: {gives}", mend=mend)
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001 -- a broken install may raise anything; it is the finding
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Finding(
+            distribution, present=False, detail=f"{version} installed, cannot be imported: {reason}", mend=mend
+        )
+    return Finding(distribution, present=True, detail=f"{version}: {gives}")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(
+            "GPU",
+            present=False,
+            detail="none that torch can use: no sparse kernel can be chosen or timed here",
+            mend="run on a machine with an NVIDIA GPU of compute capability 8.0 or newer and its driver",
+        )
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        cores = "Sparse Tensor Cores" if (major, minor) >= (8, 0) else "no Sparse Tensor Cores"
+        devices.append(f"{torch.cuda.get_device_name(index)} (SM{major}{minor}, {cores})")
+    return Finding("GPU", present=True, detail=", ".join(devices))
+
+
+def _onnxruntime() -> Finding:
+    import onnxruntime
+
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return Finding(
+        "onnxruntime", present=True, detail=f"{onnxruntime.__version__}: compiled for {', '.join(providers)}"
+    )
+
+
+def _fashion_mnist() -> Finding:
+    from nm2trt.data.fashion_mnist import system_folder
+
+    folder = system_folder()
+    if folder is None:
+        return Finding(
+            "fashion-mnist",
+            present=False,
+            detail="not installed; torchvision downloads it on first use",
+            mend="apt-get install dataset-fashion-mnist",
+        )
+    return Finding("fashion-mnist", present=True, detail=f"{folder}")
+
+
+def _findings() -> list[Finding]:
+    from nm2trt.artifacts.host import available_cpus
+
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    return [
+        Finding("python", present=sys.version_info >= (3, 10), detail=sys.version.split()[0]),
+        Finding("processor", present=True, detail=f"{available_cpus()} CPUs"),
+        Finding("disk", present=free_gib > 1, detail=f"{free_gib:.0f} GiB free here"),
+        _module("torch", "torch", "training", "pip install torch"),
+        _gpu(),
+        _onnxruntime(),
+        _module("polygraphy", "polygraphy", "builds engines", "pip install polygraphy"),
+        _module(
+            "tensorrt",
+            "tensorrt",
+            "builds and runs engines, shows which kernels were chosen (needs a GPU)",
+            "pip install 'nm2trt[tensorrt]' on a GPU machine",
+        ),
+        _module(
+            "tensorrt-rtx",
+            "tensorrt_rtx",
+            "compiles for SM80 without a GPU; cannot show sparse kernels",
+            "pip install 'nm2trt[rtx]'",
+        ),
+        Finding("digits", present=True, detail="inside scikit-learn"),
+        _fashion_mnist(),
+    ]
+
+
+def _abilities(findings: list[Finding]) -> dict[str, str]:
+    """What can be proved of the four facts on this machine."""
+    have = {finding.name: finding.present for finding in findings}
+    engine = have["tensorrt"] and have["GPU"]
+    lacking = " and ".join(name for name in ("tensorrt", "GPU") if not have[name])
+    return {
+        "legal pattern": "yes",
+        "eligible in TensorRT": "yes, by TensorRT's documented rules",
+        "sparse kernel chosen": "yes" if engine else f"no: needs {lacking}",
+        "faster": "yes" if engine else f"no: needs {lacking}; ONNX Runtime's CPU has no 2:4 kernels",
+    }
+
+
+@click.command(name="doctor")
+@json_option
+def command(*, as_json: bool) -> int:
+    """Tell what this machine can do: GPU, TensorRT, providers, extras, data sets."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    findings = _findings()
+    abilities = _abilities(findings)
+    if as_json:
+        from nm2trt._version import __version__
+
+        document = {
+            "schema": "nm2trt.doctor/1",
+            "nm2trt_version": __version__,
+            "findings": [asdict(finding) for finding in findings],
+            "abilities": abilities,
+        }
+        click.echo(json.dumps(document, indent=2))
+        return 0
+    from rich.table import Table
+
+    console = stdout_console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "what", "found"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        sign = "[green]yes[/]" if finding.present else "[yellow]no[/]"
+        detail = finding.detail + (f"\n-> {finding.mend}" if finding.mend else "")
+        table.add_row(sign, finding.name, detail.replace("[", r"\["))
+    console.print(table)
+    console.print()
+    console.print("What can be proved here:")
+    for fact, answer in abilities.items():
+        console.print(f"  {fact:22} {answer}", markup=False)
+    return 0

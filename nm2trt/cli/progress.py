@@ -1,0 +1,27 @@
+"""Progress on a terminal; silence elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from nm2trt.cli.common import stderr_console
+
+
+@contextmanager
+def training_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Give a function (done, of, words) that moves a bar on stderr, if that is a terminal."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None, words="")
+
+        def move(done: int, total: int, words: str) -> None:
+            bar.update(task, completed=done, total=total, words=words)
+
+        yield move

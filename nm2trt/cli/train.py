@@ -1,0 +1,91 @@
+"""`nm2trt train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nm2trt.cli.common import force_option, json_option, output_option, stdout_console
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Keep what the user typed; a configuration file answers for the rest."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
+@click.command(name="train")
+@click.option("--config", type=click.Path(path_type=Path), metavar="F.toml", help="Read settings; options win.")
+@click.option("--data", metavar="NAME", help="digits (inside scikit-learn, the default) or fashion-mnist.")
+@click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data's files are.")
+@click.option("--model", metavar="NAME", help="resnet8 (default), resnet20 or mlp.")
+@click.option("--method", metavar="NAME", help="sr-ste (default), ste or dense.")
+@click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")
+@click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that stay dense.")
+@click.option("--decay", metavar="X", help="lambda of SR-STE; default 2e-4, the paper's.")
+@click.option("--epochs", metavar="N", help="Default 20.")
+@click.option("--batch-size", metavar="N", help="Samples per process and micro-batch; default 64.")
+@click.option("--accumulation", metavar="N", help="Micro-batches per optimizer step; default 1.")
+@click.option("--lr", metavar="X", help="Peak learning rate; default 0.1.")
+@click.option("--momentum", metavar="X", help="Default 0.9.")
+@click.option("--weight-decay", metavar="X", help="Default 5e-4.")
+@click.option("--warmup-epochs", metavar="X", help="Default 1.")
+@click.option("--precision", metavar="NAME", help="fp32 (default), or bf16 / fp16 automatic mixed precision.")
+@click.option("--device", metavar="NAME", help="auto (default) or cpu.")
+@click.option("--seed", metavar="N", help="Default 0.")
+@output_option("RUN", "Folder to make.")
+@force_option
+@json_option
+def command(config: Path | None, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
+    """Train a network N:M sparse and record how its masks moved (SAD).
+
+    RUN gets checkpoint.safetensors (a plain state dict whose weights are N:M), config.toml, metrics.jsonl,
+    sad.csv, curves.png and run.json.
+
+    \b
+    nm2trt train -o runs/digits
+    nm2trt train --data fashion-mnist --epochs 3 --batch-size 128 -o runs/fashion
+    """
+    from nm2trt.cli.progress import training_progress
+    from nm2trt.errors import ConfigError
+
+    layers = dict(entry.rpartition("=")[::2] for entry in options.pop("layers"))
+    if "" in layers:
+        raise ConfigError(f"--layer {layers['']!r} has no '='", mend="write GLOB=N:M, such as 'layers.2.*=1:4'")
+    from nm2trt.training.config import load_config
+    from nm2trt.training.run import train
+
+    settings = load_config(config, _given(layers=layers or None, **options))
+    with training_progress(settings.method) as progress:
+        document = train(settings, output, force=force, progress=progress)
+    if as_json:
+        click.echo(document.to_json(), nl=False)
+        return 0
+    _print(document, output)
+    return 0
+
+
+def _print(document: Any, output: Path) -> None:
+    console = stdout_console()
+    sparse = [layer for layer in document.layers if layer.pattern]
+    dense = [layer for layer in document.layers if not layer.pattern]
+    result = document.result
+    console.print(
+        f"{document.model.name} on {document.data}, {document.method}: test accuracy {result.test_accuracy:.2%} "
+        f"after {result.epochs} epochs ({result.steps} steps, {result.seconds:.1f} s on {document.device})"
+    )
+    if document.method != "dense":
+        console.print(f"{len(sparse)} of {len(document.layers)} weights are sparse:", end=" ")
+        console.print(", ".join(sorted({layer.pattern for layer in sparse})))
+        for layer in dense:
+            console.print(f"  dense: {layer.name} {list(layer.shape)}: {layer.reason}", markup=False)
+    if result.sad is not None:
+        console.print(
+            f"SAD from the first mask to the last: {result.sad.from_start} bits "
+            f"({result.sad.from_start_normalised:.3f} a weight); {result.sad.flips_per_weight:.2f} flips a weight in all"
+        )
+    console.print(f"wrote {output}", markup=False)
+    if document.method != "dense":
+        console.print(f"next: nm2trt verify {output}", markup=False)

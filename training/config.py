@@ -1,0 +1,133 @@
+"""What `nm2trt train` can be told, from a TOML file and from options; every mistake is reported at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nm2trt.data import data_names
+from nm2trt.errors import ConfigError, InputError
+from nm2trt.models import model_names
+from nm2trt.pattern import NMPattern
+from nm2trt.training.sparsifier import PAPER_DECAY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class TrainConfig(BaseModel):
+    """One training run. Defaults suit the bundled digits on a CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    """Folder of the data set's files; None looks in the usual places."""
+    model: str = "resnet8"
+    method: Literal["dense", "ste", "sr-ste"] = "sr-ste"
+    pattern: str = "2:4"
+    """N kept of every M along the reduction axis. With "dense" it is only recorded (SAD)."""
+    decay: float = Field(default=PAPER_DECAY, ge=0)
+    """lambda of SR-STE; the paper's 2e-4."""
+    layers: dict[str, str] = Field(default_factory=dict)
+    """Glob on module names -> pattern of these layers."""
+    exclude: list[str] = Field(default_factory=list)
+    """Globs on module names that stay dense."""
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    """Samples per process and micro-batch."""
+    accumulation: int = Field(default=1, ge=1)
+    """Micro-batches per optimizer step."""
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    """Linear warm-up from 0, then cosine to 0."""
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Automatic mixed precision of the forward pass; weights stay float32."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` takes the accelerator that is there; a CPU never falls back silently, run.json names it."""
+
+    @field_validator("data")
+    @classmethod
+    def _known_data(cls, value: str) -> str:
+        if value not in data_names():
+            raise ValueError(f"unknown data set {value!r}, choose from {', '.join(data_names())}")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str) -> str:
+        if value not in model_names():
+            raise ValueError(f"unknown model {value!r}, choose from {', '.join(model_names())}")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _legal_pattern(cls, value: str) -> str:
+        return _canonical(value)
+
+    @field_validator("layers")
+    @classmethod
+    def _legal_layers(cls, value: dict[str, str]) -> dict[str, str]:
+        return {glob: _canonical(pattern) for glob, pattern in value.items()}
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> TrainConfig:
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+        return self
+
+    def to_toml(self) -> str:
+        """The effective configuration, accepted again by `--config`."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return tomli_w.dumps(values)
+
+
+def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
+    """Join a TOML file (if any) with options, which win.
+
+    Raises:
+        InputError: The file is missing or no TOML.
+        ConfigError: Anything is wrong with a value; all mistakes are in the one line.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError("no such configuration file", where=path) from None
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"no readable TOML: {error}", where=path) from None
+    values.update(options)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        mistakes = [_mistake(entry) for entry in error.errors()]
+        count = "" if len(mistakes) == 1 else f"{len(mistakes)} mistakes: "
+        raise ConfigError(count + "; ".join(mistakes), where=path or "", mend="see nm2trt train --help") from None
+
+
+def _mistake(entry: Any) -> str:
+    where = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return f"{where}: no such setting"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    if entry["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where} = {entry['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _canonical(text: str) -> str:
+    try:
+        return str(NMPattern.parse(text))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,152 @@
+"""`nm2trt train` as a function: a configuration in, a run folder out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from safetensors.torch import save
+
+from nm2trt._version import __version__
+from nm2trt.artifacts import (
+    LayerRecord,
+    ModelRecord,
+    RunDocument,
+    RunResult,
+    SadTotals,
+    file_records,
+    host_record,
+    staged_folder,
+    write_atomic,
+)
+from nm2trt.data import DataSet, load_data
+from nm2trt.models import build_model
+from nm2trt.report.curves import write_curves_png
+from nm2trt.training.config import TrainConfig
+from nm2trt.training.loop import Progress, Trained, fit
+from nm2trt.training.sad import COLUMNS, Sad
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def train(
+    config: TrainConfig, output: Path, *, force: bool = False, progress: Progress = lambda *_: None
+) -> RunDocument:
+    """Train and leave a run folder: checkpoint, configuration, metrics, SAD, curves, run.json.
+
+    The folder appears whole at the end, or not at all.
+
+    Args:
+        config: The run.
+        output: The folder to make.
+        force: Replace a folder that nm2trt wrote.
+        progress: Called after steps and epochs.
+
+    Raises:
+        ConfigError: The folder exists; no layer can take the pattern.
+        InputError: The data cannot be used.
+        DivergedError: The loss is no number.
+    """
+    with staged_folder(output, force=force) as folder:
+        data = load_data(config.data, config.data_dir)
+        set_seed(config.seed)
+        model = build_model(config.model, data.input_shape, data.classes)
+        trained = fit(config, data, model, progress)
+        _write_files(folder, config, trained)
+        document = _document(folder, config, data, trained)
+        document.write(folder)
+    return document
+
+
+def _write_files(folder: Path, config: TrainConfig, trained: Trained) -> None:
+    history = trained.history
+    tensors = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    metadata = {
+        "format": "pt",
+        "nm2trt.version": __version__,
+        "nm2trt.method": config.method,
+        "nm2trt.patterns": json.dumps({name: str(p) for name, p in trained.sparsifier.patterns().items()}),
+    }
+    write_atomic(folder / CHECKPOINT, save(tensors, metadata=metadata))
+    write_atomic(folder / "config.toml", config.to_toml())
+    write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history.metrics))
+    write_atomic(folder / "sad.csv", _csv(history.sad))
+    title = f"{config.model} on {config.data}, {config.method}"
+    if config.method != "dense":
+        title += f" {config.pattern}"
+    write_curves_png(history.metrics, history.sad, folder / "curves.png", title)
+
+
+def _csv(rows: Iterable[dict[str, object]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained) -> RunDocument:
+    last: dict[str, Any] = [row for row in trained.history.metrics if row["kind"] == "epoch"][-1]
+    return RunDocument(
+        config=config.model_dump(mode="json", exclude={"data_dir"}),
+        method=config.method,
+        pattern=None if config.method == "dense" else config.pattern,
+        data=data.name,
+        data_source=data.source,
+        train_samples=len(data.train_y_N),
+        test_samples=len(data.test_y_N),
+        model=ModelRecord(
+            name=config.model,
+            input_shape=data.input_shape,
+            classes=data.classes,
+            parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+        ),
+        result=RunResult(
+            test_accuracy=last["test_accuracy"],
+            test_loss=last["test_loss"],
+            train_loss=last["train_loss"],
+            epochs=config.epochs,
+            steps=last["step"],
+            seconds=trained.seconds,
+            sad=_totals(trained.history.last_sad),
+        ),
+        layers=[
+            LayerRecord(
+                name=entry.name,
+                module=entry.module,
+                kind=entry.kind,
+                shape=entry.shape,
+                pattern=entry.pattern,
+                reason=entry.reason,
+            )
+            for entry in trained.sparsifier.report()
+        ],
+        device=_device(trained),
+        files=file_records(folder),
+        host=host_record(),
+    )
+
+
+def _totals(sad: Sad | None) -> SadTotals | None:
+    if sad is None:
+        return None
+    total = sad.total
+    return SadTotals(
+        from_start=total.start,
+        from_start_normalised=total.start_normalised,
+        cumulative=total.flips,
+        flips_per_weight=total.flips_per_weight,
+    )
+
+
+def _device(trained: Trained) -> str:
+    device = trained.accelerator.device
+    if device.type == "cuda":
+        return f"{trained.accelerator.num_processes} x {torch.cuda.get_device_name(device)}"
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,317 @@
+"""SR-STE, STE, ASP and plain dense training as a projection around the optimizer's step.
+
+Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch" (ICLR 2021). The paper keeps
+dense weights W and lets the forward pass see E * W. Here the module's parameter *is* W~ = E * W, and what was pruned
+waits in a residual R = (1 - E) * W. Their supports are disjoint, so W = W~ + R is exact in floating point:
+
+    step pre-hook    grad += decay * R;  parameter += R
+    optimizer.step()
+    step post-hook   E = mask(parameter);  R = (1 - E) * parameter;  parameter = E * parameter
+
+The decay term enters once per optimizer step, after unscaling, clipping and all-reduce, so it depends neither on
+the loss scale nor on the number of micro-batches or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from nm2trt.errors import ConfigError
+from nm2trt.pattern import NMPattern
+from nm2trt.training.masks import nm_mask
+from nm2trt.training.sad import LayerSad, Sad
+from nm2trt.training.selection import Candidate, Selected, select_weights
+
+Method = Literal["dense", "ste", "sr-ste", "asp"]
+METHODS: tuple[str, ...] = get_args(Method)
+PAPER_DECAY = 2e-4
+
+_NOW, _PREVIOUS, _START = 1, 2, 4
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One sparse weight's state: a residual and one byte per weight."""
+
+    name: str
+    parameter: nn.Parameter
+    axis: int
+    pattern: NMPattern
+    residual: torch.Tensor | None
+    bits: torch.Tensor
+    """uint8: bit 0 the mask now, bit 1 at the previous SAD record, bit 2 at the start."""
+    flips: torch.Tensor = field(repr=False)
+    """int64 scalar on the parameter's device, so that counting never waits for the device."""
+
+    def mask(self) -> torch.Tensor:
+        return (self.bits & _NOW).bool()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """Why one weight is sparse or dense."""
+
+    name: str
+    module: str
+    kind: str
+    shape: tuple[int, ...]
+    pattern: str | None
+    reason: str
+
+
+def sparsify(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pattern: str | NMPattern = "2:4",
+    method: Method = "sr-ste",
+    *,
+    decay: float = PAPER_DECAY,
+    layers: Mapping[str, str | NMPattern] | None = None,
+    exclude: Sequence[str] = (),
+) -> Sparsifier:
+    """Make a network N:M sparse from now on, in any training loop.
+
+    Args:
+        model: The network, on its device; not wrapped by DDP (pass `ddp.module`).
+        optimizer: The optimizer that steps its parameters; not a wrapper around one.
+        pattern: N kept of every M consecutive weights along the reduction axis.
+        method: "sr-ste"; "ste" (no decay); "asp" (masks of the current magnitudes, held from the start);
+            "dense" (imposes nothing, records the SAD that magnitude masks would have).
+        decay: lambda of SR-STE, 2e-4 in the paper; pruned weights shrink by it.
+        layers: Glob on module names -> pattern of these layers.
+        exclude: Globs on module names that stay dense.
+
+    Returns:
+        The sparsifier; the model conforms from this moment on (except with "dense").
+
+    Raises:
+        ConfigError: Unknown method, bad pattern, a glob without a match, no layer that could be sparse, an
+            optimizer that does not own a layer's weight.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}", where="method", mend=f"choose from {', '.join(METHODS)}")
+    if decay < 0:
+        raise ConfigError(
+            f"decay {decay} is negative and would grow the pruned weights", where="decay", mend="use 2e-4"
+        )
+    wanted = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
+    per_layer = {
+        glob: NMPattern.parse(value) if isinstance(value, str) else value for glob, value in (layers or {}).items()
+    }
+    selected = select_weights(model, wanted, per_layer, exclude)
+    return Sparsifier(optimizer, selected, method=method, decay=decay if method == "sr-ste" else 0.0)
+
+
+class Sparsifier:
+    """Keeps the weights of a network N:M around every step of its optimizer. Made by `sparsify`."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, selected: Sequence[Selected], *, method: Method, decay: float
+    ) -> None:
+        self.method = method
+        self.decay = decay
+        self.steps = 0
+        self._selected = selected
+        self._frozen = method == "asp"
+        self._check(optimizer)
+        self._layers = [
+            self._layer(entry.candidate, entry.candidate.axis, entry.pattern)
+            for entry in selected
+            if entry.pattern is not None and entry.candidate.axis is not None
+        ]
+        self._optimizer = optimizer
+        for layer in self._layers:
+            self._project(layer)
+            start = layer.mask()
+            layer.bits = start.to(torch.uint8) * (_NOW | _PREVIOUS | _START)
+            layer.flips.zero_()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        sparse = [entry.candidate for entry in self._selected if entry.pattern is not None]
+        if not sparse:
+            reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in self._selected[:5])
+            raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", mend="use a smaller M")
+        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [candidate.name for candidate in sparse if id(candidate.parameter) not in owned]
+        if missing:
+            raise ConfigError(
+                f"the optimizer does not own {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
+                mend="make it from this model's parameters, or exclude these layers",
+            )
+
+    def _layer(self, candidate: Candidate, axis: int, pattern: NMPattern) -> _Layer:
+        weight = candidate.parameter
+        return _Layer(
+            name=candidate.name,
+            parameter=weight,
+            axis=axis,
+            pattern=pattern,
+            residual=torch.zeros_like(weight) if self.method in ("ste", "sr-ste") else None,
+            bits=torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device),
+            flips=torch.zeros((), dtype=torch.int64, device=weight.device),
+        )
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # torch hands the hook the arguments of the unbound step, so the optimizer itself comes first.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is not None:
+            raise ConfigError(
+                f"{type(optimizer).__name__}.step was given a closure, which would see dense weights",
+                mend="call backward() first and step() without arguments",
+            )
+        # Fused optimizers unscale inside their kernel, so what is added to the gradient has to be scaled too.
+        scale = getattr(optimizer, "grad_scale", None)
+        for layer in self._layers:
+            gradient = layer.parameter.grad
+            if self._frozen:
+                if gradient is not None and self.method != "dense":
+                    gradient.mul_(layer.mask())
+            elif layer.residual is not None:
+                if gradient is not None and self.decay:
+                    decay = layer.residual * self.decay
+                    gradient.add_(decay if scale is None else decay * scale.to(decay.device))
+                layer.parameter.add_(layer.residual)
+
+    @torch.no_grad()
+    def _after_step(self, *_: object) -> None:
+        self.steps += 1
+        for layer in self._layers:
+            if not self._frozen:
+                self._project(layer)
+            elif self.method != "dense":
+                layer.parameter.masked_fill_(~layer.mask(), 0)
+
+    @torch.no_grad()
+    def _project(self, layer: _Layer) -> None:
+        mask = nm_mask(layer.parameter, layer.pattern, layer.axis)
+        layer.flips += (mask != layer.mask()).sum()
+        layer.bits.bitwise_and_(_PREVIOUS | _START).bitwise_or_(mask.to(torch.uint8))
+        if self.method == "dense":
+            return
+        if layer.residual is not None:
+            torch.where(mask, layer.residual.new_zeros(()), layer.parameter, out=layer.residual)
+        layer.parameter.masked_fill_(~mask, 0)
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Bool tensor per parameter name, True = kept."""
+        return {layer.name: layer.mask() for layer in self._layers}
+
+    def residuals(self) -> dict[str, torch.Tensor]:
+        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp"."""
+        return {layer.name: layer.residual for layer in self._layers if layer.residual is not None}
+
+    @torch.no_grad()
+    def dense_weights(self) -> dict[str, torch.Tensor]:
+        """W = W~ + R per parameter name, copied."""
+        return {
+            layer.name: layer.parameter.detach() + layer.residual
+            if layer.residual is not None
+            else layer.parameter.detach().clone()
+            for layer in self._layers
+        }
+
+    def dense_state_dict(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The model's state dict with the dense weights W~ + R in place of the sparse ones."""
+        return {**model.state_dict(), **self.dense_weights()}
+
+    def patterns(self) -> dict[str, NMPattern]:
+        """The pattern that is imposed, per parameter name. Empty for "dense"."""
+        return {} if self.method == "dense" else {layer.name: layer.pattern for layer in self._layers}
+
+    def report(self) -> list[LayerReport]:
+        """Every weight of two or more dimensions: its pattern, or why it stays dense."""
+        return [
+            LayerReport(
+                name=entry.candidate.name,
+                module=entry.candidate.module_name,
+                kind=entry.candidate.kind,
+                shape=tuple(entry.candidate.parameter.shape),
+                pattern=str(entry.pattern) if entry.pattern is not None and self.method != "dense" else None,
+                reason=f"recorded as {entry.pattern}, not imposed"
+                if entry.pattern is not None and self.method == "dense"
+                else entry.reason,
+            )
+            for entry in self._selected
+        ]
+
+    @torch.no_grad()
+    def sad(self) -> Sad:
+        """Sparse architecture divergence per layer, and make this moment the new previous record."""
+        layers = []
+        for layer in self._layers:
+            now = (layer.bits & _NOW).bool()
+            previous = int((now != (layer.bits & _PREVIOUS).bool()).sum())
+            start = int((now != (layer.bits & _START).bool()).sum())
+            layer.bits.bitwise_and_(_NOW | _START).bitwise_or_(now.to(torch.uint8) * _PREVIOUS)
+            layers.append(
+                LayerSad(
+                    layer=layer.name,
+                    weights=layer.bits.numel(),
+                    previous=previous,
+                    start=start,
+                    flips=int(layer.flips),
+                )
+            )
+        return Sad(step=self.steps, layers=layers)
+
+    def freeze(self) -> None:
+        """Hold the masks from here on: pruned weights get no gradient and stay zero."""
+        self._frozen = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied."""
+        return {
+            "method": self.method,
+            "steps": self.steps,
+            "frozen": self._frozen,
+            "layers": {
+                layer.name: {
+                    "pattern": str(layer.pattern),
+                    "residual": layer.residual,
+                    "bits": layer.bits,
+                    "flips": layer.flips,
+                }
+                for layer in self._layers
+            },
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; load the model's own state dict first.
+
+        Raises:
+            ConfigError: The state is of another method, other layers or other patterns.
+        """
+        mine = {layer.name: str(layer.pattern) for layer in self._layers}
+        theirs = {name: entry["pattern"] for name, entry in state["layers"].items()}
+        if state["method"] != self.method or mine != theirs:
+            different = sorted(set(mine.items()) ^ set(theirs.items()))[:2]
+            raise ConfigError(
+                f"the saved state is of {state['method']!r}, this run of {self.method!r}"
+                if state["method"] != self.method
+                else f"the saved state has other sparse layers: {different}",
+                mend="resume with the configuration that the run was started with",
+            )
+        self.steps, self._frozen = int(state["steps"]), bool(state["frozen"])
+        for layer in self._layers:
+            saved = state["layers"][layer.name]
+            layer.bits.copy_(saved["bits"])
+            layer.flips.copy_(saved["flips"])
+            if layer.residual is not None:
+                layer.residual.copy_(saved["residual"])
+
+    def remove(self) -> None:
+        """Take the hooks off; the model keeps its N:M weights."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
