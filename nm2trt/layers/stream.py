@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -35,3 +36,21 @@ class LayerWeight:
     """Quantised with a zero point that is not 0, so that stored zeros are not zeros."""
     node: str = ""
     """Operator's name in a graph; empty for checkpoints."""
+    graph_dtype: str = ""
+    """Type of the weights where the operator reads them in a strongly typed graph, "int8" behind Q/DQ.
+    Empty for checkpoints: the type in the engine is chosen at export."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSource:
+    """A file opened for judging: its layers, and what it says about itself."""
+
+    path: Path
+    """The file itself, also where a folder was asked for."""
+    kind: Literal["checkpoint", "onnx"]
+    layers: Callable[[], Iterator[LayerWeight]]
+    """A fresh stream at every call."""
+    patterns: Mapping[str, str] | None = None
+    """Tensor name to "N:M", from nm2trt's own metadata; None where the file says nothing."""
+    method: str | None = None
+    """Training method, from nm2trt's own metadata."""

@@ -1,1 +1,16 @@
-"""."""
+"""The judge: every layer of a checkpoint or graph against N:M patterns and TensorRT's rules."""
+
+from nm2trt.verify.document import ELIGIBLE, LayerVerdict, Totals, VerifyDocument, VerifyManyDocument, Violation
+from nm2trt.verify.files import verify_path
+from nm2trt.verify.judge import judge
+
+__all__ = [
+    "ELIGIBLE",
+    "LayerVerdict",
+    "Totals",
+    "VerifyDocument",
+    "VerifyManyDocument",
+    "Violation",
+    "judge",
+    "verify_path",
+]

@@ -1,0 +1,164 @@
+"""Layers of an ONNX file: operators are known here, so the reduction axis is a fact and not a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from nm2trt.errors import InputError
+from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
+from nm2trt.layers.onnx_constants import Constant, resolve
+from nm2trt.layers.stream import LayerSource, LayerWeight, Op
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_MEND = "pass an .onnx file"
+
+
+@dataclass(slots=True)
+class _Use:
+    constant: Constant
+    op: Op
+    axis: int | None
+    groups: int = 1
+    why_not: str = ""
+    nodes: list[str] = field(default_factory=list)
+
+    def key(self) -> tuple[object, ...]:
+        constant = self.constant
+        return id(constant.tensor), self.op, self.axis, self.groups, constant.shape, constant.graph_dtype
+
+
+def open_onnx(path: Path) -> LayerSource:
+    """Open an ONNX file; external data stay on disk until a layer's values are asked for.
+
+    Raises:
+        InputError: The file is missing, no ONNX, larger than protobuf's 2 GiB, or cannot be understood; a tensor's
+            data contradict its shape; external data are missing or outside the model's folder.
+    """
+    model = _load(path)
+    uses = _uses(model, path)
+    metadata = model.metadata_props
+    return LayerSource(
+        path=path,
+        kind="onnx",
+        layers=partial(_stream, uses),
+        patterns=claimed_patterns(metadata, path),
+        method=metadata.get(METHOD_KEY),
+    )
+
+
+def _stream(uses: list[_Use]) -> Iterator[LayerWeight]:
+    for use in uses:
+        constant = use.constant
+        yield LayerWeight(
+            name=constant.name,
+            op=use.op,
+            shape=constant.shape,
+            dtype=constant.stored_dtype,
+            reduction_axis=use.axis,
+            weight=constant.value,
+            groups=use.groups,
+            why_not=use.why_not,
+            zero_point=constant.zero_point,
+            node=", ".join(use.nodes),
+            graph_dtype=constant.graph_dtype,
+        )
+
+
+def _load(path: Path) -> ir.Model:
+    if path.stat().st_size > _PROTOBUF_LIMIT_BYTES:
+        raise InputError(
+            "is larger than protobuf's limit of 2 GiB", where=path, mend="save it with external data (onnx.save)"
+        )
+    try:
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except Exception as error:  # noqa: BLE001 -- the parser's error types are not documented
+        raise InputError(f"is no ONNX model ({type(error).__name__})", where=path, mend=_MEND) from None
+    if proto.ir_version < 1 or not (proto.graph.node or proto.graph.initializer):
+        raise InputError("is no ONNX model: it holds no graph", where=path, mend=_MEND)
+    try:
+        model = ir.from_proto(proto)
+        # An empty folder name would switch the library's own checks off.
+        ir.external_data.set_base_dir(model.graph, str(path.parent.resolve()))
+        if model.functions:
+            InlinePass()(model)
+    except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(f"is no valid ONNX model: {reason}", where=path, mend="check it with onnx.checker") from None
+    return model
+
+
+def _uses(model: ir.Model, path: Path) -> list[_Use]:
+    """Every weight once for each way in which it is used; nodes that share it are listed together."""
+    found: dict[tuple[object, ...], _Use] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        reader = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        use = reader(node, path) if reader is not None else None
+        if use is not None:
+            kept = found.setdefault(use.key(), use)
+            kept.nodes.append(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type)
+    return list(found.values())
+
+
+def _input(node: ir.Node, index: int, path: Path) -> Constant | None:
+    return resolve(node.inputs[index], path) if index < len(node.inputs) else None
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def _conv(node: ir.Node, path: Path) -> _Use | None:
+    weight = _input(node, 1, path)
+    if weight is None or len(weight.shape) < 3:
+        return None
+    groups = _int(node, "group", 1)
+    if groups > 1 and weight.shape[1] == 1:
+        return _Use(weight, "conv", None, groups, "depthwise: one input channel per group, nothing to prune along")
+    return _Use(weight, "conv", 1, groups)
+
+
+def _conv_transpose(node: ir.Node, path: Path) -> _Use | None:
+    weight = _input(node, 1, path)
+    if weight is None or len(weight.shape) < 3:
+        return None
+    groups = _int(node, "group", 1)
+    if groups > 1 and weight.shape[0] == groups:
+        return _Use(weight, "conv-transpose", None, groups, "depthwise: one input channel per group")
+    return _Use(weight, "conv-transpose", 0, groups)
+
+
+def _gemm(node: ir.Node, path: Path) -> _Use | None:
+    b = _input(node, 1, path)
+    if b is not None and len(b.shape) == 2:
+        return _Use(b, "gemm", 1 if _int(node, "transB", 0) else 0)
+    a = _input(node, 0, path)
+    if a is not None and len(a.shape) == 2:
+        return _Use(a, "gemm", 0 if _int(node, "transA", 0) else 1)
+    return None
+
+
+def _matmul(node: ir.Node, path: Path) -> _Use | None:
+    # numpy.matmul's rule: a is [..., M, K], b is [..., K, N].
+    for index, axis_from_end in ((1, 2), (0, 1)):
+        weight = _input(node, index, path)
+        if weight is not None:
+            rank = len(weight.shape)
+            if rank < 2:
+                return _Use(weight, "matmul", None, why_not="1-D: a vector")
+            return _Use(weight, "matmul", rank - axis_from_end)
+    return None
+
+
+_READERS: dict[str, Callable[[ir.Node, Path], _Use | None]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}

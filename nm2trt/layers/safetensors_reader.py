@@ -1,0 +1,140 @@
+"""Layers of a .safetensors file. The library judges the header; tensors are read one by one, never the file whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from nm2trt.errors import InputError
+from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
+from nm2trt.layers.naming import guess
+from nm2trt.layers.stream import LayerSource, LayerWeight
+
+_LENGTH_BYTES = 8
+_MEND = "copy or download the file again, or write it with safetensors"
+
+_DTYPES: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "I16": np.int16,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "U64": np.uint64,
+    "I64": np.int64,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "C64": np.complex64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Byte offset in the file."""
+    size_bytes: int
+
+
+def open_safetensors(path: Path) -> LayerSource:
+    """Open a .safetensors file.
+
+    Raises:
+        InputError: The file is missing, truncated, empty, no safetensors, or its header lies about the data.
+    """
+    metadata, entries = _read_header(path)
+    return LayerSource(
+        path=path,
+        kind="checkpoint",
+        layers=partial(_stream, path, entries),
+        patterns=claimed_patterns(metadata, path),
+        method=metadata.get(METHOD_KEY),
+    )
+
+
+def _stream(path: Path, entries: list[_Entry]) -> Iterator[LayerWeight]:
+    for entry in entries:
+        known = _DTYPES.get(entry.dtype)
+        dtype = np.dtype(known).name if known is not None else entry.dtype.lower()
+        found = guess(entry.name, entry.shape, dtype)
+        yield LayerWeight(
+            name=entry.name,
+            op=found.op,
+            shape=entry.shape,
+            dtype=dtype,
+            reduction_axis=found.reduction_axis,
+            weight=partial(_load, path, entry),
+            why_not=found.why_not,
+        )
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], list[_Entry]]:
+    """Let the library check the header (sizes, overlaps, truncation), then take the offsets that it does not give."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise InputError("no such file", where=path) from None
+    except PermissionError:
+        raise InputError("may not be read", where=path, mend="check its permissions") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise InputError(f"is no complete safetensors file: {reason}", where=path, mend=_MEND) from None
+    metadata = header.pop("__metadata__", None) or {}
+    origin = _LENGTH_BYTES + length
+    entries = [
+        _Entry(name, info["dtype"], tuple(info["shape"]), origin + info["data_offsets"][0], _span(info))
+        for name, info in header.items()
+    ]
+    return metadata, sorted(entries, key=lambda entry: entry.start)
+
+
+def _span(info: dict[str, Any]) -> int:
+    start, stop = info["data_offsets"]
+    return int(stop) - int(start)
+
+
+def _load(path: Path, entry: _Entry) -> NDArray[Any]:
+    known = _DTYPES.get(entry.dtype)
+    if known is None:
+        raise InputError(f"tensor {entry.name!r}: values of type {entry.dtype} cannot be read", where=path)
+    dtype = np.dtype(known)
+    count = math.prod(entry.shape)
+    # The two parsers of the header may read a malicious one differently; sizes are checked before memory is taken.
+    if count * dtype.itemsize != entry.size_bytes:
+        raise InputError(
+            f"tensor {entry.name!r}: shape {list(entry.shape)} does not fit {entry.size_bytes} bytes", where=path
+        )
+    with path.open("rb") as file:
+        if entry.start + entry.size_bytes > os.fstat(file.fileno()).st_size:
+            raise InputError(f"tensor {entry.name!r}: the file ends before it does", where=path, mend=_MEND)
+        file.seek(entry.start)
+        raw = np.fromfile(file, dtype=np.uint8, count=entry.size_bytes)
+    if raw.size != entry.size_bytes:
+        raise InputError(f"tensor {entry.name!r}: the file ends inside it", where=path, mend=_MEND)
+    weight: NDArray[Any] = raw.view(dtype).reshape(entry.shape)
+    return weight

@@ -1,0 +1,316 @@
+"""Judge a stream of layers against N:M patterns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nm2trt.layers import LayerWeight
+from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
+from nm2trt.verify.axes import other_grouping
+from nm2trt.verify.counting import GroupCount, count_groups
+from nm2trt.verify.document import BAD_VERDICTS, ELIGIBLE, LayerVerdict, Totals, Verdict, VerifyDocument, Violation
+from nm2trt.verify.eligibility import eligibility, structural_reason
+
+_SPARSE_DENSITY = 0.75
+"""From here down a layer was meant to be sparse, so that a group that breaks the pattern is a mistake."""
+
+_BAD_WORDS: dict[Verdict, str] = {
+    "violates": "{} meant to be sparse with groups that break the pattern",
+    "wrong-axis": "{} with the pattern along the wrong axis",
+    "zero-point": "{} with a zero point that is not 0",
+}
+
+_CHECKPOINT_NOTE = (
+    "a checkpoint's dtype is not the engine's: the tensorrt column judges shape and pattern only "
+    "(sparse kernels need FP16 or INT8)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the user and the file itself ask of the layers.
+
+    Globs are matched against tensor names and, in graphs, node names; in `layer_patterns` the last match wins.
+    """
+
+    pattern: NMPattern = TENSORRT_PATTERN
+    layer_patterns: Mapping[str, NMPattern] = field(default_factory=dict)
+    exclude: Sequence[str] = ()
+    require: Sequence[str] = ()
+    strict: bool = False
+    claims: Mapping[str, NMPattern] | None = None
+    """Tensor names that the file itself calls sparse. They must conform; all others are dense on purpose."""
+
+
+def judge(
+    layers: Iterable[LayerWeight],
+    pattern: NMPattern = TENSORRT_PATTERN,
+    *,
+    layer_patterns: Mapping[str, NMPattern] | None = None,
+    exclude: Sequence[str] = (),
+    require: Sequence[str] = (),
+    strict: bool = False,
+    source: str = "",
+    kind: Literal["checkpoint", "onnx"] = "checkpoint",
+    claims: Mapping[str, NMPattern] | None = None,
+    method: str | None = None,
+) -> VerifyDocument:
+    """Judge every layer; one tensor is in memory at a time.
+
+    Args:
+        layers: From `open_layers`.
+        pattern: For every layer that nothing else names a pattern for.
+        layer_patterns: Glob on tensor or node names -> pattern; the last match wins.
+        exclude: Globs of layers that are not judged.
+        require: Globs of layers that must conform; each must match a prunable layer.
+        strict: Every prunable layer must conform.
+        source: Name of the file, for the document.
+        kind: Whether the operators are known (onnx) or guessed (checkpoint).
+        claims: Tensor name -> pattern, from the file's own metadata: these must conform, and only these are
+            expected to.
+        method: Training method, from the file's own metadata.
+
+    Raises:
+        InputError: A layer's values cannot be read.
+    """
+    rules = Rules(
+        pattern=pattern,
+        layer_patterns=layer_patterns or {},
+        exclude=exclude,
+        require=require,
+        strict=strict,
+        claims=claims,
+    )
+    verdicts: list[LayerVerdict] = []
+    excluded: list[str] = []
+    weights = zeros = 0
+    for layer in layers:
+        if _matches(layer, rules.exclude):
+            excluded.append(layer.name)
+            continue
+        verdict, count = judge_layer(layer, rules)
+        verdicts.append(verdict)
+        if count is not None:
+            size = int(np.prod(layer.shape, dtype=np.int64))
+            weights += size
+            zeros += size - count.nonzeros
+    problems = _problems(verdicts, excluded, rules)
+    return VerifyDocument(
+        source=source,
+        kind=kind,
+        pattern=str(pattern),
+        method=method,
+        strict=strict,
+        verdict="fail" if problems else "pass",
+        problems=problems,
+        notes=_notes(verdicts, excluded, rules, kind),
+        layers=verdicts,
+        excluded=excluded,
+        totals=_totals(verdicts, weights, zeros),
+    )
+
+
+def judge_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCount | None]:
+    """Judge one layer; the count is None where its values were not read."""
+    pattern = _pattern_of(layer, rules)
+    axis = layer.reduction_axis
+    if axis is None or layer.why_not:
+        return _unread(layer, pattern, "not-prunable", layer.why_not or "no reduction axis"), None
+    if 0 in layer.shape:
+        return _unread(layer, pattern, "not-prunable", "empty: a dimension is 0"), None
+    size = _reduction_size(layer)
+    if size % pattern.m:
+        return _unread(layer, pattern, "indivisible", f"{size} along axis {axis}: no multiple of {pattern.m}"), None
+    weight = layer.weight()
+    count = count_groups(weight, pattern, axis)
+    verdict, note = _verdict(layer, weight, count, pattern, rules)
+    if count.nonfinite:
+        note = "; ".join(filter(None, (note, f"{count.nonfinite} NaN or infinite weights")))
+    return (
+        _layer_verdict(
+            layer,
+            pattern,
+            verdict,
+            note,
+            groups=count.groups,
+            violations=count.violations,
+            first_violation=_first_violation(weight, count, pattern, axis),
+            density=count.nonzeros / (count.groups * pattern.m),
+            nonfinite=count.nonfinite,
+            tensorrt=_tensorrt(layer, weight, count, pattern),
+        ),
+        count,
+    )
+
+
+def _verdict(
+    layer: LayerWeight, weight: NDArray[Any], count: GroupCount, pattern: NMPattern, rules: Rules
+) -> tuple[Verdict, str]:
+    claimed = rules.claims is not None and layer.name in rules.claims
+    if layer.zero_point:
+        return "zero-point", "quantised with a zero point that is not 0: stored zeros are not zeros"
+    if not count.violations:
+        return "conforms", ""
+    if rules.claims is not None and not claimed and not _matches(layer, tuple(rules.layer_patterns)):
+        return "dense", "left dense on purpose"
+    meant = claimed or count.nonzeros <= _SPARSE_DENSITY * weight.size or 2 * count.violations < count.groups
+    if not meant:
+        return "dense", ""
+    assert layer.reduction_axis is not None
+    other = other_grouping(weight, pattern, layer.reduction_axis, layer.op)
+    if other:
+        return "wrong-axis", f"{pattern} holds {other}, but the hardware groups along axis {layer.reduction_axis}"
+    return "violates", "the file says it is sparse" if claimed else ""
+
+
+def _tensorrt(layer: LayerWeight, weight: NDArray[Any], count: GroupCount, pattern: NMPattern) -> str:
+    if reason := structural_reason(layer):
+        return reason
+    assert layer.reduction_axis is not None
+    if pattern.tensorrt_legal and not count.violations:
+        return eligibility(layer, illegal_groups=0, groups=count.groups)
+    legal = count if pattern == TENSORRT_PATTERN else count_groups(weight, TENSORRT_PATTERN, layer.reduction_axis)
+    return eligibility(layer, illegal_groups=legal.violations, groups=legal.groups)
+
+
+def _first_violation(weight: NDArray[Any], count: GroupCount, pattern: NMPattern, axis: int) -> Violation | None:
+    if count.first is None:
+        return None
+    start = count.first[axis]
+    where: Any = (*count.first[:axis], slice(start, start + pattern.m), *count.first[axis + 1 :])
+    return Violation(index=count.first, values=tuple(float(value) for value in weight[where]))
+
+
+def _reduction_size(layer: LayerWeight) -> int:
+    assert layer.reduction_axis is not None
+    size = layer.shape[layer.reduction_axis]
+    # [C_in, C_out / groups, ...]: a group of weights must not reach from one convolution group into the next.
+    return size // layer.groups if layer.op == "conv-transpose" else size
+
+
+def _pattern_of(layer: LayerWeight, rules: Rules) -> NMPattern:
+    for glob, pattern in reversed(list(rules.layer_patterns.items())):
+        if _matches(layer, (glob,)):
+            return pattern
+    if rules.claims is not None and layer.name in rules.claims:
+        return rules.claims[layer.name]
+    return rules.pattern
+
+
+def _matches(layer: LayerWeight | LayerVerdict, globs: Sequence[str]) -> bool:
+    names = (layer.name, *layer.node.split(", ")) if layer.node else (layer.name,)
+    # Users name modules as often as tensors: "fc" stands for "fc.weight".
+    names = (*names, layer.name.removesuffix(".weight"))
+    return any(fnmatchcase(name, glob) for glob in globs for name in names)
+
+
+def _unread(layer: LayerWeight, pattern: NMPattern, verdict: Verdict, note: str) -> LayerVerdict:
+    reason = structural_reason(layer) or f"not judged: {note}"
+    return _layer_verdict(layer, pattern, verdict, note, tensorrt=reason)
+
+
+def _layer_verdict(
+    layer: LayerWeight,
+    pattern: NMPattern,
+    verdict: Verdict,
+    note: str,
+    *,
+    tensorrt: str,
+    groups: int = 0,
+    violations: int = 0,
+    first_violation: Violation | None = None,
+    density: float | None = None,
+    nonfinite: int = 0,
+) -> LayerVerdict:
+    return LayerVerdict(
+        name=layer.name,
+        node=layer.node,
+        op=layer.op,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        axis=layer.reduction_axis,
+        channel_groups=layer.groups,
+        pattern=str(pattern),
+        verdict=verdict,
+        groups=groups,
+        violations=violations,
+        first_violation=first_violation,
+        density=density,
+        nonfinite=nonfinite,
+        tensorrt=tensorrt,
+        note=note,
+    )
+
+
+def _problems(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules) -> list[str]:
+    bad = Counter(layer.verdict for layer in verdicts if layer.verdict in BAD_VERDICTS)
+    problems = [_BAD_WORDS[verdict].format(_layers(count)) for verdict, count in bad.items()]
+    prunable = [layer for layer in verdicts if layer.verdict != "not-prunable"]
+    for glob in rules.require:
+        matched = [layer for layer in prunable if _matches(layer, (glob,))]
+        if not matched:
+            problems.append(f"--require {glob} matches no prunable layer")
+        problems += [
+            f"required layer {layer.name} is {layer.verdict}"
+            for layer in matched
+            if layer.verdict not in ("conforms", *BAD_VERDICTS)
+        ]
+    if rules.claims is not None:
+        seen = {layer.name: layer for layer in verdicts}
+        for name in sorted(set(rules.claims) - set(excluded)):
+            if name not in seen:
+                problems.append(f"{name} is sparse by the file's metadata, but is not in the file")
+            elif seen[name].verdict not in ("conforms", *BAD_VERDICTS):
+                problems.append(f"{name} is sparse by the file's metadata, but is {seen[name].verdict}")
+    if rules.strict:
+        loose = [layer for layer in prunable if layer.verdict not in ("conforms", *BAD_VERDICTS)]
+        if loose:
+            problems.append(f"--strict: {_layers(len(loose))} that could conform did not, first {loose[0].name}")
+    if not any(layer.verdict == "conforms" for layer in verdicts):
+        problems.append("no layer conforms" if prunable else "there is no layer to judge")
+    return problems
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _notes(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules, kind: str) -> list[str]:
+    notes = [_CHECKPOINT_NOTE] if kind == "checkpoint" else []
+    notes += [
+        f"--layer {glob} matches no layer"
+        for glob in rules.layer_patterns
+        if not any(_matches(layer, (glob,)) for layer in verdicts)
+    ]
+    if rules.exclude and not excluded:
+        notes.append("--exclude matches no layer")
+    if rules.claims is not None:
+        notes.append(
+            f"the file's own metadata calls {_layers(len(rules.claims))} sparse; the others are dense on purpose"
+        )
+    return notes
+
+
+def _totals(verdicts: list[LayerVerdict], weights: int, zeros: int) -> Totals:
+    counts = Counter(layer.verdict for layer in verdicts)
+    return Totals(
+        layers=len(verdicts),
+        prunable=len(verdicts) - counts["not-prunable"],
+        verdicts=dict(sorted(counts.items())),
+        eligible=sum(layer.tensorrt == ELIGIBLE for layer in verdicts),
+        weights=weights,
+        zeros=zeros,
+        weights_in_conforming=sum(
+            int(np.prod(layer.shape, dtype=np.int64)) for layer in verdicts if layer.verdict == "conforms"
+        ),
+        groups=sum(layer.groups for layer in verdicts),
+        violations=sum(layer.violations for layer in verdicts),
+        nonfinite=sum(layer.nonfinite for layer in verdicts),
+    )
