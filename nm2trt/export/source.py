@@ -1,0 +1,120 @@
+"""Where a network to export comes from: a run folder, read back and checked against its own manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from nm2trt.artifacts import BuildSource, FileRecord, RunDocument
+from nm2trt.errors import ConfigError, InputError
+from nm2trt.models import build_model
+
+CHECKPOINT = "checkpoint.safetensors"
+_TRAIN_AGAIN = "train again with `nm2trt train`"
+_LISTED_KEYS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSource:
+    """A network in float32 on the CPU, in evaluation mode, and what its maker said of it."""
+
+    module: nn.Module
+    input_shape: tuple[int, ...]
+    """One sample, without the batch."""
+    patterns: dict[str, str]
+    """Parameter name -> "N:M" for every weight that was meant to be sparse; empty for a dense network."""
+    data: str | None
+    """Data set whose test samples the numerics are checked on; None where the source names none."""
+    record: BuildSource
+
+
+def load_run(folder: Path) -> ExportSource:
+    """Build the network of a run folder with the weights of its checkpoint.
+
+    Args:
+        folder: Written by `nm2trt train`.
+
+    Raises:
+        InputError: run.json or the checkpoint is missing, the checkpoint is not the one that run.json names
+            (sha256), is no safetensors, or does not fit the network.
+    """
+    run = RunDocument.read(folder, mend="SOURCE is a folder that `nm2trt train` wrote to the end")
+    path = folder / CHECKPOINT
+    content = _read_checked(path, run.files.get(CHECKPOINT))
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise InputError(f"no readable safetensors: {error}", where=path, mend=_TRAIN_AGAIN) from None
+    try:
+        # build_model draws fresh weights; the caller's random numbers are left as they were.
+        with torch.random.fork_rng(devices=[]):
+            module = build_model(run.model.name, run.model.input_shape, run.model.classes)
+    except ConfigError as error:
+        raise InputError(str(error), where=folder / RunDocument.FILE, mend=_TRAIN_AGAIN) from None
+    _load_strict(module, tensors, path)
+    return ExportSource(
+        module=module.float().eval(),
+        input_shape=run.model.input_shape,
+        patterns={layer.name: layer.pattern for layer in run.layers if layer.pattern is not None},
+        data=run.data,
+        record=BuildSource(
+            kind="run",
+            name=folder.resolve().name,
+            sha256=run.files[CHECKPOINT].sha256,
+            method=run.method,
+            pattern=run.pattern,
+            data=run.data,
+            model=run.model,
+            result=run.result,
+        ),
+    )
+
+
+def _read_checked(path: Path, expected: FileRecord | None) -> bytes:
+    """Read a file once, so that what was checked is what is used."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"the run has no {path.name}", where=path.parent, mend=_TRAIN_AGAIN) from None
+    if expected is None:
+        raise InputError(f"run.json does not list {path.name}", where=path.parent, mend=_TRAIN_AGAIN)
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected.sha256:
+        raise InputError(
+            f"sha256 {found} ({len(content)} bytes) is not {expected.sha256} ({expected.size_bytes} bytes) of run.json,"
+            " so the file was changed or cut after training",
+            where=path,
+            mend=f"put the original file back, or {_TRAIN_AGAIN}",
+        )
+    return content
+
+
+def _load_strict(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Load a state dict; every difference in names and shapes is named in one line."""
+    expected = module.state_dict()
+    found = []
+    if missing := sorted(expected.keys() - tensors.keys()):
+        found.append(f"lacks {_listed(missing)}")
+    if unknown := sorted(tensors.keys() - expected.keys()):
+        found.append(f"holds {_listed(unknown)}, which the network does not have")
+    misshapen = [
+        f"{name} is {list(tensors[name].shape)} and not {list(expected[name].shape)}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    if misshapen:
+        found.append(_listed(misshapen))
+    if found:
+        raise InputError(f"the checkpoint {'; it '.join(found)}", where=path, mend=_TRAIN_AGAIN)
+    module.load_state_dict(tensors, strict=True)
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _LISTED_KEYS
+    return ", ".join(names[:_LISTED_KEYS]) + (f" and {rest} more" if rest > 0 else "")
