@@ -12,10 +12,21 @@ from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.facts import Fact, Facts, FactState
 from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
 from nm2trt.artifacts.host import HostRecord, host_record
+from nm2trt.artifacts.report import (
+    ArmRecord,
+    BatchRecord,
+    NetworkRecord,
+    ProtocolRecord,
+    RatioRecord,
+    ReportDocument,
+    RunnerRecord,
+)
 from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals
 
 __all__ = [
+    "ArmRecord",
     "BatchRange",
+    "BatchRecord",
     "BuildDocument",
     "BuildSource",
     "Document",
@@ -28,9 +39,14 @@ __all__ = [
     "HostRecord",
     "LayerRecord",
     "ModelRecord",
+    "NetworkRecord",
     "NumericsRecord",
+    "ProtocolRecord",
+    "RatioRecord",
+    "ReportDocument",
     "RunDocument",
     "RunResult",
+    "RunnerRecord",
     "SadTotals",
     "file_records",
     "host_record",

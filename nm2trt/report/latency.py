@@ -1,0 +1,86 @@
+"""Figures of a latency measurement: how the calls spread per arm, and the ratio against the noise per batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nm2trt.artifacts import BatchRecord
+from nm2trt.report.figure import AGAIN, DENSE, INK, MUTED, SPARSE, house_style, new_figure, svg_markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ARM_COLOURS = {"dense": DENSE, "sparse": SPARSE, "sparse-again": AGAIN}
+_SHOWN_PERCENT = 99
+
+
+def distribution_svg(batch: BatchRecord, *, name: str) -> str:
+    """Draw the share of calls (up to the 99th percentile) that took at most so many milliseconds, a line per arm."""
+    with house_style():
+        figure = new_figure(4.4, 2.7)
+        axes = figure.subplots()
+        axes.set_title(f"Batch {batch.batch}")
+        share = np.arange(_SHOWN_PERCENT + 1)
+        for arm in batch.arms:
+            again = arm.name == "sparse-again"
+            axes.plot(
+                arm.quantiles_ms[: _SHOWN_PERCENT + 1],
+                share,
+                color=_ARM_COLOURS[arm.name],
+                linestyle=(0, (3, 2)) if again else "-",
+                label=arm.name,
+            )
+        axes.set_ylim(0, 100)
+        axes.set_xlim(*_window(batch))
+        axes.set_xlabel("latency of a call, ms")
+        axes.set_ylabel("% of calls within")
+        axes.legend(loc="lower right")
+    medians = ", ".join(f"{arm.name} {arm.median_ms:.4g} ms" for arm in batch.arms)
+    return svg_markup(figure, name=name, label=f"Distribution of latencies at batch {batch.batch}; medians: {medians}")
+
+
+def _window(batch: BatchRecord) -> tuple[float, float]:
+    """Show all arms from their fastest call to where the tail is long: a stray call must not flatten the rest."""
+    low = min(arm.quantiles_ms[0] for arm in batch.arms)
+    high = max(arm.quantiles_ms[95] for arm in batch.arms)
+    median = max(arm.median_ms for arm in batch.arms)
+    high = min(high, low + 6 * max(median - low, 0.02 * median))
+    margin = 0.04 * (high - low) or 0.04 * high
+    return max(0.0, low - margin), high + margin
+
+
+def ratio_svg(batches: list[BatchRecord], *, name: str) -> str:
+    """Draw dense over sparse with its interval per batch size, on the band that the A/A arm calls noise."""
+    with house_style():
+        figure = new_figure(6.6, 0.9 + 0.42 * len(batches))
+        axes = figure.subplots()
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.axvline(1.0, color=MUTED, linewidth=1.0)
+        for row, batch in enumerate(batches):
+            _ratio_row(axes, row, batch)
+        axes.set_yticks(range(len(batches)), [f"batch {batch.batch}" for batch in batches])
+        axes.set_ylim(len(batches) - 0.4, -0.6)
+        reach = max(0.02, *(_reach(batch) for batch in batches))
+        axes.set_xlim(1 - 1.25 * reach, 1 + 1.25 * reach)
+        axes.set_xlabel("time of dense / time of sparse")
+        axes.spines["left"].set_visible(False)
+    words = "; ".join(f"batch {batch.batch}: {batch.sentence}" for batch in batches)
+    return svg_markup(figure, name=name, label=f"Ratio of dense to sparse latency. {words}")
+
+
+def _reach(batch: BatchRecord) -> float:
+    ends = (batch.ratio.low, batch.ratio.high, batch.ratio.value, 1 + batch.noise_floor)
+    return float(max(abs(end - 1) for end in ends if np.isfinite(end)))
+
+
+def _ratio_row(axes: Axes, row: int, batch: BatchRecord) -> None:
+    floor = batch.noise_floor if np.isfinite(batch.noise_floor) else 1.0
+    band = (1 / (1 + floor), 1 + floor)
+    axes.barh(row, band[1] - band[0], left=band[0], height=0.62, color=AGAIN, alpha=0.25, linewidth=0)
+    low, high = batch.ratio.low, batch.ratio.high
+    if np.isfinite(high):
+        axes.plot([low, high], [row, row], color=INK, linewidth=1.8, solid_capstyle="butt")
+    axes.plot([batch.ratio.value], [row], marker="o", markersize=6, color=INK)

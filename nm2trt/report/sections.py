@@ -1,0 +1,186 @@
+"""Sections that follow from a document alone, for every report that shows one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nm2trt.artifacts import BuildDocument, Facts, HostRecord, ReportDocument
+from nm2trt.report.latency import distribution_svg, ratio_svg
+from nm2trt.report.page import (
+    Badge,
+    Block,
+    Callout,
+    Cell,
+    Commands,
+    Drawing,
+    FactList,
+    Properties,
+    Prose,
+    Section,
+    Table,
+    Tone,
+)
+
+_VERDICT_TONES: dict[str, Tone] = {
+    "conforms": "good",
+    "pass": "good",
+    "violates": "bad",
+    "wrong-axis": "bad",
+    "zero-point": "bad",
+    "fail": "bad",
+}
+
+
+def facts_section(facts: Facts, *, title: str = "Four facts, kept apart") -> Section:
+    """Legal, eligible, chosen, faster: each with its state and evidence."""
+    lead = (
+        "A legal pattern does not make a layer eligible, an eligible layer need not get a sparse kernel, "
+        "and a sparse kernel need not be faster."
+    )
+    return Section(title, (FactList(facts),), lead=lead)
+
+
+def environment_section(host: HostRecord, *, title: str = "Environment") -> Section:
+    """Machine and versions, folded."""
+    items = [
+        ("Processor", host.processor),
+        ("CPUs available", str(host.cpu_count)),
+        ("Platform", host.platform),
+        ("Python", host.python),
+        *sorted(host.packages.items()),
+    ]
+    return Section(title, (Properties(tuple(items)),), folded=True)
+
+
+def commands_section(lines: tuple[str, ...], *, title: str = "Repeat it") -> Section:
+    """The lines that make the same again."""
+    return Section(title, (Commands(lines),))
+
+
+def latency_section(report: ReportDocument, *, title: str = "Latency", name: str = "latency") -> Section:
+    """Ratio, distributions and numbers of a measurement; `name` must be unique on the page."""
+    blocks: list[Block] = [Callout(report.runner.note)]
+    if report.dense.kind == "filled":
+        blocks.append(Callout(report.dense.note, "unknown"))
+    blocks.append(
+        Drawing(
+            f'<div class="narrow">{ratio_svg(report.batches, name=f"{name}-ratio")}</div>',
+            "Right of 1, the sparse arm took less time. Dot and line: median of the paired ratios with its "
+            f"{100 * report.protocol.confidence:.0f} % interval. Band: how far the same network differs from itself "
+            "(A/A); what does not leave it is no difference.",
+        )
+    )
+    panels = "".join(distribution_svg(batch, name=f"{name}-b{batch.batch}") for batch in report.batches)
+    blocks.append(Drawing(f'<div class="panels">{panels}</div>'))
+    blocks.append(_latency_table(report))
+    unsteady = [str(batch.batch) for batch in report.batches if not batch.steady]
+    if unsteady:
+        blocks.append(
+            Prose(f"Latencies were not yet steady when warm-up ended at batch {', '.join(unsteady)}.", quiet=True)
+        )
+    return Section(title, tuple(blocks), lead=_setting(report))
+
+
+def _setting(report: ReportDocument) -> str:
+    runner = report.runner
+    threads = f", {runner.threads} threads" if runner.threads else ""
+    backend = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}[runner.backend]
+    return f"{backend} {runner.version}, {runner.provider}{threads}, {report.precision}."
+
+
+def _latency_table(report: ReportDocument) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for batch in report.batches:
+        for index, arm in enumerate(batch.arms):
+            rows.append(
+                (
+                    str(batch.batch) if index == 0 else "",
+                    arm.name,
+                    f"{arm.median_ms:.4g}",
+                    f"{arm.p90_ms:.4g}",
+                    f"{arm.p99_ms:.4g}",
+                    f"{arm.throughput_per_s:,.0f}",
+                    f"{100 * arm.coefficient_of_variation:.1f} %",
+                    f"{arm.calls:,}",
+                )
+            )
+    columns = ("batch", "arm", "median ms", "p90 ms", "p99 ms", "samples/s", "variation", "calls")
+    return Table(columns, tuple(rows), numeric=frozenset(range(2, 8)))
+
+
+def layers_section(verdict: Mapping[str, Any], *, title: str = "Layers") -> Section:
+    """Verdict per layer, from the JSON of `nm2trt verify` (also `BuildDocument.pattern`)."""
+    layers: list[Mapping[str, Any]] = list(verdict.get("layers", ()))
+    rows = tuple(_layer_row(layer) for layer in layers)
+    conform = sum(layer.get("verdict") == "conforms" for layer in layers)
+    where = verdict.get("source", "the file")
+    lead = f"{conform} of {len(layers)} weights hold the pattern {verdict.get('pattern') or ''}, counted in {where}."
+    columns = ("layer", "operator", "shape", "pattern", "verdict", "density", "TensorRT")
+    return Section(
+        title, (Table(columns, rows, numeric=frozenset({5}), code=frozenset({0, 2})),), lead=" ".join(lead.split())
+    )
+
+
+def _layer_row(layer: Mapping[str, Any]) -> tuple[Cell, ...]:
+    state = str(layer.get("verdict", ""))
+    density = layer.get("density")
+    tensorrt = layer.get("tensorrt") or ""
+    return (
+        str(layer.get("name", "")),
+        str(layer.get("op", "")),
+        "x".join(map(str, layer.get("shape", ()))),
+        str(layer.get("pattern") or ""),
+        Badge(state, _VERDICT_TONES.get(state, "plain")),
+        "" if density is None else f"{100 * float(density):.1f} %",
+        str(tensorrt),
+    )
+
+
+def build_section(build: BuildDocument, *, title: str = "Export") -> Section:
+    """The ONNX file's agreement with its reference, and what became of the engines."""
+    blocks: list[Block] = []
+    numerics = build.numerics
+    if numerics is not None:
+        bound = f"{numerics.max_rel_error:.2e} of the largest output (bound {numerics.tolerance:.0e})"
+        absolute = f"absolute {numerics.max_abs_error:.2e} at {numerics.max_abs_error_at}"
+        blocks.append(
+            Properties(
+                (
+                    ("Reference", f"{numerics.reference}, {numerics.samples} samples of {numerics.inputs}"),
+                    ("Largest error", f"{bound}; {absolute}"),
+                    ("Same class", f"{100 * numerics.argmax_agreement:.2f} % of the samples"),
+                    ("Numerics", "within the bound" if numerics.passed else "outside the bound"),
+                )
+            )
+        )
+    else:
+        blocks.append(Prose("Outputs were not compared: the source has no reference to run.", quiet=True))
+    if build.engines:
+        blocks.append(_engine_table(build))
+    blocks.append(Prose(build.engines_note, quiet=True))
+    ports = f"opset {build.opset}, batch {build.batch.min} to {build.batch.max}, tuned for {build.batch.opt}"
+    return Section(title, tuple(blocks), lead=f"{build.precision}, {ports}, by {build.exporter}.")
+
+
+def _engine_table(build: BuildDocument) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for engine in build.engines:
+        state = Badge("compiles", "good") if engine.file else Badge("no engine", "bad")
+        size = f"{engine.size_bytes / 1e6:.2f} MB" if engine.size_bytes is not None else ""
+        rows.append(
+            (
+                engine.arm,
+                state,
+                f"{engine.builder} {engine.builder_version}",
+                engine.sm,
+                ", ".join(engine.flags) or "none",
+                size,
+                f"{engine.seconds:.1f} s",
+                engine.error or "",
+            )
+        )
+    columns: tuple[str, ...] = ("engine", "state", "builder", "for", "flags", "size", "took", "error")
+    if not any(engine.error for engine in build.engines):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table(columns, tuple(rows), numeric=frozenset({5, 6}))
