@@ -12,6 +12,9 @@ from nm2trt.artifacts.host import HostRecord
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
+NOISY = 0.05
+"""An A/A noise floor above this share hides gains of the size that sparsity brings."""
+
 
 class NetworkRecord(BaseModel):
     """One network under test."""
@@ -131,3 +134,17 @@ class ReportDocument(Document):
     command: str
     """Repeats the measurement, with names in place of this machine's folders."""
     host: HostRecord
+
+    def remarks(self) -> list[str]:
+        """What a reader must know before trusting the numbers, in sentences; often empty."""
+        remarks = []
+        noisy = [str(batch.batch) for batch in self.batches if batch.noise_floor > NOISY]
+        if noisy:
+            remarks.append(
+                f"The same network differed from itself by more than {100 * NOISY:.0f} % at batch {', '.join(noisy)}: "
+                "the machine was busy or its clocks moved. Measure on an idle machine, or raise --duration."
+            )
+        unsteady = [str(batch.batch) for batch in self.batches if not batch.steady]
+        if unsteady:
+            remarks.append(f"Latencies were not yet steady when warm-up ended at batch {', '.join(unsteady)}.")
+        return remarks

@@ -119,9 +119,9 @@ def _show(report: ReportDocument, output: Path) -> None:
         console.print()
         console.print(_table(batch))
         console.print(f"batch {batch.batch}: {batch.sentence}", markup=False, style="bold", soft_wrap=True)
-        if not batch.steady:
-            console.print("latencies were not yet steady when warm-up ended", markup=False, style="yellow")
     console.print()
+    for remark in report.remarks():
+        console.print(remark, markup=False, style="yellow", soft_wrap=True)
     console.print(report.headline, markup=False, style="bold", soft_wrap=True)
     console.print(report.runner.note, markup=False, soft_wrap=True)
     console.print(f"report: {output / 'report.html'}", markup=False, soft_wrap=True)

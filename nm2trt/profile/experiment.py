@@ -182,7 +182,7 @@ def facts(sparse: Source, record: RunnerRecord, headline: str) -> Facts:
     """State the four facts: the first two as the build proved them, the others as observed in this run."""
     unjudged = Fact(
         state=FactState.UNKNOWN,
-        evidence="a bare ONNX file was profiled and nothing judged it here; `nm2trt verify` does",
+        evidence="a bare ONNX file was profiled and nothing judged it here; nm2trt verify does",
     )
     known = sparse.build.facts if sparse.build else None
     where = f"ONNX Runtime {record.version}, {record.provider}"

@@ -48,7 +48,7 @@ def curves_svg(metrics: Rows, sad: Rows, *, name: str = "curves") -> str:
     drawings = []
     for index, (draw, rows) in enumerate(((_loss, metrics), (_accuracy, metrics), (_sad, sad))):
         with house_style():
-            figure = new_figure(4.4, 3.0)
+            figure = new_figure(3.9, 2.8)
             draw(figure.subplots(), rows)
         label = curves_label(metrics, sad) if index == 0 else draw.__doc__ or ""
         drawings.append(svg_markup(figure, name=f"{name}{index}", label=label))

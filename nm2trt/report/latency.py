@@ -19,7 +19,7 @@ _SHOWN_PERCENT = 99
 def distribution_svg(batch: BatchRecord, *, name: str) -> str:
     """Draw the share of calls (up to the 99th percentile) that took at most so many milliseconds, a line per arm."""
     with house_style():
-        figure = new_figure(4.4, 2.7)
+        figure = new_figure(3.7, 2.6)
         axes = figure.subplots()
         axes.set_title(f"Batch {batch.batch}")
         share = np.arange(_SHOWN_PERCENT + 1)
@@ -54,7 +54,7 @@ def _window(batch: BatchRecord) -> tuple[float, float]:
 def ratio_svg(batches: list[BatchRecord], *, name: str) -> str:
     """Draw dense over sparse with its interval per batch size, on the band that the A/A arm calls noise."""
     with house_style():
-        figure = new_figure(6.6, 0.9 + 0.42 * len(batches))
+        figure = new_figure(5.2, 0.9 + 0.42 * len(batches))
         axes = figure.subplots()
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")

@@ -74,11 +74,7 @@ def latency_section(report: ReportDocument, *, title: str = "Latency", name: str
     panels = "".join(distribution_svg(batch, name=f"{name}-b{batch.batch}") for batch in report.batches)
     blocks.append(Drawing(f'<div class="panels">{panels}</div>'))
     blocks.append(_latency_table(report))
-    unsteady = [str(batch.batch) for batch in report.batches if not batch.steady]
-    if unsteady:
-        blocks.append(
-            Prose(f"Latencies were not yet steady when warm-up ended at batch {', '.join(unsteady)}.", quiet=True)
-        )
+    blocks += [Prose(remark, quiet=True) for remark in report.remarks()]
     return Section(title, tuple(blocks), lead=_setting(report))
 
 
