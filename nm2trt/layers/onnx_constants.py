@@ -19,6 +19,9 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 _PARAMETER_STEPS = ("Identity", "Cast")
 _MEND = "export the model again"
 
+UNREADABLE = (TypeError, ValueError, LookupError, OverflowError)
+"""What onnx-ir and numpy raise where an attribute or a shape makes no sense."""
+
 
 @dataclass(frozen=True, slots=True)
 class Constant:
@@ -43,8 +46,11 @@ class Constant:
             InputError: The stored data do not fit the shape, or lie outside the model's folder.
         """
         array = load_tensor(self.tensor, self.where)
-        for step in self.steps:
-            array = step(array)
+        try:
+            for step in self.steps:
+                array = step(array)
+        except UNREADABLE as error:
+            raise InputError(f"tensor {self.name!r}: {one_line(error)}", where=self.where) from None
         return array
 
 
@@ -110,6 +116,12 @@ def _shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 def _dtype_name(tensor: ir.TensorProtocol) -> str:
     return str(np.dtype(tensor.dtype.numpy()).name)
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's text, shortened."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 # Data against shape, before memory is taken
@@ -193,8 +205,8 @@ def load_tensor(tensor: ir.TensorProtocol, where: Path) -> Array:
         )
     try:
         return np.asarray(tensor.numpy())
-    except (ValueError, TypeError, AssertionError, OSError) as error:
-        raise InputError(f"tensor {tensor.name!r} cannot be read: {str(error)[:200]}", where=where) from None
+    except (*UNREADABLE, AssertionError, OSError) as error:
+        raise InputError(f"tensor {tensor.name!r} cannot be read: {one_line(error)}", where=where) from None
 
 
 # One function per node type: how it changes a constant, or None where that is not clear

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from onnx_ir.passes.common import InlinePass
 
 from nm2trt.errors import InputError
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
-from nm2trt.layers.onnx_constants import Constant, resolve
+from nm2trt.layers.onnx_constants import UNREADABLE, Constant, one_line, resolve
 from nm2trt.layers.stream import LayerSource, LayerWeight, Op
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
@@ -82,6 +83,10 @@ def _load(path: Path) -> ir.Model:
         raise InputError(f"is no ONNX model ({type(error).__name__})", where=path, mend=_MEND) from None
     if proto.ir_version < 1 or not (proto.graph.node or proto.graph.initializer):
         raise InputError("is no ONNX model: it holds no graph", where=path, mend=_MEND)
+    # The library logs what it makes of a broken graph; the user gets one line.
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         model = ir.from_proto(proto)
         # An empty folder name would switch the library's own checks off.
@@ -89,8 +94,11 @@ def _load(path: Path) -> ir.Model:
         if model.functions:
             InlinePass()(model)
     except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"is no valid ONNX model: {reason}", where=path, mend="check it with onnx.checker") from None
+        raise InputError(
+            f"is no valid ONNX model: {one_line(error)}", where=path, mend="check it with onnx.checker"
+        ) from None
+    finally:
+        logger.setLevel(level)
     return model
 
 
@@ -99,7 +107,10 @@ def _uses(model: ir.Model, path: Path) -> list[_Use]:
     found: dict[tuple[object, ...], _Use] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         reader = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        use = reader(node, path) if reader is not None else None
+        try:
+            use = reader(node, path) if reader is not None else None
+        except UNREADABLE as error:
+            raise InputError(f"node {node.name!r} ({node.op_type}): {one_line(error)}", where=path) from None
         if use is not None:
             kept = found.setdefault(use.key(), use)
             kept.nodes.append(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type)
