@@ -4,15 +4,25 @@ import os
 import shutil
 from pathlib import Path
 
+# One thread a process: the suite's nets are tiny, and spinning threads starve each other on small machines.
+# Child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
 import pytest
 from helpers import missing_requirements
+
+# Tests assert no times, and a busy machine is no failure.
+hypothesis.settings.register_profile("nm2trt", deadline=None)
+hypothesis.settings.load_profile("nm2trt")
 
 REFERENCE_VARIABLE = "NM2TRT_REFERENCE_DATA"
 
 
 def _environment():
-    # pytest keeps its progress in the environment, and torch its compiler's cache folder.
-    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "TORCHINDUCTOR_"))}
+    # pytest, torch's compiler and OpenMP keep settings of their own there.
+    own = ("PYTEST_", "TORCHINDUCTOR_", "KMP_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(own)}
 
 
 @pytest.fixture(autouse=True)

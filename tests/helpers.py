@@ -1,6 +1,8 @@
 """Helpers for tests; imported as `from helpers import ...` (pytest puts tests/ on the path)."""
 
+import contextlib
 import importlib.util
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,16 @@ def nm2trt(*arguments, cwd=None, env=None, timeout=300):
         timeout=timeout,
         check=False,
     )
+
+
+def nm2trt_inline(*arguments):
+    """Run the command line in this process: quick, for mistakes that are found before any work."""
+    from nm2trt.cli.main import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def assert_one_error_line(result, exit_code, *fragments):

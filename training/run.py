@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from safetensors.torch import save
 
-from nm2trt._version import __version__
 from nm2trt.artifacts import (
     LayerRecord,
     ModelRecord,
@@ -28,11 +26,11 @@ from nm2trt.artifacts import (
 from nm2trt.data import DataSet, load_data
 from nm2trt.models import build_model
 from nm2trt.report.curves import write_curves_png
+from nm2trt.training import checkpoint
+from nm2trt.training.checkpoint import checkpoint_bytes
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.loop import Progress, Trained, fit
 from nm2trt.training.sad import COLUMNS, Sad
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def train(
@@ -66,14 +64,8 @@ def train(
 
 def _write_files(folder: Path, config: TrainConfig, trained: Trained) -> None:
     history = trained.history
-    tensors = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
-    metadata = {
-        "format": "pt",
-        "nm2trt.version": __version__,
-        "nm2trt.method": config.method,
-        "nm2trt.patterns": json.dumps({name: str(p) for name, p in trained.sparsifier.patterns().items()}),
-    }
-    write_atomic(folder / CHECKPOINT, save(tensors, metadata=metadata))
+    content = checkpoint_bytes(trained.model.state_dict(), trained.sparsifier.patterns(), config.method)
+    write_atomic(folder / checkpoint.FILE, content)
     write_atomic(folder / "config.toml", config.to_toml())
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history.metrics))
     write_atomic(folder / "sad.csv", _csv(history.sad))

@@ -30,7 +30,7 @@ def _module(distribution: str, module: str, gives: str, mend: str) -> Finding:
 
     version = installed_version(distribution)
     if version is None:
-        return Finding(distribution, present=False, detail=f"missing: {gives}", mend=mend)
+        return Finding(distribution, present=False, detail=f"not installed; it {gives}", mend=mend)
     try:
         importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 -- a broken install may raise anything; it is the finding
@@ -38,7 +38,7 @@ def _module(distribution: str, module: str, gives: str, mend: str) -> Finding:
         return Finding(
             distribution, present=False, detail=f"{version} installed, cannot be imported: {reason}", mend=mend
         )
-    return Finding(distribution, present=True, detail=f"{version}: {gives}")
+    return Finding(distribution, present=True, detail=f"{version}; {gives}")
 
 
 def _gpu() -> Finding:
@@ -90,7 +90,7 @@ def _findings() -> list[Finding]:
         Finding("python", present=sys.version_info >= (3, 10), detail=sys.version.split()[0]),
         Finding("processor", present=True, detail=f"{available_cpus()} CPUs"),
         Finding("disk", present=free_gib > 1, detail=f"{free_gib:.0f} GiB free here"),
-        _module("torch", "torch", "training", "pip install torch"),
+        _module("torch", "torch", "trains", "pip install torch"),
         _gpu(),
         _onnxruntime(),
         _module("polygraphy", "polygraphy", "builds engines", "pip install polygraphy"),
@@ -153,8 +153,7 @@ def command(*, as_json: bool) -> int:
         detail = finding.detail + (f"\n-> {finding.mend}" if finding.mend else "")
         table.add_row(sign, finding.name, detail.replace("[", r"\["))
     console.print(table)
-    console.print()
-    console.print("What can be proved here:")
+    click.echo("\nWhat can be proved here:")
     for fact, answer in abilities.items():
-        console.print(f"  {fact:22} {answer}", markup=False)
+        click.echo(f"  {fact:22} {answer}")
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stdout_console
+from nm2trt.cli.common import force_option, json_option, output_option
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--epochs", metavar="N", help="Default 20.")
 @click.option("--batch-size", metavar="N", help="Samples per process and micro-batch; default 64.")
 @click.option("--accumulation", metavar="N", help="Micro-batches per optimizer step; default 1.")
-@click.option("--lr", metavar="X", help="Peak learning rate; default 0.1.")
+@click.option("--lr", metavar="X", help="Peak learning rate; default 0.05.")
 @click.option("--momentum", metavar="X", help="Default 0.9.")
 @click.option("--weight-decay", metavar="X", help="Default 5e-4.")
 @click.option("--warmup-epochs", metavar="X", help="Default 1.")
@@ -68,24 +68,23 @@ def command(config: Path | None, output: Path, *, force: bool, as_json: bool, **
 
 
 def _print(document: Any, output: Path) -> None:
-    console = stdout_console()
     sparse = [layer for layer in document.layers if layer.pattern]
-    dense = [layer for layer in document.layers if not layer.pattern]
     result = document.result
-    console.print(
+    click.echo(
         f"{document.model.name} on {document.data}, {document.method}: test accuracy {result.test_accuracy:.2%} "
         f"after {result.epochs} epochs ({result.steps} steps, {result.seconds:.1f} s on {document.device})"
     )
     if document.method != "dense":
-        console.print(f"{len(sparse)} of {len(document.layers)} weights are sparse:", end=" ")
-        console.print(", ".join(sorted({layer.pattern for layer in sparse})))
-        for layer in dense:
-            console.print(f"  dense: {layer.name} {list(layer.shape)}: {layer.reason}", markup=False)
+        patterns = ", ".join(sorted({layer.pattern for layer in sparse}))
+        click.echo(f"{len(sparse)} of {len(document.layers)} weights are sparse: {patterns}")
+        for layer in document.layers:
+            if not layer.pattern:
+                click.echo(f"  dense: {layer.name} {list(layer.shape)}: {layer.reason}")
     if result.sad is not None:
-        console.print(
+        click.echo(
             f"SAD from the first mask to the last: {result.sad.from_start} bits "
-            f"({result.sad.from_start_normalised:.3f} a weight); {result.sad.flips_per_weight:.2f} flips a weight in all"
+            f"({result.sad.from_start_normalised:.3f} a weight); {result.sad.flips_per_weight:.2f} flips a weight"
         )
-    console.print(f"wrote {output}", markup=False)
+    click.echo(f"wrote {output}")
     if document.method != "dense":
-        console.print(f"next: nm2trt verify {output}", markup=False)
+        click.echo(f"next: nm2trt verify {output}")

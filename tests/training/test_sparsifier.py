@@ -60,7 +60,7 @@ def paper_reference(net, pattern, decay, steps):
     Only g, the gradient of the task loss at the sparse weights, comes from torch.
     """
     dense = {name: value.detach().numpy().copy() for name, value in net.named_parameters()}
-    velocity = {name: None for name in dense}
+    velocity = dict.fromkeys(dense)
     sparse_names = ("conv.weight", "fc.weight")
     for x, y in batches_of(steps):
         keep = {name: slow_keep(dense[name], pattern) for name in sparse_names}

@@ -1,0 +1,122 @@
+import errno
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+from helpers import assert_one_error_line, nm2trt, nm2trt_inline
+
+from nm2trt._version import __version__
+from nm2trt.cli import main as cli_main
+from nm2trt.errors import ConfigError, InputError, MachineError
+
+HEAVY = (
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "polygraphy",
+    "pydantic",
+    "rich",
+    "sklearn",
+)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in cli_main.COMMANDS)])
+def test_help_imports_nothing_heavier_than_click(arguments):
+    code = (
+        "import sys\n"
+        "from nm2trt.cli.main import run\n"
+        f"code = run({arguments!r})\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "print('LOADED', loaded, code)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "LOADED [] 0", result.stdout + result.stderr
+
+
+def test_help_names_every_command_and_the_exit_codes():
+    result = nm2trt("--help")
+    assert result.returncode == 0
+    for name in cli_main.COMMANDS:
+        assert f"\n  {name} " in result.stdout
+    assert "Exit codes" in result.stdout
+
+
+def test_version():
+    assert nm2trt("--version").stdout.strip() == f"nm2trt, version {__version__}"
+
+
+def test_an_unknown_command_is_wrong_usage():
+    result = nm2trt("trian")
+    assert result.returncode == 2
+    assert "trian" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def raising(error):
+    @click.command()
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("bad"), 2, "bad"),
+        (InputError("bad", where="f", mend="m"), 3, "f: bad; m"),
+        (MachineError("bad"), 4, "bad"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/model.onnx"), 4, "out/model.onnx: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "secret"), 3, "secret: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_a_user_can_mend_costs_one_line(monkeypatch, capsys, error, code, words):
+    monkeypatch.setattr(cli_main, "cli", raising(error))
+    assert cli_main.run([]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("nm2trt: error: ") or "interrupted" in captured.err or code == 130
+    if code != 130:
+        assert words in captured.err
+        assert captured.err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(cli_main, "cli", raising(ZeroDivisionError("oops")))
+    assert cli_main.run([]) == 70
+    captured = capsys.readouterr()
+    assert "ZeroDivisionError: oops" in captured.err
+    assert "a bug of ours" in captured.err
+
+
+def test_a_closed_pipe_is_no_error():
+    result = subprocess.run(
+        f"{sys.executable} -m nm2trt doctor | head -n 1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert "Traceback" not in result.stderr
+    assert "error" not in result.stderr
+
+
+def test_doctor_prints_one_document():
+    result = nm2trt("doctor", "--json")
+    assert result.returncode == 0
+    document = json.loads(result.stdout)
+    assert document["schema"] == "nm2trt.doctor/1"
+    found = {finding["name"]: finding for finding in document["findings"]}
+    assert found["torch"]["present"]
+    for finding in document["findings"]:
+        assert finding["present"] or finding["mend"] or finding["name"] in {"python", "disk"}, finding
+    if not found["GPU"]["present"]:
+        assert document["abilities"]["faster"].startswith("no: needs")
+
+
+def test_options_are_checked_before_any_work(tmp_path):
+    result = nm2trt("train", "--nonsense", "-o", tmp_path / "run")
+    assert result.returncode == 2
+    assert_one_error_line(nm2trt_inline("train", "--layer", "fc", "-o", tmp_path / "run"), 2, "'fc' has no '='")
