@@ -54,7 +54,7 @@ def _window(batch: BatchRecord) -> tuple[float, float]:
 def ratio_svg(batches: list[BatchRecord], *, name: str) -> str:
     """Draw dense over sparse with its interval per batch size, on the band that the A/A arm calls noise."""
     with house_style():
-        figure = new_figure(5.2, 0.9 + 0.42 * len(batches))
+        figure = new_figure(4.4, 0.9 + 0.42 * len(batches))
         axes = figure.subplots()
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")

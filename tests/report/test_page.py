@@ -1,0 +1,271 @@
+"""The page as a parser and a browser see it."""
+
+import html
+import re
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import onnx
+import pytest
+from matplotlib.image import imread
+from small_networks import build_document, fact, small_network
+
+from nm2trt.artifacts import (
+    ArmRecord,
+    BatchRecord,
+    Facts,
+    NetworkRecord,
+    ProtocolRecord,
+    RatioRecord,
+    ReportDocument,
+    RunnerRecord,
+    host_record,
+)
+from nm2trt.report import Badge, Callout, Commands, Drawing, KeyFigure, KeyFigures, Prose, Section, Table, render_page
+from nm2trt.report.curves import curves_svg
+from nm2trt.report.profile_page import profile_page
+from nm2trt.report.sections import build_section, commands_section, facts_section, layers_section
+
+EVIL = '<script>alert("1")</script> & "quotes" \' $x$'
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text; fails on tags that do not nest."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def arm(name, scale, batch):
+    quantiles_ms = tuple(scale * (1 + 0.1 * (at / 100) ** 3) for at in range(101))
+    return ArmRecord(
+        name=name,
+        calls=500,
+        median_ms=quantiles_ms[50],
+        p90_ms=quantiles_ms[90],
+        p99_ms=quantiles_ms[99],
+        mean_ms=scale,
+        coefficient_of_variation=0.05,
+        throughput_per_s=1000 * batch / scale,
+        quantiles_ms=quantiles_ms,
+    )
+
+
+def batch_record(batch, ratio=1.0, *, rounds=100, high=None):
+    return BatchRecord(
+        batch=batch,
+        rounds=rounds,
+        calls_per_round=5,
+        warmup_s=0.1,
+        steady=True,
+        arms=(arm("dense", ratio, batch), arm("sparse", 1.0, batch), arm("sparse-again", 1.01, batch)),
+        ratio=RatioRecord(value=ratio, low=0.0 if high else ratio - 0.01, high=high or ratio + 0.01),
+        noise=RatioRecord(value=1.01, low=1.0, high=high or 1.02),
+        noise_floor=(high or 1.02) - 1,
+        finding="no-difference",
+        sentence="no difference that this run could show (A/A noise 2.0 %)",
+    )
+
+
+def report_document(name="resnet-small", **changes):
+    fields = {
+        "sparse": NetworkRecord(
+            kind="build", name=name, sha256="a" * 64, method="sr-ste", pattern="2:4", model="resnet", zero_share=0.5
+        ),
+        "dense": NetworkRecord(kind="filled", name=name, sha256="a" * 64, zero_share=0.0, note="filled; timing only"),
+        "precision": "fp32",
+        "runner": RunnerRecord(
+            backend="onnxruntime",
+            version="1.31",
+            provider="CPUExecutionProvider",
+            threads=2,
+            settings={"spinning": "off"},
+            clock="host",
+            sparse_kernels=False,
+            note="ONNX Runtime's CPU provider has no 2:4 kernels.",
+        ),
+        "backend_choice": "auto picked onnxruntime",
+        "protocol": ProtocolRecord(duration_s=6, seed=0, confidence=0.95, resamples=2000),
+        "batches": [batch_record(1), batch_record(8, 1.02), batch_record(32)],
+        "headline": "No difference that this run could show at any of 3 batch sizes (A/A noise up to 2.0 %).",
+        "facts": Facts(
+            legal=fact("proved", "2 of 2"),
+            eligible=fact("proved", "2"),
+            chosen=fact("disproved", "none"),
+            faster=fact("unknown", "cannot show"),
+        ),
+        "command": f"nm2trt profile {name} -o report",
+        "host": host_record(),
+    }
+    return ReportDocument(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def page():
+    return profile_page(report_document())
+
+
+def everything(tmp_path):
+    """A page with every block there is, and with long unbreakable names."""
+    path = tmp_path / "model.onnx"
+    onnx.save(small_network(), path)
+    build = build_document(path, name="a_module_with_a_very_long_name." * 4)
+    metrics = [{"kind": "epoch", "step": 9, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": 0.9}]
+    sad = [{"step": step, "layer": "conv", "sad_previous_normalised": 0.1} for step in (1, 2)]
+    sections = (
+        Section("Training", (Drawing(curves_svg(metrics, sad), "Curves."), Prose("Words. " * 40))),
+        layers_section(build.pattern),
+        build_section(build),
+        facts_section(build.facts),
+        commands_section(("nm2trt demo -o " + "x" * 200,)),
+        Section("Numbers", (KeyFigures((KeyFigure("97.8 %", "accuracy", "test"),) * 5), Callout("Look.", "bad"))),
+    )
+    figures = [KeyFigure("1.000x", "ratio", "[0.99, 1.01]"), KeyFigure("12,345", "samples/s")] * 3
+    return render_page("All of it", "m" * 120, sections, headline="H " * 60, key_figures=figures, created_utc="now")
+
+
+def test_one_file_that_needs_nothing_else(page, tmp_path):
+    for text in (page, everything(tmp_path)):
+        reader = Reader(text)
+        assert not {"script", "link", "img", "iframe", "object"} & set(reader.tags)
+        for tag, name, value in reader.attributes:
+            assert not name.startswith("on"), (tag, name)
+            if name in ("href", "src", "xlink:href"):
+                assert value.startswith(("#", "data:image/png;base64,")), (tag, name, value[:80])
+        assert not re.search(r"https?:|@import|url\((?!#)", text)
+        ids = [value for _, name, value in reader.attributes if name == "id"]
+        assert len(ids) == len(set(ids))
+        targets = {value[1:] for _, name, value in reader.attributes if name == "href" and value.startswith("#")}
+        assert targets <= set(ids)
+
+
+def test_what_a_reader_came_for_is_there(page):
+    text = " ".join(Reader(page).text)
+    report = report_document()
+    for wanted in (
+        report.headline,
+        report.runner.note,
+        report.dense.note,
+        report.command,
+        "1.020x",
+        "Sparse kernel chosen",
+        "disproved",
+        report.host.processor,
+        "filled",
+    ):
+        assert wanted in text, wanted
+
+
+def test_names_are_text_wherever_they_appear():
+    facts = Facts(**{name: fact("unknown", EVIL) for name in ("legal", "eligible", "chosen", "faster")})
+    layers = {"source": EVIL, "pattern": EVIL, "layers": [{"name": EVIL, "op": EVIL, "verdict": EVIL, "shape": [EVIL]}]}
+    curves = curves_svg([], [{"step": 1, "layer": EVIL, "sad_previous_normalised": 0.1}])
+    sections = (
+        Section(EVIL, (Prose(EVIL), Callout(EVIL), Commands((EVIL,)), Table((EVIL,), ((Badge(EVIL),),), caption=EVIL))),
+        facts_section(facts),
+        layers_section(layers),
+        Section("Curves", (Drawing(curves, EVIL),)),
+    )
+    built = render_page(
+        EVIL, EVIL, sections, headline=EVIL, key_figures=[KeyFigure(EVIL, EVIL, EVIL)], created_utc=EVIL
+    )
+    profiled = profile_page(report_document(name=EVIL, headline=EVIL, backend_choice=EVIL, command=EVIL))
+    for text in (built, profiled):
+        assert "script" not in Reader(text).tags
+        assert "<script" not in text
+        assert EVIL in html.unescape(text)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_any_number_of_batches(count):
+    page = profile_page(report_document(batches=[batch_record(2**index) for index in range(count)]))
+    assert page.count("<svg") == count + 1
+
+
+def test_an_unbounded_interval_is_drawn_too():
+    assert "<svg" in profile_page(report_document(batches=[batch_record(1, rounds=1, high=float("inf"))]))
+
+
+def test_failed_engines_and_missing_numerics_are_said(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(small_network(), path)
+    build = build_document(path, engine_error="no such operator").model_copy(update={"numerics": None})
+    text = " ".join(Reader(render_page("t", "", [build_section(build)])).text)
+    assert "no such operator" in text
+    assert "no engine" in text
+    assert "were not compared" in text
+    assert build.engines_note in text
+
+
+def run_chromium(chromium, tmp_path, *arguments):
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out_sideways(chromium, tmp_path, page, width):
+    """An iframe of the wanted width: a headless window cannot be narrower than 500 px."""
+    for index, text in enumerate((page, everything(tmp_path))):
+        frame = tmp_path / f"frame{index}.html"
+        measure = "const d=f.contentDocument.documentElement;document.title=d.scrollWidth+' '+d.scrollHeight"
+        frame.write_text(
+            f'<iframe id="f" style="border:0;width:{width}px;height:900px" onload="{measure}" '
+            f'srcdoc="{html.escape(text)}"></iframe>'
+        )
+        dom = run_chromium(chromium, tmp_path, "--dump-dom", "--window-size=1400,900", frame.as_uri())
+        found = re.search(r"<title>(\d+) (\d+)</title>", dom)
+        assert found, dom[:300]
+        assert int(found[1]) == width
+        assert int(found[2]) > 900
+
+
+def test_light_and_dark(chromium, tmp_path, page):
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    brightness = {}
+    for scheme, setting in (("dark", 0), ("light", 1)):
+        shot = tmp_path / f"{scheme}.png"
+        run_chromium(
+            chromium,
+            tmp_path,
+            f"--blink-settings=preferredColorScheme={setting}",
+            "--window-size=1280,1600",
+            f"--screenshot={shot}",
+            path.as_uri(),
+        )
+        pixels = imread(shot)[..., :3].mean(axis=2)
+        brightness[scheme] = float(np.median(pixels))
+        # Ink and figures must stand out from the page in both.
+        assert np.percentile(np.abs(pixels - brightness[scheme]), 99) > 0.35
+    assert brightness["dark"] < 0.2
+    assert brightness["light"] > 0.9
