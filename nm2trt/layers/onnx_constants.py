@@ -88,7 +88,7 @@ def resolve(value: ir.Value | None, where: Path, *, parameter: bool = False) -> 
     check_tensor(tensor, where)
     dtype = _dtype_name(tensor)
     constant: Constant | None = Constant(
-        name=value.name or tensor.name or "",
+        name=as_text(value.name or tensor.name or ""),
         tensor=tensor,
         where=where,
         shape=_shape_of(tensor),
@@ -122,6 +122,11 @@ def one_line(error: BaseException) -> str:
     """First line of an error's text, shortened."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def as_text(name: str | bytes) -> str:
+    """A name as text; protobuf gives bytes where a file's string is no UTF-8."""
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
 
 
 # Data against shape, before memory is taken

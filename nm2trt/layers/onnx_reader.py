@@ -14,7 +14,7 @@ from onnx_ir.passes.common import InlinePass
 
 from nm2trt.errors import InputError
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
-from nm2trt.layers.onnx_constants import UNREADABLE, Constant, one_line, resolve
+from nm2trt.layers.onnx_constants import UNREADABLE, Constant, as_text, one_line, resolve
 from nm2trt.layers.stream import LayerSource, LayerWeight, Op
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
@@ -44,7 +44,7 @@ def open_onnx(path: Path) -> LayerSource:
     """
     model = _load(path)
     uses = _uses(model, path)
-    metadata = model.metadata_props
+    metadata = {as_text(key): as_text(value) for key, value in model.metadata_props.items()}
     return LayerSource(
         path=path,
         kind="onnx",
@@ -113,7 +113,7 @@ def _uses(model: ir.Model, path: Path) -> list[_Use]:
             raise InputError(f"node {node.name!r} ({node.op_type}): {one_line(error)}", where=path) from None
         if use is not None:
             kept = found.setdefault(use.key(), use)
-            kept.nodes.append(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type)
+            kept.nodes.append(as_text(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type))
     return list(found.values())
 
 
