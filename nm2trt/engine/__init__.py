@@ -1,1 +1,34 @@
-"""."""
+"""ONNX -> TensorRT and TensorRT-RTX engines, and what their builds prove."""
+
+from nm2trt.engine.builders import (
+    AUTO,
+    BUILDER_CHOICES,
+    Availability,
+    Chosen,
+    EngineBuilder,
+    TensorrtBuilder,
+    TensorrtRtxBuilder,
+    choose_builder,
+    known_builders,
+)
+from nm2trt.engine.evidence import chosen_fact, faster_fact
+from nm2trt.engine.job import Backend, EngineJob
+from nm2trt.engine.plans import PlanComparison, compare_plans
+
+__all__ = [
+    "AUTO",
+    "BUILDER_CHOICES",
+    "Availability",
+    "Backend",
+    "Chosen",
+    "EngineBuilder",
+    "EngineJob",
+    "PlanComparison",
+    "TensorrtBuilder",
+    "TensorrtRtxBuilder",
+    "choose_builder",
+    "chosen_fact",
+    "compare_plans",
+    "faster_fact",
+    "known_builders",
+]

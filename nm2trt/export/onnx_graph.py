@@ -18,14 +18,13 @@ import torch
 from torch import nn
 
 from nm2trt.errors import InputError
+from nm2trt.layers import METHOD_KEY, PATTERNS_KEY
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22}
 """20 is what the ONNX parsers of TensorRT 10.0 and newer all take; Conv knows bfloat16 only since 22."""
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
-PATTERNS_KEY = "nm2trt.patterns"
-METHOD_KEY = "nm2trt.method"
 
 _TORCH_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _IR_DTYPE = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -70,7 +69,8 @@ def onnx_from_module(
         module: In float32 on the CPU; it is not changed.
         input_shape: One sample, without the batch.
         precision: Type of weights and arithmetic; input and output stay float32.
-        patterns: Parameter name -> "N:M" of what is meant to be sparse, stored in the file for `nm2trt verify`.
+        patterns: Parameter name -> "N:M" of what is meant to be sparse, stored in the file for `nm2trt verify`;
+            None where that is not known.
         method: How the weights were trained, stored in the file.
 
     Returns:
@@ -92,11 +92,21 @@ def onnx_from_module(
             "the exporter left no plain initializer of this name, so its pattern cannot be judged in the ONNX",
             where=name,
         )
-    if patterns:
+    if patterns is not None:
         model.metadata_props[PATTERNS_KEY] = json.dumps(patterns, sort_keys=True)
     if method:
         model.metadata_props[METHOD_KEY] = method
     return model
+
+
+def ports(model: ir.Model) -> list[tuple[str, str, tuple[int | str, ...]]]:
+    """Name, element type ("float32") and shape of the graph's inputs, then of its outputs; dynamic sizes are named."""
+    described = []
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        dtype = "" if value.dtype is None else str(value.dtype.numpy())
+        shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape or ())
+        described.append((str(value.name), dtype, shape))
+    return described
 
 
 def onnx_bytes(model: ir.Model) -> bytes:
@@ -172,10 +182,13 @@ def _silenced() -> Iterator[None]:
 def _strip_metadata(model: ir.Model) -> None:
     """Remove what torch.export notes on every node and value: stack traces with this machine's paths."""
     graph = model.graph
-    for part in (model, graph, *graph.all_nodes(), *graph.inputs, *graph.initializers.values()):
-        part.metadata_props.clear()
-        part.doc_string = None
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
     for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
 

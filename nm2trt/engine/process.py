@@ -1,0 +1,129 @@
+"""Starts worker processes, reads their answers, and cleans their logs of this machine's paths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from nm2trt.artifacts import EngineRecord, sha256_of, write_atomic
+from nm2trt.artifacts.host import installed_version
+from nm2trt.engine.job import Backend, EngineJob, WorkerAnswer
+from nm2trt.errors import MachineError
+
+_WORKER = "nm2trt.engine.worker"
+
+
+def run_job(job: EngineJob) -> EngineRecord:
+    """Build one engine in a process of its own.
+
+    Returns:
+        The record; a build that failed has `error` set and `file` None, and its log is kept.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="nm2trt-engine-") as temporary:
+        path = Path(temporary) / "job.json"
+        path.write_text(job.model_dump_json(), encoding="utf-8")
+        answer = _answer([str(path)])
+    if answer.errno is not None:
+        raise OSError(answer.errno, os.strerror(answer.errno), str(job.plan))
+    scrub_log(job.log, job.folder)
+    built = answer.error is None and job.plan.is_file()
+    error = answer.error or (None if built else "the builder wrote no plan")
+    return EngineRecord(
+        arm=job.arm,
+        file=job.plan.name if built else None,
+        builder=job.backend,
+        builder_version=answer.version or installed_version(job.backend) or "",
+        sm=answer.sm or job.sm or "",
+        flags=answer.flags,
+        sha256=sha256_of(job.plan) if built else None,
+        size_bytes=job.plan.stat().st_size if built else None,
+        seconds=answer.seconds,
+        log=job.log.name,
+        error=None if error is None else scrub(error, job.folder),
+    )
+
+
+def run_probe(backend: Backend) -> WorkerAnswer:
+    """Ask an installed backend for its version and targets.
+
+    Raises:
+        MachineError: It is installed but cannot be loaded.
+    """
+    answer = _answer(["--probe", backend])
+    if answer.error is not None:
+        raise MachineError(f"is installed but does not load: {answer.error}", where=backend)
+    return answer
+
+
+def scrub(text: str, folder: Path) -> str:
+    """Replace this machine's folders by what they are, so that a build can be handed on."""
+    known = {
+        str(folder): "<build>",
+        str(folder.resolve()): "<build>",
+        sysconfig.get_path("purelib"): "<site-packages>",
+        sysconfig.get_path("platlib"): "<site-packages>",
+        sys.prefix: "<python>",
+        sys.base_prefix: "<python>",
+        tempfile.gettempdir(): "<tmp>",
+        str(Path.cwd()): "<cwd>",
+        str(Path.home()): "<home>",
+    }
+    # The longest first: a site-packages folder lies inside the prefix.
+    for path in sorted(known, key=len, reverse=True):
+        # "/" and "/usr" would eat names that are no paths; nothing private hides there.
+        if path.count("/") > 1 or path in (tempfile.gettempdir(), str(Path.home())):
+            text = text.replace(path + "/", known[path] + "/").replace(path, known[path])
+    return text
+
+
+def scrub_log(log: Path, folder: Path) -> None:
+    """Scrub a log file in place; makes an empty one where the worker never got that far."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    write_atomic(log, scrub(text, folder))
+
+
+def _answer(arguments: list[str]) -> WorkerAnswer:
+    # -P keeps a tensorrt.py that lies in the user's folder from being imported; 3.10 does not know it.
+    isolated = ["-P"] if sys.version_info >= (3, 11) else []
+    process = subprocess.Popen(
+        [sys.executable, *isolated, "-m", _WORKER, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "POLYGRAPHY_AUTOINSTALL_DEPS": "0"},
+    )
+    try:
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+        assert stdin is not None
+        assert stdout is not None
+        assert stderr is not None
+        # The open stdin is the worker's sign that we live; communicate() would close it.
+        raw = stdout.read()
+        said = stderr.read().decode(errors="replace").strip()
+        code = process.wait()
+        stdin.close()
+        stdout.close()
+        stderr.close()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if code == 0 and raw:
+        return WorkerAnswer.model_validate_json(raw)
+    return WorkerAnswer(error=_death(code, said))
+
+
+def _death(code: int, said: str) -> str:
+    last = f": {said.splitlines()[-1]}" if said else ""
+    if code < 0:
+        hint = " (the system kills so when memory runs out)" if -code == signal.SIGKILL else ""
+        return f"the build process was killed by {signal.Signals(-code).name}{hint}{last}"
+    return f"the build process ended with exit code {code}{last}"

@@ -1,0 +1,198 @@
+"""The process that builds one engine: `python -m nm2trt.engine.worker JOB.json`.
+
+Polygraphy chooses between TensorRT and TensorRT-RTX once, when it is imported, so every build gets a process of
+its own. It also keeps the builder's crashes and prints away from the command line. The answer goes to the
+stdout that the process was started with; everything else that is printed goes to the job's log.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nm2trt.artifacts import write_atomic
+from nm2trt.engine.job import Backend, EngineJob, WorkerAnswer
+
+_RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
+_PARSER_ERROR = re.compile(r"^.*?In node (\d+) with name: (.*?) and operator: (\S+) \(\w+\): (.*)$", re.MULTILINE)
+_ERROR_LINE = re.compile(r"^\[[E!]\] (.*)$", re.MULTILINE)
+_HARMLESS = re.compile(
+    # Polygraphy's lazy importer asks for plain TensorRT before it looks at its own RTX switch.
+    r"Module: 'tensorrt' is required"
+    # The parser's multi-line report of what the one-line form says again.
+    r"|ModelImporter\.cpp"
+    # RTX looks for a GPU in passing; it builds without one.
+    r"|cudaError 35"
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Answer a probe (`--probe BACKEND`) or build one job."""
+    answer_fd = os.dup(1)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if arguments[:1] == ["--probe"]:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        answer = _answered(lambda: probe(_backend(arguments[1])))
+    else:
+        job = EngineJob.model_validate_json(Path(arguments[0]).read_bytes())
+        log_fd = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+        os.dup2(log_fd, 1)
+        os.dup2(log_fd, 2)
+        answer = _answered(lambda: build(job))
+        if answer.error is not None and answer.errno is None:
+            sys.stdout.flush()
+            log = job.log.read_text(encoding="utf-8", errors="replace")
+            answer = answer.model_copy(update={"error": explain(log, answer.error)})
+    with os.fdopen(answer_fd, "w", encoding="utf-8") as stream:
+        stream.write(answer.model_dump_json())
+    return 0
+
+
+def probe(backend: Backend) -> WorkerAnswer:
+    """Ask the installed library for its version and the compute capabilities it can target."""
+    trt = _library(backend)
+    members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    targets = [name[2:] for name in members if re.fullmatch(r"SM\d+", name)]
+    return WorkerAnswer(version=str(trt.__version__), targets=targets)
+
+
+def build(job: EngineJob) -> WorkerAnswer:
+    """Build one engine and write its plan, and its layers where a GPU lets them be read.
+
+    Raises:
+        OSError: A file cannot be written.
+        Exception: As polygraphy and TensorRT raise.
+    """
+    trt = _library(job.backend)
+    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.ULTRA_VERBOSE
+    create_config = _config(job)
+    flags: list[str] = []
+
+    def config(builder: Any, network: Any) -> Any:
+        made = create_config(builder, network)
+        flags.extend(name for name, flag in trt.BuilderFlag.__members__.items() if made.get_flag(flag))
+        return made
+
+    started = time.perf_counter()
+    plan = bytes(EngineBytesFromNetwork(_network(job, NetworkFromOnnxPath), config=config)())
+    seconds = time.perf_counter() - started
+    write_atomic(job.plan, plan)
+    note = _inspect(job, trt, plan) if job.backend == "tensorrt" else ""
+    return WorkerAnswer(
+        version=str(trt.__version__), flags=sorted(flags), sm=job.sm or _present_sm(), seconds=seconds, note=note
+    )
+
+
+def explain(log: str, fallback: str) -> str:
+    """Find the errors in a builder's log: every node that the parser refused, else the first error lines.
+
+    Args:
+        log: The whole log.
+        fallback: What to say when the log holds no error.
+    """
+    refused = dict.fromkeys(
+        f"node {index} {name or '(no name)'} ({operator}): {reason.strip()}"
+        for index, name, operator, reason in _PARSER_ERROR.findall(log)
+    )
+    if refused:
+        return "the ONNX parser refused " + "; ".join(refused)
+    lines = dict.fromkeys(line.strip() for line in _ERROR_LINE.findall(log) if not _HARMLESS.search(line))
+    return "; ".join([*lines][:3]) or fallback
+
+
+def _answered(work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
+    try:
+        return work()
+    except OSError as error:
+        return WorkerAnswer(error=str(error), errno=error.errno)
+    except BaseException as error:  # noqa: BLE001 -- polygraphy's fatal errors are no Exceptions everywhere; all are told
+        return WorkerAnswer(error=f"{type(error).__name__}: {error}")
+
+
+def _backend(text: str) -> Backend:
+    if text not in ("tensorrt", "tensorrt-rtx"):
+        raise ValueError(text)
+    return "tensorrt" if text == "tensorrt" else "tensorrt-rtx"
+
+
+def _library(backend: Backend) -> Any:
+    """Import the backend; also points polygraphy, which is not imported yet, at it."""
+    os.environ[_RTX_VARIABLE] = "1" if backend == "tensorrt-rtx" else "0"
+    if backend == "tensorrt-rtx":
+        import tensorrt_rtx
+
+        return tensorrt_rtx
+    import tensorrt
+
+    return tensorrt
+
+
+def _network(job: EngineJob, loader: Any) -> Any:
+    # TensorRT 11 and RTX know only strongly typed networks; 10 has to be told.
+    return loader(str(job.onnx), strongly_typed=True) if job.backend == "tensorrt" else loader(str(job.onnx))
+
+
+def _config(job: EngineJob) -> Callable[[Any, Any], Any]:
+    from polygraphy.backend.trt import Profile
+
+    profile = Profile()
+    for name, (smallest, optimal, largest) in job.profile.items():
+        profile.add(name, smallest, optimal, largest)
+    common: dict[str, Any] = {"profiles": [profile], "sparse_weights": job.arm == "sparse"}
+    create: Callable[[Any, Any], Any]
+    if job.backend == "tensorrt-rtx":
+        from polygraphy.backend.tensorrt_rtx.config import CreateConfigRTX
+
+        if job.sm is not None:
+            common["compute_capabilities"] = [(int(job.sm[:-1]), int(job.sm[-1]))]
+        else:
+            common["use_gpu"] = True
+        create = CreateConfigRTX(**common)
+        return create
+    import tensorrt as trt
+    from polygraphy.backend.trt import CreateConfig
+
+    # TensorRT's own default, which polygraphy turns off and RTX keeps.
+    create = CreateConfig(tf32=True, profiling_verbosity=trt.ProfilingVerbosity.DETAILED, **common)
+    return create
+
+
+def _inspect(job: EngineJob, trt: Any, plan: bytes) -> str:
+    """Write the engine inspector's layers; the plan is this process's own, made a moment ago."""
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return "the engine was built but could not be loaded for inspection"
+    layers = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    write_atomic(job.layers, str(layers))
+    return ""
+
+
+def _present_sm() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}"
+
+
+def _die_with_parent() -> None:
+    """End when the parent's end of stdin closes, so that a killed command leaves no build behind."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

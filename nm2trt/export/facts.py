@@ -1,0 +1,62 @@
+"""What the ONNX file itself proves of the two facts `legal` and `eligible`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nm2trt.artifacts import Fact, FactState
+from nm2trt.verify import ELIGIBLE, VerifyDocument
+
+_LISTED_NAMES = 3
+_NOT_LEGAL = "not 2:4-legal"
+
+
+def legal_fact(judged: VerifyDocument, patterns: Mapping[str, str]) -> Fact:
+    """Tell whether every layer that was meant to be sparse holds its pattern.
+
+    Args:
+        judged: The judge's verdict on the ONNX file.
+        patterns: Weight name -> "N:M" of what was meant to be sparse.
+    """
+    if not patterns:
+        return Fact(state=FactState.DISPROVED, evidence="dense network: no layer is meant to be sparse")
+    conforming = [layer for layer in judged.layers if layer.name in patterns and layer.verdict == "conforms"]
+    wanted = ", ".join(sorted(set(patterns.values())))
+    if judged.verdict == "pass" and len(conforming) == len(patterns):
+        groups = sum(layer.groups for layer in conforming)
+        return Fact(
+            state=FactState.PROVED,
+            evidence=f"{len(conforming)} of {_layers(len(patterns))} meant to be sparse hold {wanted}, "
+            f"{groups} groups counted in {judged.source}",
+        )
+    problems = "; ".join(judged.problems) or "not all of them conform"
+    return Fact(
+        state=FactState.DISPROVED,
+        evidence=f"{len(conforming)} of {_layers(len(patterns))} meant to be sparse hold {wanted}: {problems}",
+    )
+
+
+def eligible_fact(judged: VerifyDocument) -> Fact:
+    """Tell which layers TensorRT may consider for sparse kernels, and why not the others."""
+    layers = [layer for layer in judged.layers if layer.verdict != "not-prunable"]
+    eligible = sum(layer.tensorrt == ELIGIBLE for layer in layers)
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.tensorrt != ELIGIBLE:
+            # The count of illegal groups differs from layer to layer, and would list each by itself.
+            reason = _NOT_LEGAL if layer.tensorrt.startswith(_NOT_LEGAL) else layer.tensorrt
+            reasons.setdefault(reason, []).append(layer.name)
+    details = "; ".join(f"{reason} ({_listed(names)})" for reason, names in reasons.items())
+    return Fact(
+        state=FactState.PROVED if eligible else FactState.DISPROVED,
+        evidence=f"{eligible} of {_layers(len(layers))}" + (f"; not: {details}" if details else ""),
+    )
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _LISTED_NAMES
+    return ", ".join(names[:_LISTED_NAMES]) + (f" and {rest} more" if rest > 0 else "")
