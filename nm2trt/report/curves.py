@@ -98,7 +98,7 @@ def _loss(axes: Axes, metrics: Rows) -> None:
         note(axes, "no step was recorded")
         return
     if steps:
-        axes.plot(_column(steps, "step"), _column(steps, "loss"), color=DENSE, linewidth=0.8, alpha=0.35, label="batch")
+        axes.plot(_column(steps, "step"), _column(steps, "loss"), color=DENSE, linewidth=0.8, alpha=0.5, label="batch")
     if epochs:
         marker = "o" if len(epochs) == 1 else ""
         at = _column(epochs, "step")
@@ -135,7 +135,7 @@ def _accuracy(axes: Axes, metrics: Rows) -> None:
 
 def _sad(axes: Axes, sad: Rows) -> None:
     """Sparse architecture divergence of every layer over the steps."""
-    axes.set_title("SAD since the previous record, % of weights")
+    axes.set_title("SAD per layer, % of weights")
     rows = [row for row in sad if str(row["layer"]) != _TOTAL]
     if not rows:
         note(axes, "no SAD: nothing was sparsified")

@@ -108,14 +108,19 @@ def _latency_table(report: ReportDocument) -> Table:
 def layers_section(verdict: Mapping[str, Any], *, title: str = "Layers") -> Section:
     """Verdict per layer, from the JSON of `nm2trt verify` (also `BuildDocument.pattern`)."""
     layers: list[Mapping[str, Any]] = list(verdict.get("layers", ()))
-    rows = tuple(_layer_row(layer) for layer in layers)
+    totals: Mapping[str, Any] = verdict.get("totals", {})
     conform = sum(layer.get("verdict") == "conforms" for layer in layers)
-    where = verdict.get("source", "the file")
-    lead = f"{conform} of {len(layers)} weights hold the pattern {verdict.get('pattern') or ''}, counted in {where}."
-    columns = ("layer", "operator", "shape", "pattern", "verdict", "density", "TensorRT")
-    return Section(
-        title, (Table(columns, rows, numeric=frozenset({5}), code=frozenset({0, 2})),), lead=" ".join(lead.split())
+    prunable = totals.get("prunable", sum(layer.get("verdict") != "not-prunable" for layer in layers))
+    eligible = totals.get("eligible", sum(layer.get("tensorrt") == "eligible" for layer in layers))
+    where = verdict.get("source") or "the file"
+    lead = (
+        f"{conform} of {prunable} prunable weights hold their pattern, counted in {where}; "
+        f"TensorRT may consider sparse kernels for {eligible}."
     )
+    columns = ("layer", "verdict", "pattern", "density", "operator", "shape", "TensorRT")
+    table = Table(columns, tuple(map(_layer_row, layers)), numeric=frozenset({3}), code=frozenset({0, 5}))
+    problems = [Callout(str(problem), "bad") for problem in verdict.get("problems", ())]
+    return Section(title, (*problems, table), lead=lead)
 
 
 def _layer_row(layer: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -124,11 +129,11 @@ def _layer_row(layer: Mapping[str, Any]) -> tuple[Cell, ...]:
     tensorrt = layer.get("tensorrt") or ""
     return (
         str(layer.get("name", "")),
+        Badge(state, _VERDICT_TONES.get(state, "plain")),
+        str(layer.get("pattern") or ""),
+        "" if density is None else f"{100 * float(density):.1f} %",
         str(layer.get("op", "")),
         "x".join(map(str, layer.get("shape", ()))),
-        str(layer.get("pattern") or ""),
-        Badge(state, _VERDICT_TONES.get(state, "plain")),
-        "" if density is None else f"{100 * float(density):.1f} %",
         str(tensorrt),
     )
 

@@ -269,3 +269,19 @@ def test_light_and_dark(chromium, tmp_path, page):
         assert np.percentile(np.abs(pixels - brightness[scheme]), 99) > 0.35
     assert brightness["dark"] < 0.2
     assert brightness["light"] > 0.9
+
+
+def test_layers_are_counted_as_the_judge_counted_them():
+    layer = {"name": "a", "op": "conv", "shape": [8, 4], "pattern": "2:4", "density": 0.5}
+    layers = [
+        {**layer, "verdict": "conforms", "tensorrt": "eligible"},
+        {**layer, "verdict": "violates", "tensorrt": "not 2:4-legal"},
+        {**layer, "verdict": "not-prunable", "density": None, "tensorrt": "bias"},
+    ]
+    section = layers_section({"source": "model.onnx", "layers": layers, "problems": ["a: 3 groups fail"]})
+    assert section.lead.startswith("1 of 2 prunable weights hold their pattern, counted in model.onnx")
+    assert section.lead.endswith("for 1.")
+    text = " ".join(Reader(render_page("t", "", [section])).text)
+    assert "a: 3 groups fail" in text
+    assert "50.0 %" in text
+    assert "8x4" in text
