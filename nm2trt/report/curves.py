@@ -121,16 +121,7 @@ def _accuracy(axes: Axes, metrics: Rows) -> None:
     axes.set_xlabel("step")
     axes.set_ylim(top=min(100.0, float(np.nanmax(percent)) + 2) if np.isfinite(percent).any() else 100.0)
     if np.isfinite(percent[-1]):
-        axes.annotate(
-            f"{percent[-1]:.2f}",
-            (step[-1], percent[-1]),
-            xytext=(-2, -6),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=INK,
-            fontweight="bold",
-        )
+        axes.set_title(f"{percent[-1]:.2f} at the end", loc="right", color=SPARSE, fontweight="normal")
 
 
 def _sad(axes: Axes, sad: Rows) -> None:
