@@ -177,9 +177,20 @@ def failures(document: BuildDocument) -> list[str]:
             f"{numerics.tolerance:.0e}, at {numerics.max_abs_error_at}"
         )
     if document.source.pattern is not None and document.pattern["verdict"] != "pass":
-        lines.append(f"{MODEL}: {'; '.join(document.pattern['problems'])}")
+        lines.append(f"{MODEL}: {'; '.join(document.pattern['problems'])}{_first_bad(document)}")
     lines += [f"{engine.arm} engine: {engine.error} ({engine.log})" for engine in document.engines if engine.error]
     return lines
+
+
+def _first_bad(document: BuildDocument) -> str:
+    """Name the first layer that breaks its pattern, with its first group that does."""
+    for layer in document.pattern["layers"]:
+        group = layer["first_violation"]
+        if layer["verdict"] == "violates" and group is not None:
+            where = ", ".join(map(str, group["index"]))
+            values = ", ".join(f"{value:g}" for value in group["values"])
+            return f"; first {layer['name']}, group at [{where}] along axis {layer['axis']}: {values}"
+    return ""
 
 
 def _load(source: Path) -> ExportSource:

@@ -29,7 +29,9 @@ def legal_fact(judged: VerifyDocument, patterns: Mapping[str, str]) -> Fact:
             evidence=f"{len(conforming)} of {_layers(len(patterns))} meant to be sparse hold {wanted}, "
             f"{groups} groups counted in {judged.source}",
         )
-    problems = "; ".join(judged.problems) or "not all of them conform"
+    conform = {layer.name for layer in conforming}
+    problems = f"not {_listed(sorted(patterns.keys() - conform))}" if patterns.keys() - conform else ""
+    problems = "; ".join(filter(None, (problems, *judged.problems)))
     return Fact(
         state=FactState.DISPROVED,
         evidence=f"{len(conforming)} of {_layers(len(patterns))} meant to be sparse hold {wanted}: {problems}",
