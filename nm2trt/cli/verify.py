@@ -36,7 +36,8 @@ def command(
 ) -> int:
     """Judge every layer of a checkpoint or ONNX file against an N:M pattern.
 
-    PATH is a .safetensors or .onnx file, a run folder (its checkpoint) or a build folder (its model.onnx).
+    PATH is a .safetensors, .pt, .npz or .onnx file, a run folder (its checkpoint), a build folder (its
+    model.onnx) or a Hugging Face folder. Code inside a .pt file is never run.
     GLOBs match tensor and node names: 'layer3.*', '*.fc?'.
 
     The pattern is counted in groups of M along the axis that the hardware uses: input channels of a

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nm2trt.verify import LayerVerdict, VerifyDocument
 
 _WORST_FIRST = ("violates", "wrong-axis", "zero-point", "dense", "indivisible", "conforms", "not-prunable")
+_ON_PURPOSE = "left dense on purpose"
 _LOG_WIDTH = 120
 _WIDE = 105
 _STYLES = {
@@ -86,9 +87,12 @@ def detail_lines(document: VerifyDocument) -> list[str]:
     """Where the pattern breaks, what the short words in the table mean, and the document's notes."""
     lines = []
     for layer in worst_first(document.layers):
-        if layer.verdict not in ("violates", "wrong-axis", "zero-point") and not layer.nonfinite:
+        bad = layer.verdict in ("violates", "wrong-axis", "zero-point")
+        if not bad and (
+            not layer.note or layer.note == _ON_PURPOSE or layer.verdict in ("indivisible", "not-prunable")
+        ):
             continue
-        parts = [part for part in (layer.note, _first_violation(layer)) if part]
+        parts = [part for part in (layer.note, _first_violation(layer) if bad else "") if part]
         lines.append(f"{plain(layer.name)}: {'; '.join(parts)}")
     reasons = Counter(
         layer.tensorrt for layer in document.layers if ": " in layer.tensorrt and layer.verdict == "conforms"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
+from nm2trt.layers.checkpoint import StoredTensor, layers_of
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
-from nm2trt.layers.naming import guess
-from nm2trt.layers.stream import LayerSource, LayerWeight
+from nm2trt.layers.stream import LayerSource
 
 _LENGTH_BYTES = 8
 _MEND = "copy or download the file again, or write it with safetensors"
@@ -65,26 +64,24 @@ def open_safetensors(path: Path) -> LayerSource:
     return LayerSource(
         path=path,
         kind="checkpoint",
-        layers=partial(_stream, path, entries),
+        layers=partial(layers_of, _stored(path, entries)),
         patterns=claimed_patterns(metadata, path),
         method=metadata.get(METHOD_KEY),
     )
 
 
-def _stream(path: Path, entries: list[_Entry]) -> Iterator[LayerWeight]:
-    for entry in entries:
-        known = _DTYPES.get(entry.dtype)
-        dtype = np.dtype(known).name if known is not None else entry.dtype.lower()
-        found = guess(entry.name, entry.shape, dtype)
-        yield LayerWeight(
-            name=entry.name,
-            op=found.op,
-            shape=entry.shape,
-            dtype=dtype,
-            reduction_axis=found.reduction_axis,
-            weight=partial(_load, path, entry),
-            why_not=found.why_not,
-        )
+def safetensors_tensors(path: Path) -> list[StoredTensor]:
+    """List the tensors of a .safetensors file; errors as `open_safetensors`."""
+    return _stored(path, _read_header(path)[1])
+
+
+def _stored(path: Path, entries: list[_Entry]) -> list[StoredTensor]:
+    return [StoredTensor(entry.name, entry.shape, _dtype_name(entry), partial(_load, path, entry)) for entry in entries]
+
+
+def _dtype_name(entry: _Entry) -> str:
+    known = _DTYPES.get(entry.dtype)
+    return np.dtype(known).name if known is not None else entry.dtype.lower()
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], list[_Entry]]:

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from nm2trt.errors import InputError
+from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES, open_index
 from nm2trt.layers.stream import LayerSource, LayerWeight
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.onnx"
 _RUN_TRACES = ("run.json", "config.toml", "state", "metrics.jsonl")
-_MEND = "pass a .safetensors or .onnx file, a run folder or a build folder"
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+_KNOWN = {".safetensors": "safetensors", ".onnx": "onnx", ".npz": "npz"} | dict.fromkeys(_TORCH_SUFFIXES, "torch")
+_MEND = "pass a .safetensors, .pt, .npz or .onnx file, or a folder that holds one (run, build, Hugging Face)"
 
 
 def open_source(path: Path | str) -> LayerSource:
-    """Open a checkpoint, an ONNX file, a run folder or a build folder.
+    """Open a checkpoint, an ONNX file, or a folder that holds one.
 
     Args:
-        path: `.safetensors`, `.onnx`, a folder that `nm2trt train` wrote (its checkpoint is opened) or that
-            `nm2trt export` wrote (its `model.onnx` is opened).
+        path: `.safetensors`, an index of safetensors shards, `.pt` / `.pth` / `.bin` of torch, `.npz`, `.onnx`; a
+            folder that `nm2trt train` wrote (its checkpoint), that `nm2trt export` wrote (its `model.onnx`), or a
+            Hugging Face model folder.
 
     Raises:
         InputError: There is nothing at `path`, or nothing in it that can be judged.
     """
     file = _file_of(Path(path))
     try:
-        kind = _kind(file)
+        return _open(file)
     except PermissionError:
         raise InputError("may not be read", where=file, mend="check its permissions") from None
+
+
+def open_layers(path: Path | str) -> Iterator[LayerWeight]:
+    """Stream the layers of a file or folder; arguments and errors as `open_source`."""
+    return open_source(path).layers()
+
+
+def _open(file: Path) -> LayerSource:
+    kind = _kind(file)
+    if kind == "index":
+        return open_index(file)
     if kind == "safetensors":
         from nm2trt.layers.safetensors_reader import open_safetensors
 
@@ -37,12 +53,15 @@ def open_source(path: Path | str) -> LayerSource:
         from nm2trt.layers.onnx_reader import open_onnx
 
         return open_onnx(file)
-    raise InputError("is neither a safetensors nor an ONNX file", where=file, mend=_MEND)
+    if kind == "npz":
+        from nm2trt.layers.npz_reader import open_npz
 
+        return open_npz(file)
+    if kind == "torch":
+        from nm2trt.layers.torch_reader import open_torch
 
-def open_layers(path: Path | str) -> Iterator[LayerWeight]:
-    """Stream the layers of a file or folder; arguments and errors as `open_source`."""
-    return open_source(path).layers()
+        return open_torch(file)
+    raise InputError("is no checkpoint and no ONNX file", where=file, mend=_MEND)
 
 
 def _file_of(path: Path) -> Path:
@@ -51,7 +70,7 @@ def _file_of(path: Path) -> Path:
     if not path.is_dir():
         what = "is no file or folder" if path.exists() else "no such file or folder"
         raise InputError(what, where=path, mend="check the path")
-    for name in (CHECKPOINT, MODEL):
+    for name in (CHECKPOINT, MODEL, *INDEXES, *SINGLE_FILES):
         if (path / name).is_file():
             return path / name
     if any((path / name).exists() for name in _RUN_TRACES):
@@ -60,17 +79,31 @@ def _file_of(path: Path) -> Path:
         )
     if (path / "build.json").exists():
         raise InputError(f"a build folder without {MODEL}", where=path, mend="export again")
-    raise InputError(f"holds neither {CHECKPOINT} nor {MODEL}", where=path, mend=_MEND)
+    raise InputError("holds no checkpoint and no model.onnx", where=path, mend=_MEND)
 
 
 def _kind(path: Path) -> str:
-    suffix = path.suffix.lower()
+    if path.name.endswith(".index.json"):
+        return "index"
     with path.open("rb") as file:
         head = file.read(16)
     # The header's length in 8 bytes, then its JSON.
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
         return "safetensors"
-    if suffix in (".safetensors", ".onnx"):
-        return suffix[1:]
+    if head[:4] == b"PK\x03\x04":
+        return _zip_kind(path)
+    suffix = path.suffix.lower()
+    if suffix in _KNOWN and (suffix != ".bin" or head[:1] != b"\x08"):
+        return _KNOWN[suffix]
     # Field 1 (ir_version) as a varint opens every ONNX file that a library wrote.
     return "onnx" if head[:1] == b"\x08" else "unknown"
+
+
+def _zip_kind(path: Path) -> str:
+    """Torch and numpy both write zip archives."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return _KNOWN.get(path.suffix.lower(), "torch")
+    return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"

@@ -34,6 +34,8 @@ class LayerWeight:
     """Reason that this tensor can never be pruned (bias, norm, embedding, depthwise); empty otherwise."""
     zero_point: bool = False
     """Quantised with a zero point that is not 0, so that stored zeros are not zeros."""
+    note: str = ""
+    """What the reader did to the stored values (applied a mask); empty otherwise."""
     node: str = ""
     """Operator's name in a graph; empty for checkpoints."""
     graph_dtype: str = ""

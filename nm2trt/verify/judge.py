@@ -131,8 +131,8 @@ def judge_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCo
     weight = layer.weight()
     count = count_groups(weight, pattern, axis)
     verdict, note = _verdict(layer, weight, count, pattern, rules)
-    if count.nonfinite:
-        note = "; ".join(filter(None, (note, f"{count.nonfinite} NaN or infinite weights")))
+    nonfinite = f"{count.nonfinite} NaN or infinite weights" if count.nonfinite else ""
+    note = "; ".join(filter(None, (note, layer.note, nonfinite)))
     return (
         _layer_verdict(
             layer,
@@ -289,12 +289,14 @@ def _notes(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules, kind
         for glob in rules.layer_patterns
         if not any(_matches(layer, (glob,)) for layer in verdicts)
     ]
+    masked = Counter(layer.note for layer in verdicts if "judged with the mask" in layer.note)
+    if masked:
+        notes.append(f"{_layers(masked.total())} judged with their masks applied: apply them for good before export")
     if rules.exclude and not excluded:
         notes.append("--exclude matches no layer")
     if rules.claims is not None:
-        notes.append(
-            f"the file's own metadata calls {_layers(len(rules.claims))} sparse; the others are dense on purpose"
-        )
+        sparse = _layers(len(rules.claims)) if rules.claims else "no layer"
+        notes.append(f"the file's own metadata calls {sparse} sparse; the others are dense on purpose")
     return notes
 
 

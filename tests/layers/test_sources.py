@@ -59,8 +59,8 @@ def test_nothing_to_judge(tmp_path):
     (tmp_path / "empty.onnx").write_bytes(b"")
     for path, words in (
         (tmp_path / "missing.onnx", "no such file or folder"),
-        (tmp_path, "holds neither"),
-        (tmp_path / "notes.txt", "is neither"),
+        (tmp_path, "holds no checkpoint"),
+        (tmp_path / "notes.txt", "is no checkpoint"),
         (tmp_path / "empty.onnx", "is no ONNX model"),
     ):
         with pytest.raises(InputError, match=words):

@@ -1,0 +1,99 @@
+"""What all checkpoints have in common: stored tensors, and the masks that some tools keep beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nm2trt.layers.naming import Guess, guess
+from nm2trt.layers.stream import LayerWeight
+
+_Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file, not loaded yet."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], _Array]
+
+
+_MASKS: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    ("apex ASP", re.compile(r"^(?P<head>.*?)__(?P<tail>\w+)_mma_mask$"), r"\g<head>\g<tail>"),
+    ("Model Optimizer", re.compile(r"^(?P<head>(?:.*\.)?)_(?P<tail>\w+)_mask$"), r"\g<head>\g<tail>"),
+    ("torch.nn.utils.prune", re.compile(r"^(?P<head>(?:.*\.)?)(?P<tail>\w+)_mask$"), r"\g<head>\g<tail>_orig"),
+    (
+        "a torch parametrization",
+        re.compile(r"^(?P<head>(?:.*\.)?parametrizations\.\w+)\.\d+\.mask$"),
+        r"\g<head>.original",
+    ),
+)
+"""Tool, name of its mask buffer, name of the weight that the mask is for."""
+
+
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.\w+\.original$")
+"""torch.ao.pruning, for one, keeps its masks out of the state dict."""
+
+
+def layers_of(tensors: Sequence[StoredTensor]) -> Iterator[LayerWeight]:
+    """Turn stored tensors into layers; a weight whose mask lies beside it is given with the mask applied."""
+    masks = _masks(tensors)
+    mask_names = {mask.name for _, mask in masks.values()}
+    for tensor in tensors:
+        found = guess(tensor.name, tensor.shape, tensor.dtype)
+        if tensor.name in mask_names:
+            found = Guess("other", None, "mask: applied to the weight beside it")
+        load, note = tensor.load, ""
+        if tensor.name in masks:
+            tool, mask = masks[tensor.name]
+            load = _Masked(tensor, mask)
+            note = f"judged with the mask that {tool} keeps in {mask.name}; the stored weights alone may be dense"
+        elif _PARAMETRIZED.search(tensor.name):
+            note = (
+                "stored as it is before a torch parametrization, whose mask is not in the file; save it after "
+                "torch.nn.utils.parametrize.remove_parametrizations or the sparsifier's squash_mask"
+            )
+        yield LayerWeight(
+            name=tensor.name,
+            op=found.op,
+            shape=tensor.shape,
+            dtype=tensor.dtype,
+            reduction_axis=found.reduction_axis,
+            weight=load,
+            why_not=found.why_not,
+            note=note,
+        )
+
+
+def _masks(tensors: Sequence[StoredTensor]) -> dict[str, tuple[str, StoredTensor]]:
+    """Weight name -> (tool, mask)."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    found: dict[str, tuple[str, StoredTensor]] = {}
+    for tensor in tensors:
+        for tool, pattern, weight_name in _MASKS:
+            match = pattern.match(tensor.name)
+            weight = by_name.get(match.expand(weight_name)) if match else None
+            if weight is not None and weight is not tensor and weight.shape == tensor.shape:
+                found.setdefault(weight.name, (tool, tensor))
+                break
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    weight: StoredTensor
+    mask: StoredTensor
+
+    def __call__(self) -> _Array:
+        # Masks are bool, or 0 and 1 in any type; a product would turn NaN * 0 into NaN.
+        array = self.weight.load()
+        kept = np.asarray(self.mask.load()).astype(np.bool_)
+        return np.where(kept, array, np.zeros((), array.dtype))
