@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 @click.command(name="verify")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("--pattern", metavar="N:M", help="Judge every layer by it. Default: what the file says, else 2:4.")
+@click.option(
+    "--pattern",
+    metavar="N:M",
+    help="Judge every layer by it; auto: the strongest that it holds. Default: what the file says, else 2:4.",
+)
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these layers.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Do not judge these layers.")
 @click.option("--require", multiple=True, metavar="GLOB", help="These layers must conform.")
 @click.option("--strict", is_flag=True, help="Every prunable layer must conform.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="F", help="Write a JUnit XML file for CI, too.")
 @json_option
 def command(
     paths: tuple[Path, ...],
@@ -32,6 +37,7 @@ def command(
     exclude: tuple[str, ...],
     require: tuple[str, ...],
     strict: bool,
+    junit: Path | None,
     as_json: bool,
 ) -> int:
     """Judge every layer of a checkpoint or ONNX file against an N:M pattern.
@@ -49,10 +55,14 @@ def command(
             a required layer, or with --strict any prunable one, does not conform; or none conforms.
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
-    from nm2trt.pattern import NMPattern
+    from nm2trt.verify import parse_pattern
 
+    if junit is not None:
+        from nm2trt.cli.junit import check_target
+
+        check_target(junit)
     rules: dict[str, Any] = {
-        "pattern": None if pattern is None else NMPattern.parse(pattern),
+        "pattern": None if pattern is None else parse_pattern(pattern),
         "layer_patterns": dict(_layer_pattern(text) for text in layers),
         "exclude": exclude,
         "require": require,
@@ -60,6 +70,11 @@ def command(
     }
     with _watching() as watch:
         documents = [_verify(path, rules, watch) for path in paths]
+    if junit is not None:
+        from nm2trt.artifacts import write_atomic
+        from nm2trt.cli.junit import junit_from_documents
+
+        write_atomic(junit, junit_from_documents(documents))
     _print(documents, as_json=as_json)
     return EXIT_OK if all(document.verdict == "pass" for document in documents) else EXIT_BAD_VERDICT
 

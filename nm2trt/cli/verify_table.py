@@ -92,7 +92,7 @@ def detail_lines(document: VerifyDocument) -> list[str]:
             not layer.note or layer.note == _ON_PURPOSE or layer.verdict in ("indivisible", "not-prunable")
         ):
             continue
-        parts = [part for part in (layer.note, _first_violation(layer) if bad else "") if part]
+        parts = [part for part in (layer.note, first_violation_words(layer) if bad else "") if part]
         lines.append(f"{plain(layer.name)}: {'; '.join(parts)}")
     reasons = Counter(
         layer.tensorrt for layer in document.layers if ": " in layer.tensorrt and layer.verdict == "conforms"
@@ -134,7 +134,8 @@ def _short(reason: str) -> str:
     return reason.partition(": ")[0]
 
 
-def _first_violation(layer: LayerVerdict) -> str:
+def first_violation_words(layer: LayerVerdict) -> str:
+    """The first broken group as an index expression with its values; empty where there is none."""
     if layer.first_violation is None or layer.axis is None:
         return ""
     index: list[str] = [str(position) for position in layer.first_violation.index]

@@ -2,7 +2,7 @@
 
 from nm2trt.verify.document import ELIGIBLE, LayerVerdict, Totals, VerifyDocument, VerifyManyDocument, Violation
 from nm2trt.verify.files import verify_path
-from nm2trt.verify.judge import judge
+from nm2trt.verify.judge import judge, parse_pattern
 
 __all__ = [
     "ELIGIBLE",
@@ -12,5 +12,6 @@ __all__ = [
     "VerifyManyDocument",
     "Violation",
     "judge",
+    "parse_pattern",
     "verify_path",
 ]

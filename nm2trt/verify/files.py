@@ -9,12 +9,12 @@ from pathlib import Path
 from nm2trt.layers import LayerSource, LayerWeight, open_source
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
 from nm2trt.verify.document import VerifyDocument
-from nm2trt.verify.judge import judge
+from nm2trt.verify.judge import Auto, judge
 
 
 def verify_path(
     path: Path | str,
-    pattern: NMPattern | None = None,
+    pattern: NMPattern | Auto | None = None,
     *,
     layer_patterns: Mapping[str, NMPattern] | None = None,
     exclude: Sequence[str] = (),
@@ -27,7 +27,8 @@ def verify_path(
 
     Args:
         path: As `nm2trt.layers.open_source` takes it.
-        pattern: Judge every layer by it. None: by the patterns in nm2trt's own metadata, and 2:4 where there are none.
+        pattern: Judge every layer by it, or "auto". None: by the patterns in nm2trt's own metadata, and 2:4 where
+            there are none.
         layer_patterns: As `judge` takes it.
         exclude: As `judge` takes it.
         require: As `judge` takes it.

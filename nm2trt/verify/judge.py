@@ -17,6 +17,9 @@ from nm2trt.verify.axes import other_grouping
 from nm2trt.verify.counting import GroupCount, count_groups
 from nm2trt.verify.document import BAD_VERDICTS, ELIGIBLE, LayerVerdict, Totals, Verdict, VerifyDocument, Violation
 from nm2trt.verify.eligibility import eligibility, structural_reason
+from nm2trt.verify.strongest import strongest_pattern
+
+Auto = Literal["auto"]
 
 _SPARSE_DENSITY = 0.75
 """From here down a layer was meant to be sparse, so that a group that breaks the pattern is a mistake."""
@@ -40,7 +43,7 @@ class Rules:
     Globs are matched against tensor names and, in graphs, node names; in `layer_patterns` the last match wins.
     """
 
-    pattern: NMPattern = TENSORRT_PATTERN
+    pattern: NMPattern | Auto = TENSORRT_PATTERN
     layer_patterns: Mapping[str, NMPattern] = field(default_factory=dict)
     exclude: Sequence[str] = ()
     require: Sequence[str] = ()
@@ -51,7 +54,7 @@ class Rules:
 
 def judge(
     layers: Iterable[LayerWeight],
-    pattern: NMPattern = TENSORRT_PATTERN,
+    pattern: NMPattern | Auto = TENSORRT_PATTERN,
     *,
     layer_patterns: Mapping[str, NMPattern] | None = None,
     exclude: Sequence[str] = (),
@@ -66,7 +69,8 @@ def judge(
 
     Args:
         layers: From `open_layers`.
-        pattern: For every layer that nothing else names a pattern for.
+        pattern: For every layer that nothing else names a pattern for; "auto": the strongest that each holds, and
+            2:4 where it holds none.
         layer_patterns: Glob on tensor or node names -> pattern; the last match wins.
         exclude: Globs of layers that are not judged.
         require: Globs of layers that must conform; each must match a prunable layer.
@@ -119,16 +123,21 @@ def judge(
 
 def judge_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCount | None]:
     """Judge one layer; the count is None where its values were not read."""
-    pattern = _pattern_of(layer, rules)
+    wanted = _pattern_of(layer, rules)
+    pattern = TENSORRT_PATTERN if wanted == "auto" else wanted
     axis = layer.reduction_axis
     if axis is None or layer.why_not:
         return _unread(layer, pattern, "not-prunable", layer.why_not or "no reduction axis"), None
     if 0 in layer.shape:
         return _unread(layer, pattern, "not-prunable", "empty: a dimension is 0"), None
     size = _reduction_size(layer)
+    weight: NDArray[Any] | None = None
+    if wanted == "auto":
+        weight = layer.weight()
+        pattern = strongest_pattern(weight, axis, size) or pattern
     if size % pattern.m:
         return _unread(layer, pattern, "indivisible", f"{size} along axis {axis}: no multiple of {pattern.m}"), None
-    weight = layer.weight()
+    weight = layer.weight() if weight is None else weight
     count = count_groups(weight, pattern, axis)
     verdict, note = _verdict(layer, weight, count, pattern, rules)
     nonfinite = f"{count.nonfinite} NaN or infinite weights" if count.nonfinite else ""
@@ -195,7 +204,16 @@ def _reduction_size(layer: LayerWeight) -> int:
     return size // layer.groups if layer.op == "conv-transpose" else size
 
 
-def _pattern_of(layer: LayerWeight, rules: Rules) -> NMPattern:
+def parse_pattern(text: str) -> NMPattern | Auto:
+    """Read N:M or `auto`.
+
+    Raises:
+        ConfigError: As `NMPattern.parse`.
+    """
+    return "auto" if text.strip() == "auto" else NMPattern.parse(text)
+
+
+def _pattern_of(layer: LayerWeight, rules: Rules) -> NMPattern | Auto:
     for glob, pattern in reversed(list(rules.layer_patterns.items())):
         if _matches(layer, (glob,)):
             return pattern

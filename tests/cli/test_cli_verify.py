@@ -1,6 +1,7 @@
 """`nm2trt verify` as a user runs it."""
 
 import json
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -155,3 +156,33 @@ def test_help_names_every_option():
     assert result.returncode == 0
     for option in ("--pattern", "--layer", "--exclude", "--require", "--strict", "--json"):
         assert option in result.stdout
+
+
+def test_auto(tmp_path):
+    path = checkpoint(tmp_path / "m.safetensors", a__weight=sparse((8, 64), "1:16"), b__weight=sparse((8, 64), "2:8"))
+    result = nm2trt("verify", path, "--pattern", "auto", "--json")
+    document = json.loads(result.stdout)
+    assert (result.returncode, document["pattern"]) == (0, "auto")
+    assert {layer["name"]: layer["pattern"] for layer in document["layers"]} == {"a.weight": "1:16", "b.weight": "2:8"}
+
+
+def test_junit(good, tmp_path):
+    weight = sparse((8, 16, 3, 3))
+    weight[0, :4] = 7
+    bad = checkpoint(tmp_path / "bad.safetensors", **{"odd\x1b<&>name": weight})
+    report = tmp_path / "report.xml"
+    assert nm2trt("verify", good, bad, "--junit", report).returncode == 1
+    passed, failed = ET.parse(report).getroot()
+    assert (passed.get("name"), passed.get("tests"), passed.get("failures")) == (str(good), "3", "0")
+    assert (failed.get("tests"), failed.get("failures")) == ("2", "2")
+    (failure,) = failed[0]
+    assert failed[0].get("name") == "odd\\x1b<&>name"
+    assert failure.get("type") == "violates"
+    assert "[0, 0:4, 0, 0] = (7, 7, 7, 7)" in failure.text
+    # An older report may be replaced, nothing else.
+    assert nm2trt("verify", good, "--junit", report).returncode == 0
+    before = bad.read_bytes()
+    assert_one_error_line(nm2trt("verify", good, "--junit", bad), 2, "no JUnit report")
+    assert_one_error_line(nm2trt("verify", good, "--junit", tmp_path), 2, "no place for a file")
+    assert_one_error_line(nm2trt("verify", good, "--junit", tmp_path / "gone" / "r.xml"), 2, "no place for a file")
+    assert bad.read_bytes() == before

@@ -245,3 +245,25 @@ def test_one_tensor_is_held_at_a_time():
 
     judge([layer(sparse((8, 8)), str(i), weight=make) for i in range(3)])
     assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("weight", "pattern", "verdict"),
+    [
+        (sparse((8, 64), NMPattern(2, 4)), "2:4", "conforms"),
+        (sparse((8, 64), NMPattern(1, 4)), "1:4", "conforms"),
+        (sparse((8, 64), NMPattern(2, 8)), "2:8", "conforms"),
+        (sparse((8, 64), NMPattern(4, 8)), "4:8", "conforms"),
+        (sparse((8, 64), NMPattern(1, 16)), "1:16", "conforms"),
+        (sparse((8, 64, 3, 3), NMPattern(3, 4)), "3:4", "conforms"),
+        (sparse((8, 6), NMPattern(1, 2)), "1:2", "conforms"),
+        (np.zeros((8, 64), np.float32), "1:32", "conforms"),
+        (sparse((8, 64), NMPattern(7, 8)), "2:4", "dense"),
+        (dense((8, 64)), "2:4", "dense"),
+        (dense((8, 7)), "2:4", "indivisible"),
+        (sparse((64, 64), axis=0), "2:4", "wrong-axis"),
+    ],
+)
+def test_auto_names_the_strongest_pattern_that_holds(weight, pattern, verdict):
+    found = verdict_of(layer(weight), "auto")
+    assert (found.pattern, found.verdict) == (pattern, verdict)
