@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +20,22 @@ from nm2trt.layers.checkpoint import StoredTensor, layers_of
 from nm2trt.layers.stream import LayerSource
 
 _MEND = "save it again with numpy.savez, without objects"
-_BROKEN = (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    OSError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+)
+"""What zipfile, its decompressors and numpy's header parser raise; encrypted members are a RuntimeError."""
 
 
 def open_npz(path: Path) -> LayerSource:

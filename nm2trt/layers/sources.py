@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,6 @@ def _zip_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError, struct.error):
         return _KNOWN.get(path.suffix.lower(), "torch")
     return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"
