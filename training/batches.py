@@ -38,12 +38,14 @@ def _already_a_batch(batch: Any) -> Any:
 def batches(
     x_NCHW: NDArray[np.float32], y_N: NDArray[np.int64], *, batch_size: int, shuffle_seed: int | None
 ) -> DataLoader[Batch]:
-    """Loader of (x_BCHW float32, y_B int64); shuffled by `shuffle_seed`, in order when it is None."""
+    """Loader of (x_BCHW float32, y_B int64); shuffled by `shuffle_seed`, in order and complete when it is None."""
     generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
     return DataLoader(
         _Arrays(x_NCHW, y_N),
         batch_size=batch_size,
         shuffle=shuffle_seed is not None,
         generator=generator,
+        # A last batch of a few samples would feed batch norm statistics of its own.
+        drop_last=shuffle_seed is not None and len(y_N) >= batch_size,
         collate_fn=_already_a_batch,
     )

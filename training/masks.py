@@ -24,7 +24,8 @@ def nm_mask(weight: torch.Tensor, pattern: NMPattern, axis: int) -> torch.Tensor
     Returns:
         Bool tensor of `weight`'s shape, True where kept; exactly N per group.
     """
-    magnitude = weight.detach().abs().unflatten(axis, (-1, pattern.m))
+    shape = weight.shape
+    magnitude = weight.detach().abs().reshape(*shape[:axis], -1, pattern.m, *shape[axis + 1 :])
     kept = (
         _by_sort(magnitude, pattern, axis + 1) if pattern.m >= _SORT_FROM_M else _by_rank(magnitude, pattern, axis + 1)
     )

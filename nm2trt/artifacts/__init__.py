@@ -8,6 +8,7 @@ from nm2trt.artifacts.build import (
     GraphPort,
     NumericsRecord,
 )
+from nm2trt.artifacts.demo import DemoDocument, DemoRow
 from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.facts import Fact, Facts, FactState
 from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
@@ -29,6 +30,8 @@ __all__ = [
     "BatchRecord",
     "BuildDocument",
     "BuildSource",
+    "DemoDocument",
+    "DemoRow",
     "Document",
     "EngineRecord",
     "Fact",

@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+_WIDTH_IN_FILES = 120
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -39,10 +41,11 @@ json_option = click.option(
 
 
 def stdout_console() -> Console:
-    """Console for results."""
+    """Console for results; wide where nobody's window limits it."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_IN_FILES)
 
 
 def stderr_console() -> Console:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -85,7 +86,13 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> NoReturn:
     """Console script."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())
+
+
+def _terminate(*_: object) -> NoReturn:
+    # As an exception, so that whatever was staged is cleared away.
+    raise KeyboardInterrupt
 
 
 def _say(line: str, exit_code: int) -> int:

@@ -1,0 +1,50 @@
+"""demo.json: the whole way, summed up. Written by `nm2trt demo` beside every stage's own folder."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from nm2trt.artifacts.document import Document
+from nm2trt.artifacts.facts import Facts
+from nm2trt.artifacts.files import FileRecord
+from nm2trt.artifacts.host import HostRecord
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class DemoRow(BaseModel):
+    """One line of the closing table."""
+
+    model_config = _FROZEN
+
+    what: str
+    value: str
+    detail: str = ""
+    source: str
+    """The file in the demo's folder that holds the figure."""
+
+
+class DemoDocument(Document):
+    """Written when every stage has run."""
+
+    SCHEMA: ClassVar[str] = "nm2trt.demo/1"
+    FILE: ClassVar[str] = "demo.json"
+
+    data: str
+    model: str
+    pattern: str
+    seeds: int
+    dense_accuracies: tuple[float, ...]
+    """Share of the test samples right, one per seed."""
+    sparse_accuracies: tuple[float, ...]
+    rows: list[DemoRow]
+    facts: Facts
+    commands: tuple[str, ...]
+    problems: list[str]
+    """Why the verdict is "fail"; empty when it is "pass"."""
+    verdict: Literal["pass", "fail"]
+    seconds: float
+    files: dict[str, FileRecord]
+    host: HostRecord

@@ -1,0 +1,28 @@
+import re
+
+from helpers import REPOSITORY
+
+from nm2trt.cli.main import COMMANDS
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def test_the_two_commands_are_shown():
+    text = (REPOSITORY / "README.md").read_text()
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_commands_exist():
+    for page in PAGES:
+        for name in re.findall(r"^\s*(?:\$ )?nm2trt ([a-z-]+)", page.read_text(), re.MULTILINE):
+            assert name in COMMANDS, f"{page.name}: nm2trt {name}"
+        for name in re.findall(r"benchmarks/(\w+\.py)", page.read_text()):
+            assert (REPOSITORY / "benchmarks" / name).is_file(), f"{page.name}: {name}"
