@@ -38,6 +38,8 @@ class Constant:
     quantised: bool = False
     zero_point: bool = False
     steps: tuple[Callable[[Array], Array], ...] = ()
+    layout: tuple[Callable[[Array], Array], ...] = ()
+    """Those of the steps that only move values: applied to stored positions, they tell where each value came from."""
 
     def value(self) -> Array:
         """Load the tensor and apply the steps.
@@ -241,7 +243,7 @@ def _transpose(node: ir.Node, constant: Constant) -> Constant | None:
     if sorted(perm) != list(range(rank)):
         return None
     shape = tuple(constant.shape[axis] for axis in perm)
-    return replace(constant, shape=shape, steps=(*constant.steps, lambda array: array.transpose(perm)))
+    return _moved(constant, shape, lambda array: array.transpose(perm))
 
 
 def _reshape(node: ir.Node, constant: Constant) -> Constant | None:
@@ -281,7 +283,11 @@ def _unsqueeze(node: ir.Node, constant: Constant) -> Constant | None:
 def _with_shape(constant: Constant, shape: tuple[int, ...]) -> Constant | None:
     if any(size < 0 for size in shape) or math.prod(shape) != math.prod(constant.shape):
         return None
-    return replace(constant, shape=shape, steps=(*constant.steps, lambda array: array.reshape(shape)))
+    return _moved(constant, shape, lambda array: array.reshape(shape))
+
+
+def _moved(constant: Constant, shape: tuple[int, ...], step: Callable[[Array], Array]) -> Constant:
+    return replace(constant, shape=shape, steps=(*constant.steps, step), layout=(*constant.layout, step))
 
 
 def _quantize(node: ir.Node, constant: Constant) -> Constant | None:

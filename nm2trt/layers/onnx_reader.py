@@ -42,9 +42,9 @@ def open_onnx(path: Path) -> LayerSource:
         InputError: The file is missing, no ONNX, larger than protobuf's 2 GiB, or cannot be understood; a tensor's
             data contradict its shape; external data are missing or outside the model's folder.
     """
-    model = _load(path)
-    uses = _uses(model, path)
-    metadata = {as_text(key): as_text(value) for key, value in model.metadata_props.items()}
+    graph = open_graph(path)
+    uses = graph.uses
+    metadata = {as_text(key): as_text(value) for key, value in graph.model.metadata_props.items()}
     return LayerSource(
         path=path,
         kind="onnx",
@@ -54,25 +54,49 @@ def open_onnx(path: Path) -> LayerSource:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OpenGraph:
+    """An ONNX file for those who write into it: embedded tensors of `model` are views of those in `proto`."""
+
+    proto: onnx.ModelProto
+    model: ir.Model
+    """Functions inlined; external data stay on disk."""
+    uses: list[_Use]
+
+    def weights(self) -> list[tuple[LayerWeight, Constant]]:
+        """Every layer with the constant behind it."""
+        return [(_layer(use), use.constant) for use in self.uses]
+
+
+def open_graph(path: Path) -> OpenGraph:
+    """Open an ONNX file to edit it; errors as `open_onnx`."""
+    proto, model = _load(path)
+    return OpenGraph(proto, model, _uses(model, path))
+
+
 def _stream(uses: list[_Use]) -> Iterator[LayerWeight]:
     for use in uses:
-        constant = use.constant
-        yield LayerWeight(
-            name=constant.name,
-            op=use.op,
-            shape=constant.shape,
-            dtype=constant.stored_dtype,
-            reduction_axis=use.axis,
-            weight=constant.value,
-            groups=use.groups,
-            why_not=use.why_not,
-            zero_point=constant.zero_point,
-            node=", ".join(use.nodes),
-            graph_dtype=constant.graph_dtype,
-        )
+        yield _layer(use)
 
 
-def _load(path: Path) -> ir.Model:
+def _layer(use: _Use) -> LayerWeight:
+    constant = use.constant
+    return LayerWeight(
+        name=constant.name,
+        op=use.op,
+        shape=constant.shape,
+        dtype=constant.stored_dtype,
+        reduction_axis=use.axis,
+        weight=constant.value,
+        groups=use.groups,
+        why_not=use.why_not,
+        zero_point=constant.zero_point,
+        node=", ".join(use.nodes),
+        graph_dtype=constant.graph_dtype,
+    )
+
+
+def _load(path: Path) -> tuple[onnx.ModelProto, ir.Model]:
     if path.stat().st_size > _PROTOBUF_LIMIT_BYTES:
         raise InputError(
             "is larger than protobuf's limit of 2 GiB", where=path, mend="save it with external data (onnx.save)"
@@ -99,7 +123,7 @@ def _load(path: Path) -> ir.Model:
         ) from None
     finally:
         logger.setLevel(level)
-    return model
+    return proto, model
 
 
 def _uses(model: ir.Model, path: Path) -> list[_Use]:

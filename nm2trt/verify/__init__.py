@@ -2,7 +2,7 @@
 
 from nm2trt.verify.document import ELIGIBLE, LayerVerdict, Totals, VerifyDocument, VerifyManyDocument, Violation
 from nm2trt.verify.files import verify_path
-from nm2trt.verify.judge import judge, parse_pattern
+from nm2trt.verify.judge import judge, matches, parse_pattern, reduction_size
 
 __all__ = [
     "ELIGIBLE",
@@ -12,6 +12,8 @@ __all__ = [
     "VerifyManyDocument",
     "Violation",
     "judge",
+    "matches",
     "parse_pattern",
+    "reduction_size",
     "verify_path",
 ]

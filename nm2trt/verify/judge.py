@@ -96,7 +96,7 @@ def judge(
     excluded: list[str] = []
     weights = zeros = 0
     for layer in layers:
-        if _matches(layer, rules.exclude):
+        if matches(layer, rules.exclude):
             excluded.append(layer.name)
             continue
         verdict, count = judge_layer(layer, rules)
@@ -130,7 +130,7 @@ def judge_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCo
         return _unread(layer, pattern, "not-prunable", layer.why_not or "no reduction axis"), None
     if 0 in layer.shape:
         return _unread(layer, pattern, "not-prunable", "empty: a dimension is 0"), None
-    size = _reduction_size(layer)
+    size = reduction_size(layer)
     weight: NDArray[Any] | None = None
     if wanted == "auto":
         weight = layer.weight()
@@ -167,7 +167,7 @@ def _verdict(
         return "zero-point", "quantised with a zero point that is not 0: stored zeros are not zeros"
     if not count.violations:
         return "conforms", ""
-    if rules.claims is not None and not claimed and not _matches(layer, tuple(rules.layer_patterns)):
+    if rules.claims is not None and not claimed and not matches(layer, tuple(rules.layer_patterns)):
         return "dense", "left dense on purpose"
     meant = claimed or count.nonzeros <= _SPARSE_DENSITY * weight.size or 2 * count.violations < count.groups
     if not meant:
@@ -197,7 +197,8 @@ def _first_violation(weight: NDArray[Any], count: GroupCount, pattern: NMPattern
     return Violation(index=count.first, values=tuple(float(value) for value in weight[where]))
 
 
-def _reduction_size(layer: LayerWeight) -> int:
+def reduction_size(layer: LayerWeight) -> int:
+    """Weights along the reduction axis that belong together; M has to divide it."""
     assert layer.reduction_axis is not None
     size = layer.shape[layer.reduction_axis]
     # [C_in, C_out / groups, ...]: a group of weights must not reach from one convolution group into the next.
@@ -215,14 +216,15 @@ def parse_pattern(text: str) -> NMPattern | Auto:
 
 def _pattern_of(layer: LayerWeight, rules: Rules) -> NMPattern | Auto:
     for glob, pattern in reversed(list(rules.layer_patterns.items())):
-        if _matches(layer, (glob,)):
+        if matches(layer, (glob,)):
             return pattern
     if rules.claims is not None and layer.name in rules.claims:
         return rules.claims[layer.name]
     return rules.pattern
 
 
-def _matches(layer: LayerWeight | LayerVerdict, globs: Sequence[str]) -> bool:
+def matches(layer: LayerWeight | LayerVerdict, globs: Sequence[str]) -> bool:
+    """Tell whether a glob matches the tensor's name, with or without `.weight`, or one of its nodes' names."""
     names = (layer.name, *layer.node.split(", ")) if layer.node else (layer.name,)
     # Users name modules as often as tensors: "fc" stands for "fc.weight".
     names = (*names, layer.name.removesuffix(".weight"))
@@ -272,7 +274,7 @@ def _problems(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules) -
     problems = [_BAD_WORDS[verdict].format(_layers(count)) for verdict, count in bad.items()]
     prunable = [layer for layer in verdicts if layer.verdict != "not-prunable"]
     for glob in rules.require:
-        matched = [layer for layer in prunable if _matches(layer, (glob,))]
+        matched = [layer for layer in prunable if matches(layer, (glob,))]
         if not matched:
             problems.append(f"--require {glob} matches no prunable layer")
         problems += [
@@ -305,7 +307,7 @@ def _notes(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules, kind
     notes += [
         f"--layer {glob} matches no layer"
         for glob in rules.layer_patterns
-        if not any(_matches(layer, (glob,)) for layer in verdicts)
+        if not any(matches(layer, (glob,)) for layer in verdicts)
     ]
     masked = Counter(layer.note for layer in verdicts if "judged with the mask" in layer.note)
     if masked:
