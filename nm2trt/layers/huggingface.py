@@ -39,6 +39,11 @@ def open_index(path: Path) -> LayerSource:
     return LayerSource(path=path, kind="checkpoint", layers=partial(layers_of, tensors))
 
 
+def shard_names(path: Path) -> list[str]:
+    """List the files that an index names, each once; errors as `open_index`."""
+    return sorted(set(_weight_map(path).values()))
+
+
 def _weight_map(path: Path) -> dict[str, str]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -43,7 +43,7 @@ def open_layers(path: Path | str) -> Iterator[LayerWeight]:
 
 
 def _open(file: Path) -> LayerSource:
-    kind = _kind(file)
+    kind = file_kind(file)
     if kind == "index":
         return open_index(file)
     if kind == "safetensors":
@@ -83,7 +83,8 @@ def _file_of(path: Path) -> Path:
     raise InputError("holds no checkpoint and no model.onnx", where=path, mend=_MEND)
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
+    """Tell the format of a file: index, safetensors, onnx, npz, torch or unknown."""
     if path.name.endswith(".index.json"):
         return "index"
     with path.open("rb") as file:

@@ -37,18 +37,27 @@ def open_torch(path: Path) -> LayerSource:
 
 def torch_tensors(path: Path) -> list[StoredTensor]:
     """List the tensors of a `torch.save` file; errors as `open_torch`."""
-    content = _load(path)
+    return [
+        StoredTensor(name, tuple(tensor.shape), _dtype_name(tensor), partial(_numpy, tensor, name, path))
+        for name, tensor in named_tensors(torch_content(path), path).items()
+    ]
+
+
+def named_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
+    """Find the tensors in what `torch_content` returns, by the names that `torch_tensors` gives them.
+
+    Raises:
+        InputError: There are none.
+    """
     found = dict(_tensors(content, (), 0))
     if not found:
         raise InputError("holds no tensors", where=path, mend=_MEND)
     names = _names(list(found))
-    return [
-        StoredTensor(names[key], tuple(tensor.shape), _dtype_name(tensor), partial(_numpy, tensor, names[key], path))
-        for key, tensor in found.items()
-    ]
+    return {names[key]: tensor for key, tensor in found.items()}
 
 
-def _load(path: Path) -> object:
+def torch_content(path: Path) -> object:
+    """Load a `torch.save` file on the CPU, mapped into memory where it can be; errors as `open_torch`."""
     import torch
 
     # Only zip archives can be mapped; older files are read whole.

@@ -1,0 +1,110 @@
+"""`nm2trt prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nm2trt.cli.common import json_option, output_option, stderr_console, stdout_console
+
+if TYPE_CHECKING:
+    from nm2trt.pattern import NMPattern
+
+
+@click.command(name="prune")
+@click.argument("path", type=click.Path(path_type=Path), metavar="PATH")
+@click.option("--pattern", default="2:4", show_default=True, metavar="N:M", help="Keep N of every M weights.")
+@output_option("OUT", "File to write, in the format of PATH; a folder where PATH is a Hugging Face folder.")
+@click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these layers.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers as they are.")
+@click.option("--permute", is_flag=True, help="ONNX: reorder channels first, so that more magnitude is kept.")
+@click.option(
+    "--permute-seconds",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    metavar="S",
+    help="Work of the search, on a usual core; the same everywhere, since operations are counted.",
+)
+@click.option("--force", is_flag=True, help="Replace the output file.")
+@json_option
+def command(
+    path: Path,
+    pattern: str,
+    output: Path,
+    layers: tuple[str, ...],
+    exclude: tuple[str, ...],
+    permute: bool,
+    permute_seconds: float,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Prune a trained checkpoint or ONNX file once, by magnitude, to an N:M pattern.
+
+    PATH is a .safetensors, .pt or .onnx file, or a folder that holds one (run, build, Hugging Face). OUT has the
+    same format, and everything but the pruned weights is as it was. Of every group of M weights along the
+    reduction axis the N largest stay; no value is rounded. GLOBs match tensor and node names: 'layer3.*'.
+
+    Stay dense: depthwise and transposed convolutions, layers that M does not divide, embeddings, and the classifier
+    unless --layer names it. One-shot pruning costs accuracy: measure it, or train on with `nm2trt train`.
+
+    --permute reorders the channels between layers, with all that produces and reads them, so that the network
+    computes the same; ONNX Runtime checks that.
+
+    \b
+    Exit 1: `verify` does not find the pattern in what was written, or a permutation changed the outputs;
+            OUT is then not written.
+    """
+    from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
+    from nm2trt.pattern import NMPattern
+    from nm2trt.prune import PermuteOptions, Request, prune_path
+
+    request = Request(
+        pattern=NMPattern.parse(pattern),
+        layer_patterns=dict(_layer_pattern(text) for text in layers),
+        exclude=exclude,
+    )
+    with _watching() as watch:
+        document = prune_path(
+            path,
+            output,
+            request,
+            permute=PermuteOptions(permute_seconds) if permute else None,
+            force=force,
+            watch=watch,
+        )
+    if as_json:
+        click.echo(document.to_json(), nl=False)
+    else:
+        from nm2trt.cli.prune_table import print_document
+
+        print_document(stdout_console(), document)
+    return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
+
+
+def _layer_pattern(text: str) -> tuple[str, NMPattern]:
+    from nm2trt.errors import ConfigError
+    from nm2trt.pattern import NMPattern
+
+    # Names may hold "=", patterns cannot.
+    glob, equals, pattern = text.rpartition("=")
+    if not equals or not glob:
+        raise ConfigError(f"--layer {text!r} is not GLOB=N:M", mend="write it like 'layer3.*=1:4'")
+    return glob, NMPattern.parse(pattern)
+
+
+@contextmanager
+def _watching() -> Iterator[Callable[[str], None]]:
+    """Show what is being done on a terminal."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    from nm2trt.cli.verify_table import plain
+
+    with console.status("opening") as status:
+        yield lambda words: status.update(plain(words).replace("[", r"\["))

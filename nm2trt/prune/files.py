@@ -1,0 +1,213 @@
+"""Prune a file on disk into a new one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nm2trt.errors import InputError
+from nm2trt.pattern import NMPattern
+from nm2trt.prune.document import MagnitudeTotals, Permutation, PrunedLayer, PruneDocument
+from nm2trt.prune.magnitude import Magnitude, check_finite, magnitude_of, pruned
+from nm2trt.prune.plan import Decision, Request, decide
+from nm2trt.prune.staging import Staged, file_is_onnx, staged_copy
+from nm2trt.prune.stored import StoredFile, StoredWeight, open_stored
+from nm2trt.verify import verify_path
+
+Watch = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PermuteOptions:
+    """How long to look for permutations."""
+
+    seconds: float = 20.0
+    """For the whole network, on a usual core. Counted in operations, so that every machine finds the same."""
+    seed: int = 0
+
+
+def prune_path(
+    source: Path,
+    output: Path,
+    request: Request,
+    *,
+    permute: PermuteOptions | None = None,
+    force: bool = False,
+    watch: Watch = lambda _: None,
+) -> PruneDocument:
+    """Prune by magnitude, write in the same format, and judge what was written before it takes its place.
+
+    Args:
+        source: As `nm2trt.layers.open_source` takes it, but no .npz.
+        output: A file of the same format; a folder where `source` is a Hugging Face folder.
+        request: Patterns and exclusions.
+        permute: Look for input-channel permutations first (ONNX only); None: do not.
+        force: Replace an output file.
+        watch: Called with what is being done.
+
+    Returns:
+        The document. Where its verdict is "fail", `output` was not written.
+
+    Raises:
+        ConfigError: Wrong output path or options.
+        InputError: The source cannot be read or pruned.
+    """
+    if permute is not None and output.suffix.lower() != ".onnx":
+        raise InputError(
+            "a permutation needs the graph, which a checkpoint does not hold", where=source, mend="export it to ONNX"
+        )
+    try:
+        with staged_copy(source, output, force=force) as staged:
+            document = _prune_staged(source, output, staged, request, permute, watch)
+            if document.verdict == "fail":
+                raise _NotWrittenError(document)
+    except _NotWrittenError as stop:
+        return stop.document
+    return document
+
+
+class _NotWrittenError(Exception):
+    """Leaves the staging block so that nothing is written."""
+
+    def __init__(self, document: PruneDocument) -> None:
+        super().__init__()
+        self.document = document
+
+
+def _prune_staged(
+    source: Path, output: Path, staged: Staged, request: Request, permute: PermuteOptions | None, watch: Watch
+) -> PruneDocument:
+    files = [open_stored(file) for file in staged.files]
+    decisions = decide([weight for file in files for weight in file.weights], request, source)
+    _check_any(decisions, request, source)
+    before: dict[str, Magnitude] | None = None
+    permutation: Permutation | None = None
+    if permute is not None and file_is_onnx(staged.model):
+        from nm2trt.prune.permute import permute_file
+
+        before = _measured(decisions, source, watch)
+        permutation = permute_file(staged.model, decisions, permute.seconds, permute.seed, watch)
+        files = [open_stored(file) for file in staged.files]
+        decisions = decide([weight for file in files for weight in file.weights], request, source)
+    after = _write(files, decisions, source, watch)
+    problems = _judged(staged, decisions, watch)
+    if permutation is not None and permutation.outputs == "differ":
+        problems.append(f"the permuted network's outputs differ from the original's: {permutation.outputs_note}")
+    before = before or after
+    return PruneDocument(
+        source=str(source),
+        output=str(output),
+        pattern=str(request.pattern),
+        verdict="fail" if problems else "pass",
+        problems=problems,
+        notes=list(staged.notes),
+        layers=[_row(decision, before, after) for decision in decisions],
+        totals=_totals(decisions, before, after),
+        permutation=permutation,
+    )
+
+
+def _check_any(decisions: Sequence[Decision], request: Request, source: Path) -> None:
+    if not any(decision.pattern is not None for decision in decisions):
+        reasons = [f"{d.weight.layer.name}: {d.reason}" for d in decisions if d.weight.layer.reduction_axis is not None]
+        raise InputError(
+            f"no weight can be pruned to {request.pattern}" + (f" ({reasons[0]})" if reasons else ""),
+            where=source,
+            mend="see `nm2trt verify` for its layers",
+        )
+
+
+def _chosen(decisions: Sequence[Decision]) -> list[tuple[StoredWeight, NMPattern, int]]:
+    """Each tensor once, with its pattern and reduction axis."""
+    first: dict[object, tuple[StoredWeight, NMPattern, int]] = {}
+    for decision in decisions:
+        axis = decision.weight.layer.reduction_axis
+        if decision.pattern is not None and axis is not None:
+            first.setdefault(decision.weight.key, (decision.weight, decision.pattern, axis))
+    return list(first.values())
+
+
+def _measured(decisions: Sequence[Decision], source: Path, watch: Watch) -> dict[str, Magnitude]:
+    """Tensor name -> what the pattern keeps of it as it is."""
+    found = {}
+    for weight, pattern, axis in _chosen(decisions):
+        watch(f"measuring {weight.layer.name}")
+        values = weight.values(weight.read())
+        check_finite(values, weight.layer.name, source)
+        found[weight.layer.name] = magnitude_of(values, pattern, axis)
+    return found
+
+
+def _write(
+    files: Sequence[StoredFile], decisions: Sequence[Decision], source: Path, watch: Watch
+) -> dict[str, Magnitude]:
+    """Prune every chosen tensor in its file; tensor name -> what was kept."""
+    found = {}
+    for weight, pattern, axis in _chosen(decisions):
+        watch(f"pruning {weight.layer.name}")
+        stored = weight.read()
+        values = weight.values(stored)
+        check_finite(values, weight.layer.name, source)
+        result, magnitude = pruned(stored, values, weight.layout, pattern, axis)
+        weight.write(result)
+        found[weight.layer.name] = magnitude
+    for file in files:
+        file.save()
+    return found
+
+
+def _judged(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> list[str]:
+    """Ask the judge about every pruned layer of the written copy."""
+    problems = []
+    wanted: dict[NMPattern, set[str]] = {}
+    for weight, pattern, _ in _chosen(decisions):
+        wanted.setdefault(pattern, set()).add(weight.layer.name)
+    for pattern, names in wanted.items():
+        document = verify_path(staged.model, pattern, watch=lambda layer: watch(f"judging {layer.name}"))
+        judged = {layer.name: layer for layer in document.layers if layer.name in names}
+        problems += [
+            f"{name} is {judged[name].verdict if name in judged else 'missing'} by {pattern} after pruning"
+            for name in sorted(names)
+            if name not in judged or judged[name].verdict != "conforms"
+        ]
+    return problems
+
+
+def _row(decision: Decision, before: dict[str, Magnitude], after: dict[str, Magnitude]) -> PrunedLayer:
+    layer = decision.weight.layer
+    then, now = before.get(layer.name), after.get(layer.name)
+    share = decision.pattern is not None and then is not None and now is not None
+    return PrunedLayer(
+        name=layer.name,
+        node=layer.node,
+        op=layer.op,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        axis=layer.reduction_axis,
+        pattern=None if decision.pattern is None else str(decision.pattern),
+        reason=decision.reason,
+        magnitude=then.total if share and then else None,
+        kept=_share(now.kept, now.total) if share and now else None,
+        kept_unpermuted=_share(then.kept, then.total) if share and then else None,
+        kept_unstructured=_share(then.unstructured, then.total) if share and then else None,
+    )
+
+
+def _totals(
+    decisions: Sequence[Decision], before: dict[str, Magnitude], after: dict[str, Magnitude]
+) -> MagnitudeTotals:
+    now, then = sum(after.values(), Magnitude(0, 0, 0)), sum(before.values(), Magnitude(0, 0, 0))
+    return MagnitudeTotals(
+        tensors=len(after),
+        weights=sum(math.prod(weight.layer.shape) for weight, _, _ in _chosen(decisions)),
+        magnitude=then.total,
+        kept=_share(now.kept, now.total),
+        kept_unpermuted=_share(then.kept, then.total),
+        kept_unstructured=_share(then.unstructured, then.total),
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0

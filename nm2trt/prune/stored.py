@@ -1,0 +1,89 @@
+"""Files opened for writing into: the weights of a checkpoint or graph with the bytes behind them.
+
+Every format is patched in place, so that what is not pruned keeps its bytes: the caller gives a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nm2trt.layers import LayerWeight
+from nm2trt.prune.magnitude import Layout, moved
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWeight:
+    """One way in which one stored tensor is used."""
+
+    layer: LayerWeight
+    key: object
+    """Equal for weights that share their bytes."""
+    read: Callable[[], Array]
+    """Values as stored, without masks."""
+    write: Callable[[Array], None]
+    """Replace the stored values; same shape and type."""
+    layout: Layout = ()
+    masked: bool = False
+    """`layer.weight()` applies a mask that lies beside the tensor."""
+    dense_unless_named: str = ""
+    """Why this weight stays dense unless the user names it; empty where nothing speaks for that."""
+    refused: str = ""
+    """Why this weight cannot be written; empty where it can."""
+
+    def values(self, stored: Array) -> Array:
+        """The stored values in the operator's shape, with masks applied."""
+        return self.layer.weight() if self.masked else moved(stored, self.layout)
+
+
+class StoredFile(Protocol):
+    """A file whose weights can be written. One class a format, so that pruning is written once."""
+
+    weights: Sequence[StoredWeight]
+
+    def save(self) -> None:
+        """Finish the file after the last write."""
+
+
+def open_stored(path: Path) -> StoredFile:
+    """Open a file for editing in place.
+
+    Args:
+        path: .safetensors, .pt / .pth / .bin or .onnx; a copy that may be changed.
+
+    Raises:
+        InputError: The format cannot be written, or the file cannot be read.
+    """
+    from nm2trt.errors import InputError
+    from nm2trt.layers.sources import file_kind
+
+    kind = file_kind(path)
+    if kind == "safetensors":
+        from nm2trt.prune.safetensors_file import SafetensorsFile
+
+        return SafetensorsFile(path)
+    if kind == "torch":
+        from nm2trt.prune.torch_file import TorchFile
+
+        return TorchFile(path)
+    if kind == "onnx":
+        from nm2trt.prune.onnx_file import OnnxFile
+
+        return OnnxFile(path)
+    raise InputError(
+        f"{kind} files are judged but not written" if kind == "npz" else "is no checkpoint and no ONNX file",
+        where=path,
+        mend="pass a .safetensors, .pt or .onnx file",
+    )
+
+
+def as_integers(array: Array) -> Array:
+    """Reinterpret as integers of the same size, which every library can move without touching bits."""
+    return np.ascontiguousarray(array).view(f"i{array.dtype.itemsize}")
