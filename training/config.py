@@ -40,7 +40,7 @@ class TrainConfig(BaseModel):
     """Glob on module names -> pattern of these layers."""
     exclude: list[str] = Field(default_factory=list)
     """Globs on module names that stay dense."""
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=64, ge=1)
     """Samples per process and micro-batch."""
     accumulation: int = Field(default=1, ge=1)

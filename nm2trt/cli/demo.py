@@ -24,7 +24,7 @@ Say = Callable[[str], object]
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data's files are.")
 @click.option("--model", default="resnet8", show_default=True, metavar="NAME", help="Network.")
 @click.option("--pattern", default="2:4", show_default=True, metavar="N:M", help="Pattern of the sparse networks.")
-@click.option("--epochs", default=20, show_default=True, metavar="N", help="Epochs of every training run.")
+@click.option("--epochs", default=30, show_default=True, metavar="N", help="Epochs of every training run.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 20), help="Runs of each method.")
 @click.option("--duration", default=4.0, show_default=True, metavar="S", help="Seconds of timing per batch size.")
 @output_option("DIR", "Folder for everything.", required=False, default=Path("nm2trt-demo"))

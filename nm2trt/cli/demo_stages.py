@@ -66,7 +66,7 @@ def run_stages(settings: DemoSettings, folder: Path, *, say: Say, doing: Say) ->
         folder / "builds" / "sparse-fp32",
         profile_config(backend="onnxruntime", batches=BATCHES, duration_s=settings.duration_s, seed=0),
         dense=folder / "builds" / "dense-fp32",
-        progress=lambda batch, share: doing(f"profile: batch {batch}, {share:.0%}"),
+        progress=_profiling(doing),
     )
     profile_folder = folder / "profile"
     profile_folder.mkdir()
@@ -92,9 +92,7 @@ def _train(settings: DemoSettings, folder: Path, say: Say, doing: Say) -> dict[s
         for method, documents in runs.items():
             name = f"{method}-{seed}"
             config = settings.config.model_copy(update={"method": method, "seed": seed})
-            document = train(
-                config, folder / name, progress=lambda _, __, words, name=name: doing(f"train {name}: {words}")
-            )
+            document = train(config, folder / name, progress=_training(doing, name))
             documents.append(document)
             say(f"train {name}: accuracy {document.result.test_accuracy:.2%} in {document.result.seconds:.1f} s")
     return runs
@@ -114,13 +112,34 @@ def _export(settings: DemoSettings, folder: Path, say: Say, doing: Say) -> dict[
             precision=precision,
             builder=builder,
             data_dir=settings.config.data_dir,
-            progress=lambda words, name=name: doing(f"export {name}: {words}"),
+            progress=_exporting(doing, name),
         )
         error = f"error {build.numerics.max_rel_error:.1e} of the largest output" if build.numerics else "not compared"
         engines = f", {sum(engine.file is not None for engine in build.engines)} engines" if build.engines else ""
         say(f"export {name}: {build.verdict}, {error}{engines}")
         builds[name] = build
     return builds
+
+
+def _training(doing: Say, name: str) -> Callable[[int, int, str], None]:
+    def move(_done: int, _of: int, words: str) -> None:
+        doing(f"train {name}: {words}")
+
+    return move
+
+
+def _exporting(doing: Say, name: str) -> Callable[[str], None]:
+    def move(words: str) -> None:
+        doing(f"export {name}: {words}")
+
+    return move
+
+
+def _profiling(doing: Say) -> Callable[[int, float], None]:
+    def move(batch: int, share: float) -> None:
+        doing(f"profile: batch {batch}, {share:.0%}")
+
+    return move
 
 
 def commands(settings: DemoSettings) -> tuple[str, ...]:

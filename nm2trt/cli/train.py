@@ -25,7 +25,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that stay dense.")
 @click.option("--decay", metavar="X", help="lambda of SR-STE; default 2e-4, the paper's.")
-@click.option("--epochs", metavar="N", help="Default 20.")
+@click.option("--epochs", metavar="N", help="Default 30.")
 @click.option("--batch-size", metavar="N", help="Samples per process and micro-batch; default 64.")
 @click.option("--accumulation", metavar="N", help="Micro-batches per optimizer step; default 1.")
 @click.option("--lr", metavar="X", help="Peak learning rate; default 0.05.")
