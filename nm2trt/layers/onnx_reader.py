@@ -130,15 +130,24 @@ def _uses(model: ir.Model, path: Path) -> list[_Use]:
     """Every weight once for each way in which it is used; nodes that share it are listed together."""
     found: dict[tuple[object, ...], _Use] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        reader = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        try:
-            use = reader(node, path) if reader is not None else None
-        except UNREADABLE as error:
-            raise InputError(f"node {node.name!r} ({node.op_type}): {one_line(error)}", where=path) from None
+        use = weight_use(node, path)
         if use is not None:
             kept = found.setdefault(use.key(), use)
             kept.nodes.append(as_text(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type))
     return list(found.values())
+
+
+def weight_use(node: ir.Node, path: Path) -> _Use | None:
+    """How an operator uses a constant weight; None where it is no matrix product with one.
+
+    Raises:
+        InputError: Its attributes or its weight's shape make no sense.
+    """
+    reader = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    try:
+        return reader(node, path) if reader is not None else None
+    except UNREADABLE as error:
+        raise InputError(f"node {node.name!r} ({node.op_type}): {one_line(error)}", where=path) from None
 
 
 def _input(node: ir.Node, index: int, path: Path) -> Constant | None:

@@ -55,7 +55,7 @@ def pruned(stored: Array, values: Array, layout: Layout, pattern: NMPattern, axi
     Returns:
         A new array of `stored`'s shape and type, and what it kept.
     """
-    sizes = _comparable(values)
+    sizes = comparable(values)
     keeps = mask(sizes, pattern, axis)
     # What is zero stays as it is, also -0.0.
     gone = ~(keeps & (values != 0)) & (moved(stored, layout) != 0)
@@ -70,7 +70,7 @@ def pruned(stored: Array, values: Array, layout: Layout, pattern: NMPattern, axi
 
 def magnitude_of(values: Array, pattern: NMPattern, axis: int) -> Magnitude:
     """Measure what the pattern keeps of the values, in float64."""
-    sizes = _comparable(values)
+    sizes = comparable(values)
     return _magnitude(sizes, mask(sizes, pattern, axis), pattern)
 
 
@@ -113,7 +113,7 @@ def group_positions(shape: tuple[int, ...], layout: Layout, axis: int, m: int) -
     return groups[np.argsort(groups[:, 0])]
 
 
-def _comparable(values: Array) -> Array:
+def comparable(values: Array) -> Array:
     """Magnitudes in a type that holds them exactly and sorts fast."""
     wide = np.float64 if values.dtype == np.float64 else np.float32
     return np.abs(values.astype(wide))
