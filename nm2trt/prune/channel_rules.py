@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -66,22 +65,23 @@ def apply_rule(context: RuleContext, node: ir.Node) -> None:
     where = f"{node.op_type} {node.name!r}"
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     ties.mentioned.clear()
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-    reason = f"{where} is not understood"
-    try:
-        if rule is None:
-            raise NotTied
-        rule(context, node)
-        if any(output not in ties.mentioned and _is_used(output) for output in node.outputs):
-            raise NotTied
-    except (NotTied, LookupError, ValueError, TypeError):
+    understood = rule is not None and _obeyed(rule, context, node)
+    if not understood:
         ties.mentioned.clear()
-    else:
-        reason = f"{where} reads it as a parameter"
+    reason = f"{where} reads it as a parameter" if understood else f"{where} is not understood"
     mentioned = set(ties.mentioned)
-    for value in values:
-        if value not in mentioned:
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value not in mentioned:
             ties.fix_all(value, reason)
+
+
+def _obeyed(rule: Rule, context: RuleContext, node: ir.Node) -> bool:
+    """Apply a rule; False where it does not cover this node or an output that something reads."""
+    try:
+        rule(context, node)
+    except (NotTied, LookupError, ValueError, TypeError):
+        return False
+    return all(output in context.ties.mentioned or not _is_used(output) for output in node.outputs)
 
 
 def _is_used(value: ir.Value) -> bool:

@@ -60,12 +60,9 @@ def prune_path(
         )
     try:
         with staged_copy(source, output, force=force) as staged:
-            document = _prune_staged(source, output, staged, request, permute, watch)
-            if document.verdict == "fail":
-                raise _NotWrittenError(document)
+            return _written(_prune_staged(source, output, staged, request, permute, watch))
     except _NotWrittenError as stop:
         return stop.document
-    return document
 
 
 class _NotWrittenError(Exception):
@@ -74,6 +71,12 @@ class _NotWrittenError(Exception):
     def __init__(self, document: PruneDocument) -> None:
         super().__init__()
         self.document = document
+
+
+def _written(document: PruneDocument) -> PruneDocument:
+    if document.verdict == "fail":
+        raise _NotWrittenError(document)
+    return document
 
 
 def _prune_staged(

@@ -230,7 +230,7 @@ def _permute(
     if not ties.keeps(job.channels, order):
         return kept_in_place("moving its channels would not leave every operator as it is")
     changed = _moved(job, ties, order, edited)
-    if _kept(job, changed | {}) <= _kept(job, edited):
+    if _kept(job, {**edited, **changed}) <= _kept(job, edited):
         return kept_in_place("no better order was found")
     edited.update(changed)
     return ChannelGroup(channels=count, weights=job.names(), permuted=True, reason="", tensors=len(changed))
