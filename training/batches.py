@@ -1,51 +1,147 @@
-"""Samples in memory, fetched a batch at a time."""
+"""Loaders of a data set: batches that follow from (seed, epoch, number of the batch) alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from accelerate import skip_first_batches
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+from nm2trt.data import DataSet, Samples
+from nm2trt.data.samples import Batch, draw
+
+_TEST_BATCH = 1024
+_TEST_BATCH_NUMBERS = 2**24
+"""64 MiB of float32 in one test batch at most."""
+_MOST_WORKERS = 8
+_PREFETCHED_BATCHES = 4
+_CHUNK = 4096
 
 
-class _Arrays(Dataset[Batch]):
-    """Answers a whole batch of indices with one gather; per-sample fetches dominate small networks."""
+class EpochOrder(Sampler[int]):
+    """Keys `epoch * count + index` in an order drawn from the seed and the epoch.
 
-    def __init__(self, x_NCHW: NDArray[np.float32], y_N: NDArray[np.int64]) -> None:
-        self._x = torch.from_numpy(np.ascontiguousarray(x_NCHW))
-        self._y = torch.from_numpy(np.ascontiguousarray(y_N))
+    accelerate finds `set_epoch` on the sampler of a batch sampler, under each of its wrappers.
+
+    Args:
+        count: Samples of the data set.
+        seed: Of the run; None keeps the order of the data set.
+    """
+
+    def __init__(self, count: int, seed: int | None) -> None:
+        self._count = count
+        self._seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._y)
+        """Count the samples."""
+        return self._count
 
-    def __getitem__(self, index: int) -> Batch:
-        return self._x[index], self._y[index]
+    def __iter__(self) -> Iterator[int]:
+        """Yield the keys of one epoch."""
+        if self._seed is None:
+            yield from range(self._count)
+            return
+        generator = torch.Generator().manual_seed(draw(self._seed, self.epoch))
+        keys_N = torch.randperm(self._count, generator=generator) + self.epoch * self._count
+        # In chunks: as a whole list, ImageNet's keys alone take 50 MB.
+        for chunk in keys_N.split(_CHUNK):
+            yield from chunk.tolist()
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
-        return self._x[chosen], self._y[chosen]
+
+class _Batches(Dataset[Batch]):
+    """Hands whole batches of keys on; per-sample fetches from memory dominate small networks."""
+
+    def __init__(self, samples: Samples, seed: int) -> None:
+        self._samples = samples
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitems__(self, keys: Sequence[int]) -> Batch:
+        return self._samples.fetch(keys, self._seed)
 
 
 def _already_a_batch(batch: Any) -> Any:
     return batch
 
 
-def batches(
-    x_NCHW: NDArray[np.float32], y_N: NDArray[np.int64], *, batch_size: int, shuffle_seed: int | None
+def train_loader(
+    data: DataSet, *, batch_size: int, seed: int, workers: int | None = None, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """Loader of (x_BCHW float32, y_B int64); shuffled by `shuffle_seed`, in order and complete when it is None."""
-    generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
+    """Loader of the training samples, without the incomplete last batch. Iterate it through `epoch_batches`.
+
+    Its global random generators are left alone, so that a resumed run draws the same numbers for dropout.
+
+    Args:
+        data: The data set.
+        batch_size: Samples per process and micro-batch.
+        seed: Of order and augmentation.
+        workers: Processes that read samples; None decides by the data set. Changes no batch.
+        pin_memory: Copy batches to page-locked memory, for a GPU.
+    """
+    # A last batch of a few samples would feed batch norm statistics of its own.
+    drop_last = len(data.train) >= batch_size
+    return _loader(data.train, batch_size, seed, seed, drop_last, workers, pin_memory)
+
+
+def evaluation_loader(data: DataSet, *, workers: int | None = None, pin_memory: bool = False) -> DataLoader[Batch]:
+    """Loader of all test samples, in order."""
+    size = max(1, int(torch.Size(data.input_shape).numel()))
+    batch_size = max(1, min(_TEST_BATCH, _TEST_BATCH_NUMBERS // size))
+    return _loader(data.test, batch_size, None, 0, False, workers, pin_memory)
+
+
+def epoch_batches(loader: Any, epoch: int, *, skip: int = 0) -> Any:
+    """One epoch of a train loader, from batch `skip` on; skipped batches are not read.
+
+    Args:
+        loader: From `train_loader`, as it is or as `accelerator.prepare` returned it.
+        epoch: Counted from any number; the same number always gives the same batches.
+        skip: Batches of this process that were used before.
+
+    Returns:
+        A loader to iterate once.
+    """
+    set_epoch = getattr(loader, "set_epoch", None) or loader.batch_sampler.sampler.set_epoch
+    set_epoch(epoch)
+    return skip_first_batches(loader, skip) if skip else loader
+
+
+def _loader(
+    samples: Samples,
+    batch_size: int,
+    order_seed: int | None,
+    seed: int,
+    drop_last: bool,
+    workers: int | None,
+    pin_memory: bool,
+) -> DataLoader[Batch]:
+    count = _workers(samples) if workers is None else workers
+    several: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": _PREFETCHED_BATCHES} if count else {}
     return DataLoader(
-        _Arrays(x_NCHW, y_N),
-        batch_size=batch_size,
-        shuffle=shuffle_seed is not None,
-        generator=generator,
-        # A last batch of a few samples would feed batch norm statistics of its own.
-        drop_last=shuffle_seed is not None and len(y_N) >= batch_size,
+        _Batches(samples, seed),
+        batch_sampler=BatchSampler(EpochOrder(len(samples), order_seed), batch_size, drop_last),
         collate_fn=_already_a_batch,
+        num_workers=count,
+        pin_memory=pin_memory,
+        # Without a generator of its own, a loader draws from the global one whenever it is iterated.
+        generator=torch.Generator(),
+        **several,
     )
+
+
+def _workers(samples: Samples) -> int:
+    if samples.in_memory:
+        return 0
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nm2trt.data import DataSet
+from nm2trt.data import DataSet, Task
 from nm2trt.errors import EXIT_BAD_VERDICT, Nm2trtError
-from nm2trt.training.batches import batches
+from nm2trt.training.batches import epoch_batches, evaluation_loader, train_loader
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.sad import Sad
 from nm2trt.training.schedule import cosine_with_warmup
@@ -70,8 +69,9 @@ def fit(config: TrainConfig, data: DataSet, model: nn.Module, progress: Progress
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         gradient_accumulation_steps=config.accumulation,
     )
-    train = batches(data.train_x_NCHW, data.train_y_N, batch_size=config.batch_size, shuffle_seed=config.seed)
-    test = batches(data.test_x_NCHW, data.test_y_N, batch_size=1024, shuffle_seed=None)
+    pin_memory = accelerator.device.type == "cuda"
+    train = train_loader(data, batch_size=config.batch_size, seed=config.seed, pin_memory=pin_memory)
+    test = evaluation_loader(data, pin_memory=pin_memory)
     bare = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     wrapped, optimizer, train, test = accelerator.prepare(model, bare, train, test)
     sparsifier = sparsify(
@@ -92,8 +92,8 @@ def fit(config: TrainConfig, data: DataSet, model: nn.Module, progress: Progress
     history = History()
     for epoch in range(1, config.epochs + 1):
         epoch_started = time.perf_counter()
-        loss = _epoch(accelerator, wrapped, optimizer, schedule, train, history, epoch, steps, progress)
-        accuracy, test_loss = evaluate(accelerator, wrapped, test)
+        loss = _epoch(accelerator, wrapped, optimizer, schedule, train, data.task, history, epoch, steps, progress)
+        accuracy, test_loss = evaluate(accelerator, wrapped, test, data.task)
         history.last_sad = sparsifier.sad()
         history.sad.extend(history.last_sad.rows(epoch))
         history.metrics.append(
@@ -125,6 +125,7 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     train: DataLoader[Any],
+    task: Task,
     history: History,
     epoch: int,
     steps: int,
@@ -136,10 +137,10 @@ def _epoch(
     samples = 0
     step = schedule.last_epoch
     every = max(1, len(train) // accelerator.gradient_accumulation_steps // _STEP_RECORDS_PER_EPOCH)
-    for x_BCHW, y_B in train:
+    for x_BX, y_B in epoch_batches(train, epoch):
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                loss = F.cross_entropy(model(x_BCHW), y_B)
+                loss = task.losses(model(x_BX), y_B).mean()
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -165,16 +166,16 @@ def _epoch(
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: nn.Module, test: DataLoader[Any]) -> tuple[float, float]:
-    """Accuracy (0 to 1) and mean loss over all samples, gathered from every process."""
+def evaluate(accelerator: Accelerator, model: nn.Module, test: DataLoader[Any], task: Task) -> tuple[float, float]:
+    """Score (0 to 1 for accuracy) and mean loss over all samples, gathered from every process."""
     model.eval()
-    right = loss = 0.0
+    won = possible = loss = 0.0
     samples = 0
-    for x_BCHW, y_B in test:
-        logits_BK = model(x_BCHW)
-        losses_B = F.cross_entropy(logits_BK.float(), y_B, reduction="none")
-        hits_B, losses_B = accelerator.gather_for_metrics((logits_BK.argmax(dim=1) == y_B, losses_B))
-        right += float(hits_B.sum())
+    for x_BX, y_B in test:
+        output = model(x_BX)
+        points_B2, losses_B = accelerator.gather_for_metrics((task.score(output, y_B), task.losses(output, y_B)))
+        won += float(points_B2[:, 0].sum())
+        possible += float(points_B2[:, 1].sum())
         loss += float(losses_B.sum())
-        samples += len(hits_B)
-    return right / samples, loss / samples
+        samples += len(losses_B)
+    return won / possible, loss / samples

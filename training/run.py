@@ -91,8 +91,8 @@ def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained
         pattern=None if config.method == "dense" else config.pattern,
         data=data.name,
         data_source=data.source,
-        train_samples=len(data.train_y_N),
-        test_samples=len(data.test_y_N),
+        train_samples=len(data.train),
+        test_samples=len(data.test),
         model=ModelRecord(
             name=config.model,
             input_shape=data.input_shape,

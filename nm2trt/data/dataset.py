@@ -1,73 +1,101 @@
-"""The data sets by name. Images are float32 NCHW, labels int64; preprocessing is done once, at load."""
+"""A data set as the training loop, the numerics check and the records see it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from nm2trt.data.digits import load_digits
-from nm2trt.data.fashion_mnist import load_fashion_mnist
-from nm2trt.errors import ConfigError, InputError
+from nm2trt.data.samples import ArraySamples, Convert, Samples
+from nm2trt.data.tasks import Classification, Task
+from nm2trt.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """A classification data set in memory."""
+    """Two parts of samples, and what they are for.
+
+    Raises:
+        InputError: A part that is in memory has labels outside 0..classes - 1, or samples of another shape.
+    """
 
     name: str
     source: str
     """Where the samples came from, for the records; no path of the machine."""
     classes: int
-    train_x_NCHW: NDArray[np.float32]
-    train_y_N: NDArray[np.int64]
-    test_x_NCHW: NDArray[np.float32]
-    test_y_N: NDArray[np.int64]
+    """Width of the network's output."""
+    input_shape: tuple[int, ...]
+    """One sample, [C, H, W] for images."""
+    train: Samples
+    test: Samples
+    task: Task = field(default_factory=Classification)
 
     def __post_init__(self) -> None:
-        for part, x_NCHW, y_N in (
-            ("train", self.train_x_NCHW, self.train_y_N),
-            ("test", self.test_x_NCHW, self.test_y_N),
-        ):
-            if len(x_NCHW) != len(y_N) or not len(y_N):
-                raise InputError(f"{part}: {len(x_NCHW)} images and {len(y_N)} labels", where=self.name)
-            if y_N.min() < 0 or y_N.max() >= self.classes:
-                bad = int(np.flatnonzero((y_N < 0) | (y_N >= self.classes))[0])
+        for part, samples in (("train", self.train), ("test", self.test)):
+            if isinstance(samples, ArraySamples) and isinstance(self.task, Classification):
+                _check_labels(samples.y, self.classes, f"{self.name} {part}")
+            x_BX, _ = samples.fetch([0], 0)
+            if tuple(x_BX.shape[1:]) != self.input_shape:
                 raise InputError(
-                    f"{part} label {bad} is {int(y_N[bad])}, outside 0..{self.classes - 1}", where=self.name
+                    f"samples are {list(x_BX.shape[1:])} and not {list(self.input_shape)}", where=f"{self.name} {part}"
                 )
+            if x_BX.dtype != torch.float32:
+                raise InputError(f"samples are {x_BX.dtype} and not float32", where=f"{self.name} {part}")
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, [C, H, W]."""
-        return tuple(self.train_x_NCHW.shape[1:])
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        name: str,
+        source: str,
+        classes: int,
+        train_x_NX: NDArray[Any],
+        train_y_N: NDArray[np.int64],
+        test_x_NX: NDArray[Any],
+        test_y_N: NDArray[np.int64],
+        convert: Convert | None = None,
+    ) -> DataSet:
+        """Make a classification data set of arrays.
+
+        Args:
+            name: For the records.
+            source: For the records.
+            classes: Labels are 0 to classes - 1.
+            train_x_NX: float32 [N, *input_shape], or what `convert` takes; test_x_NX the same.
+            train_y_N: int64 [N]; test_y_N the same.
+            test_x_NX: See train_x_NX.
+            test_y_N: See train_y_N.
+            convert: Stored batch -> float32 [B, *input_shape].
+
+        Raises:
+            InputError: Counts, shapes or labels do not fit.
+        """
+        train = ArraySamples(train_x_NX, train_y_N, name=f"{name} train", convert=convert)
+        test = ArraySamples(test_x_NX, test_y_N, name=f"{name} test", convert=convert)
+        x_BX, _ = train.fetch([0], 0)
+        return cls(
+            name=name,
+            source=source,
+            classes=classes,
+            input_shape=tuple(x_BX.shape[1:]),
+            train=train,
+            test=test,
+        )
+
+    def test_samples(self, count: int) -> NDArray[np.float32]:
+        """Return the first `count` test samples (or all, if fewer), [count, *input_shape], without augmentation."""
+        x_BX, _ = self.test.fetch(range(min(count, len(self.test))), 0)
+        samples: NDArray[np.float32] = x_BX.numpy()
+        return samples
 
 
-Loader = Callable[[Path | None], dict[str, Any]]
-
-_LOADERS: dict[str, Loader] = {"digits": load_digits, "fashion-mnist": load_fashion_mnist}
-
-
-def data_names() -> list[str]:
-    """Names that `load_data` takes."""
-    return sorted(_LOADERS)
-
-
-def load_data(name: str, data_dir: Path | None = None) -> DataSet:
-    """Load a data set whole into memory.
-
-    Args:
-        name: One of `data_names()`.
-        data_dir: Where its files are, or are to be downloaded to; None uses the usual places.
-
-    Raises:
-        ConfigError: The name is unknown.
-        InputError: The files are missing or corrupt.
-    """
-    if name not in _LOADERS:
-        raise ConfigError(f"unknown data set {name!r}", where="data", mend=f"choose from {', '.join(data_names())}")
-    return DataSet(name=name, **_LOADERS[name](data_dir))
+def _check_labels(y_N: torch.Tensor, classes: int, where: str) -> None:
+    if y_N.ndim != 1 or y_N.dtype != torch.int64:
+        raise InputError(f"labels are {list(y_N.shape)} {y_N.dtype} and not [N] int64", where=where)
+    bad = torch.nonzero((y_N < 0) | (y_N >= classes))
+    if len(bad):
+        index = int(bad[0])
+        raise InputError(f"label {index} is {int(y_N[index])}, outside 0..{classes - 1}", where=where)

@@ -6,20 +6,17 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from nm2trt.data.dataset import DataSet
 
 _LARGEST_PIXEL = 16.0
 _TEST_SHARE = 0.25
 
 
-def load_digits(data_dir: Path | None) -> dict[str, Any]:  # noqa: ARG001 -- the data is inside a package
-    """Load the digits, split 3:1 by class with a fixed seed, pixels scaled to 0..1 and standardised.
-
-    Returns:
-        Fields of `nm2trt.data.DataSet`: images [N, 1, 8, 8].
-    """
+def load_digits(data_dir: Path | None) -> DataSet:  # noqa: ARG001 -- the data is inside a package
+    """Load the digits [N, 1, 8, 8], split 3:1 by class with a fixed seed, scaled to 0..1 and standardised."""
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
@@ -30,11 +27,12 @@ def load_digits(data_dir: Path | None) -> dict[str, Any]:  # noqa: ARG001 -- the
         x_NCHW, y_N, test_size=_TEST_SHARE, stratify=y_N, random_state=0
     )
     mean, std = float(train_x.mean()), float(train_x.std())
-    return {
-        "source": "scikit-learn load_digits",
-        "classes": 10,
-        "train_x_NCHW": (train_x - mean) / std,
-        "train_y_N": train_y,
-        "test_x_NCHW": (test_x - mean) / std,
-        "test_y_N": test_y,
-    }
+    return DataSet.from_arrays(
+        name="digits",
+        source="scikit-learn load_digits",
+        classes=10,
+        train_x_NX=(train_x - mean) / std,
+        train_y_N=train_y,
+        test_x_NX=(test_x - mean) / std,
+        test_y_N=test_y,
+    )

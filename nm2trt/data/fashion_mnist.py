@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nm2trt.data.dataset import DataSet
 from nm2trt.data.idx import read_idx
 from nm2trt.errors import InputError
 
@@ -28,11 +28,8 @@ _MEAN, _STD = 0.2860, 0.3530
 """Of the training pixels, 0..1; `tests/data/test_fashion_mnist.py` computes them from the files."""
 
 
-def load_fashion_mnist(data_dir: Path | None) -> dict[str, Any]:
-    """Load all four files.
-
-    Returns:
-        Fields of `nm2trt.data.DataSet`: images [N, 1, 28, 28], standardised.
+def load_fashion_mnist(data_dir: Path | None) -> DataSet:
+    """Load all four files; images are [N, 1, 28, 28], standardised.
 
     Raises:
         InputError: Files are missing and cannot be downloaded, or are corrupt.
@@ -52,14 +49,15 @@ def load_fashion_mnist(data_dir: Path | None) -> dict[str, Any]:
                 where=folder / _FILES[f"{part}_x"],
                 mend="fetch the files again",
             )
-    return {
-        "source": source,
-        "classes": 10,
-        "train_x_NCHW": _standardised(arrays["train_x"]),
-        "train_y_N": arrays["train_y"].astype(np.int64),
-        "test_x_NCHW": _standardised(arrays["test_x"]),
-        "test_y_N": arrays["test_y"].astype(np.int64),
-    }
+    return DataSet.from_arrays(
+        name="fashion-mnist",
+        source=source,
+        classes=10,
+        train_x_NX=_standardised(arrays["train_x"]),
+        train_y_N=arrays["train_y"].astype(np.int64),
+        test_x_NX=_standardised(arrays["test_x"]),
+        test_y_N=arrays["test_y"].astype(np.int64),
+    )
 
 
 def system_folder() -> Path | None:

@@ -58,7 +58,7 @@ def numerics_samples(
         return Samples(x_BX=x_BX, inputs=f"{wanted} samples of seeded normal noise (the source names no data)")
     from nm2trt.data import load_data
 
-    x_BX = load_data(data, data_dir).test_x_NCHW[:wanted]
+    x_BX = load_data(data, data_dir).test_samples(wanted)
     if tuple(x_BX.shape[1:]) != tuple(input_shape):
         raise InputError(
             f"samples are {list(x_BX.shape[1:])}, the network takes {list(input_shape)}", where=f"data set {data}"

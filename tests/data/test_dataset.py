@@ -16,19 +16,20 @@ def test_digits_are_the_1797_of_scikit_learn_split_once():
 
     data = load_data("digits")
     assert data.input_shape == (1, 8, 8)
-    assert len(data.train_y_N) + len(data.test_y_N) == 1797
-    assert data.train_x_NCHW.dtype == np.float32
-    assert abs(data.train_x_NCHW.mean()) < 1e-5
-    assert data.train_x_NCHW.std() == pytest.approx(1, abs=1e-5)
+    train_x, test_x = data.train.x.numpy(), data.test.x.numpy()
+    assert len(train_x) + len(test_x) == len(data.train) + len(data.test) == 1797
+    assert train_x.dtype == np.float32
+    assert abs(train_x.mean()) < 1e-5
+    assert train_x.std() == pytest.approx(1, abs=1e-5)
     # Undo the standardisation: the two parts together are exactly the original images.
     originals = {image.tobytes() for image in load_digits().images.astype(np.uint8)}
-    x = np.concatenate([data.train_x_NCHW, data.test_x_NCHW])[:, 0]
+    x = np.concatenate([train_x, test_x])[:, 0]
     low, high = x.min(), x.max()
     found = {np.rint((image - low) / (high - low) * 16).astype(np.uint8).tobytes() for image in x}
     assert found == originals
     again = load_data("digits")
-    np.testing.assert_array_equal(again.test_y_N, data.test_y_N)
-    counts = np.bincount(data.test_y_N)
+    np.testing.assert_array_equal(again.test.y, data.test.y)
+    counts = np.bincount(data.test.y)
     assert counts.min() >= 43
     assert counts.max() <= 47
 
@@ -54,8 +55,8 @@ def write_fashion(folder, *, packed, drop=(), first_label=0):
 def test_fashion_mnist_from_a_folder_of_idx_files(tmp_path, packed, below):
     write_fashion(tmp_path / below, packed=packed)
     data = load_data("fashion-mnist", tmp_path)
-    assert data.train_x_NCHW.shape == (6, 1, 28, 28)
-    assert data.test_y_N.tolist() == [0, 1, 2, 3]
+    assert tuple(data.train.x.shape) == (6, 1, 28, 28)
+    assert data.test.y.tolist() == [0, 1, 2, 3]
     assert data.source == "idx files in --data-dir"
 
 
@@ -67,7 +68,7 @@ def test_a_missing_part_is_named(tmp_path):
 
 def test_labels_out_of_range_are_named(tmp_path):
     write_fashion(tmp_path, packed=False, first_label=8)
-    with pytest.raises(InputError, match=r"train label 2 is 10, outside 0..9"):
+    with pytest.raises(InputError, match=r"train: label 2 is 10, outside 0..9"):
         load_data("fashion-mnist", tmp_path)
 
 
@@ -97,9 +98,9 @@ def test_debians_package_is_found_and_its_statistics_are_ours():
     assert pixels.mean() == pytest.approx(_MEAN, abs=5e-5)
     assert pixels.std() == pytest.approx(_STD, abs=5e-5)
     data = load_data("fashion-mnist")
-    assert data.train_x_NCHW.shape == (60000, 1, 28, 28)
-    assert np.bincount(data.train_y_N).tolist() == [6000] * 10
-    assert len(data.test_y_N) == 10000
+    assert tuple(data.train.x.shape) == (60000, 1, 28, 28)
+    assert np.bincount(data.train.y).tolist() == [6000] * 10
+    assert len(data.test) == 10000
 
 
 def test_an_unknown_name_lists_the_known():
@@ -110,5 +111,5 @@ def test_an_unknown_name_lists_the_known():
 
 def test_counts_must_agree():
     x, y = np.zeros((2, 1, 1, 1), np.float32), np.zeros(3, np.int64)
-    with pytest.raises(InputError, match="2 images and 3 labels"):
-        DataSet(name="n", source="s", classes=2, train_x_NCHW=x, train_y_N=y, test_x_NCHW=x, test_y_N=y)
+    with pytest.raises(InputError, match="n train: 2 samples and 3 labels"):
+        DataSet.from_arrays(name="n", source="s", classes=2, train_x_NX=x, train_y_N=y, test_x_NX=x, test_y_N=y)

@@ -102,7 +102,7 @@ def test_batches_are_capped_by_the_samples(mlp, content, samples):
 
 def test_real_samples_are_the_test_set_and_noise_is_named():
     taken = numerics_samples("digits", DIGITS, BatchRange(min=1, opt=8, max=100))
-    assert np.array_equal(taken.x_BX, load_data("digits").test_x_NCHW[:100])
+    assert np.array_equal(taken.x_BX, load_data("digits").test_samples(100))
     noise = numerics_samples(None, (3, 5), RANGE)
     assert noise.x_BX.shape == (64, 3, 5)
     assert "noise" in noise.inputs
