@@ -1,28 +1,34 @@
 """Run, build and report folders: how they are written, what proves their contents, how they are read back."""
 
-from nm2trt.artifacts.build import (
-    BatchRange,
-    BuildDocument,
-    BuildSource,
-    EngineRecord,
-    GraphPort,
-    NumericsRecord,
-)
-from nm2trt.artifacts.demo import DemoDocument, DemoRow
-from nm2trt.artifacts.document import Document
-from nm2trt.artifacts.facts import Fact, Facts, FactState
-from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
-from nm2trt.artifacts.host import HostRecord, host_record
-from nm2trt.artifacts.report import (
-    ArmRecord,
-    BatchRecord,
-    NetworkRecord,
-    ProtocolRecord,
-    RatioRecord,
-    ReportDocument,
-    RunnerRecord,
-)
-from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nm2trt.artifacts.build import (
+        BatchRange,
+        BuildDocument,
+        BuildSource,
+        EngineRecord,
+        GraphPort,
+        NumericsRecord,
+    )
+    from nm2trt.artifacts.demo import DemoDocument, DemoRow
+    from nm2trt.artifacts.document import Document
+    from nm2trt.artifacts.facts import Fact, Facts, FactState
+    from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
+    from nm2trt.artifacts.host import HostRecord, host_record
+    from nm2trt.artifacts.report import (
+        ArmRecord,
+        BatchRecord,
+        NetworkRecord,
+        ProtocolRecord,
+        RatioRecord,
+        ReportDocument,
+        RunnerRecord,
+    )
+    from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals
 
 __all__ = [
     "ArmRecord",
@@ -57,3 +63,30 @@ __all__ = [
     "staged_folder",
     "write_atomic",
 ]
+
+_HOMES = {
+    "build": ("BatchRange", "BuildDocument", "BuildSource", "EngineRecord", "GraphPort", "NumericsRecord"),
+    "demo": ("DemoDocument", "DemoRow"),
+    "document": ("Document",),
+    "facts": ("Fact", "Facts", "FactState"),
+    "files": ("FileRecord", "file_records", "sha256_of", "staged_folder", "write_atomic"),
+    "host": ("HostRecord", "host_record"),
+    "report": (
+        "ArmRecord",
+        "BatchRecord",
+        "NetworkRecord",
+        "ProtocolRecord",
+        "RatioRecord",
+        "ReportDocument",
+        "RunnerRecord",
+    ),
+    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Building every stage's pydantic models takes longer than most checkpoints take to judge.
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"nm2trt.artifacts.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from nm2trt.profile.config import profile_config
 from nm2trt.report.profile_page import profile_page
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.run import train
-from nm2trt.verify import VerifyDocument, verify_path
+from nm2trt.verify import Judgement, verify_path
 
 BATCHES = "1,8,32"
 
@@ -36,7 +36,7 @@ class Stages:
     settings: DemoSettings
     dense: list[RunDocument]
     sparse: list[RunDocument]
-    verified: list[VerifyDocument]
+    verified: list[Judgement]
     """Of the sparse checkpoints."""
     build: BuildDocument
     """fp16, with engines where there is a builder."""

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from nm2trt.cli.verify_table import first_violation_words, plain
 
 if TYPE_CHECKING:
-    from nm2trt.verify import VerifyDocument
+    from nm2trt.verify import Judgement
 
 _HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
@@ -30,7 +30,7 @@ def check_target(path: Path) -> None:
                 raise ConfigError("exists and is no JUnit report", where=f"--junit {path}", mend="choose another name")
 
 
-def junit_from_documents(documents: list[VerifyDocument]) -> str:
+def junit_from_documents(documents: list[Judgement]) -> str:
     """One test suite per file, one test per prunable layer, one for the file's verdict as a whole."""
     root = ET.Element("testsuites", name="nm2trt verify")
     for document in documents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import json_option, stderr_console, stdout_console
+from nm2trt.cli.common import json_option, stderr_console
 
 if TYPE_CHECKING:
     from nm2trt.layers import LayerWeight
     from nm2trt.pattern import NMPattern
-    from nm2trt.verify import VerifyDocument
+    from nm2trt.verify import Judgement
 
 
 @click.command(name="verify")
@@ -79,7 +80,7 @@ def command(
     return EXIT_OK if all(document.verdict == "pass" for document in documents) else EXIT_BAD_VERDICT
 
 
-def _verify(path: Path, rules: dict[str, Any], watch: Callable[[LayerWeight], None] | None) -> VerifyDocument:
+def _verify(path: Path, rules: dict[str, Any], watch: Callable[[LayerWeight], None] | None) -> Judgement:
     from nm2trt.verify import verify_path
 
     return verify_path(path, watch=watch, **rules)
@@ -96,32 +97,25 @@ def _layer_pattern(text: str) -> tuple[str, NMPattern]:
     return glob, NMPattern.parse(pattern)
 
 
-def _print(documents: list[VerifyDocument], *, as_json: bool) -> None:
+def _print(documents: list[Judgement], *, as_json: bool) -> None:
     if as_json:
-        from nm2trt.verify import VerifyManyDocument
+        from nm2trt.verify import json_of
 
-        passed = all(document.verdict == "pass" for document in documents)
-        one = (
-            documents[0]
-            if len(documents) == 1
-            else VerifyManyDocument(verdict="pass" if passed else "fail", files=documents)
-        )
-        click.echo(one.to_json(), nl=False)
+        click.echo(json_of(documents), nl=False)
         return
-    from nm2trt.cli.verify_table import print_document
+    from nm2trt.cli.verify_table import print_judgement
 
-    console = stdout_console()
     for document in documents:
-        print_document(console, document)
+        print_judgement(document)
 
 
 @contextmanager
 def _watching() -> Iterator[Callable[[LayerWeight], None] | None]:
     """Show the layer at hand on a terminal."""
-    console = stderr_console()
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield None
         return
+    console = stderr_console()
     from nm2trt.cli.verify_table import plain
 
     with console.status("opening") as status:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    from nm2trt.verify import LayerVerdict, VerifyDocument
+    from nm2trt.verify import Judgement, LayerVerdict
 
 _WORST_FIRST = ("violates", "wrong-axis", "zero-point", "dense", "indivisible", "conforms", "not-prunable")
 _ON_PURPOSE = "left dense on purpose"
-_LOG_WIDTH = 120
 _WIDE = 105
+_COLUMNS = ("layer", "shape", "N:M", "verdict", "density", "broken groups", "TensorRT")
+_RIGHT = ("density", "broken groups")
+_FOLDED = ("layer", "TensorRT")
+_WIDE_ONLY = ("shape", "density")
 _STYLES = {
     "violates": "bold red",
     "wrong-axis": "bold red",
@@ -27,50 +31,81 @@ _STYLES = {
 }
 
 
-def print_document(console: Console, document: VerifyDocument) -> None:
+def print_judgement(document: Judgement) -> None:
     """Print table, details of what broke, notes and the summary line."""
+    import click
+
+    if sys.stdout.isatty() or "FORCE_COLOR" in os.environ:
+        from nm2trt.cli.common import stdout_console
+
+        _print_rich(stdout_console(), document)
+    else:
+        # A log or a pipe has no width of its own, and drawing a table for it would take longer than the verdict.
+        click.echo("\n".join(plain_lines(document)))
+
+
+def _print_rich(console: Console, document: Judgement) -> None:
     from rich.text import Text
 
-    if not console.is_terminal:
-        # A log or a pipe has no width of its own; 80 columns would fold every name.
-        console.width = max(console.width, _LOG_WIDTH)
     if any(layer.verdict != "not-prunable" for layer in document.layers):
         console.print(verdict_table(document, narrow=console.width < _WIDE))
     for line in detail_lines(document):
         console.print(Text("  " + line), soft_wrap=True)
-    console.print(summary_line(document), soft_wrap=True)
+    summary = Text(summary_line(document))
+    summary.stylize("bold green" if document.verdict == "pass" else "bold red", 0, 4)
+    console.print(summary, soft_wrap=True)
 
 
-def verdict_table(document: VerifyDocument, *, narrow: bool = False) -> Table:
+def plain_lines(document: Judgement) -> list[str]:
+    """The same without colours and without folding: columns as wide as their longest cell."""
+    lines = []
+    rows = [_COLUMNS, *(_cells(layer) for layer in worst_first(document.layers) if layer.verdict != "not-prunable")]
+    if len(rows) > 1:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [plain(document.source), ""]
+        for row in rows:
+            cells = [
+                cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+                for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+            ]
+            lines.append("  ".join(cells).rstrip())
+        lines.insert(3, "─" * (sum(widths) + 2 * (len(widths) - 1)))
+        lines.append("")
+    return [*lines, *("  " + line for line in detail_lines(document)), summary_line(document)]
+
+
+def verdict_table(document: Judgement, *, narrow: bool = False) -> Table:
     """One row per layer that could be sparse, worst first; `narrow` leaves shape and density out."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=plain(document.source), title_justify="left")
-    table.add_column("layer", overflow="fold")
-    if not narrow:
-        table.add_column("shape", no_wrap=True)
-    table.add_column("N:M", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    if not narrow:
-        table.add_column("density", justify="right", no_wrap=True)
-    table.add_column("broken groups", justify="right", no_wrap=True)
-    table.add_column("TensorRT", overflow="fold")
+    shown = [index for index, name in enumerate(_COLUMNS) if not (narrow and name in _WIDE_ONLY)]
+    for index in shown:
+        name = _COLUMNS[index]
+        folds = name in _FOLDED
+        justify: Literal["left", "right"] = "right" if name in _RIGHT else "left"
+        table.add_column(name, justify=justify, no_wrap=not folds, overflow="fold" if folds else "ellipsis")
     for layer in worst_first(document.layers):
         if layer.verdict == "not-prunable":
             continue
-        density = "" if layer.density is None else f"{layer.density:.3f}"
-        table.add_row(
-            Text(plain(layer.name)),
-            *(() if narrow else ("x".join(map(str, layer.shape)),)),
-            layer.pattern,
-            Text(layer.verdict, style=_STYLES[layer.verdict]),
-            *(() if narrow else (density,)),
-            f"{layer.violations:,} of {layer.groups:,}" if layer.groups else "",
-            Text(_short(layer.tensorrt)),
-        )
+        cells = [Text(cell) for cell in _cells(layer)]
+        cells[_COLUMNS.index("verdict")].stylize(_STYLES[layer.verdict])
+        table.add_row(*(cells[index] for index in shown))
     return table
+
+
+def _cells(layer: LayerVerdict) -> tuple[str, ...]:
+    return (
+        plain(layer.name),
+        "x".join(map(str, layer.shape)),
+        layer.pattern,
+        layer.verdict,
+        "" if layer.density is None else f"{layer.density:.3f}",
+        f"{layer.violations:,} of {layer.groups:,}" if layer.groups else "",
+        _short(layer.tensorrt),
+    )
 
 
 def worst_first(layers: list[LayerVerdict]) -> list[LayerVerdict]:
@@ -83,7 +118,7 @@ def worst_first(layers: list[LayerVerdict]) -> list[LayerVerdict]:
     return sorted(layers, key=rank)
 
 
-def detail_lines(document: VerifyDocument) -> list[str]:
+def detail_lines(document: Judgement) -> list[str]:
     """Where the pattern breaks, what the short words in the table mean, and the document's notes."""
     lines = []
     for layer in worst_first(document.layers):
@@ -105,24 +140,18 @@ def detail_lines(document: VerifyDocument) -> list[str]:
     return lines + [f"note: {note}" for note in document.notes]
 
 
-def summary_line(document: VerifyDocument) -> Text:
+def summary_line(document: Judgement) -> str:
     """Verdict, how much conforms, how much is eligible, and why it failed."""
-    from rich.text import Text
-
     totals = document.totals
     conforming = totals.verdicts.get("conforms", 0)
-    passed = document.verdict == "pass"
-    line = Text()
-    line.append("PASS " if passed else "FAIL ", style="bold green" if passed else "bold red")
     patterns = Counter(layer.pattern for layer in document.layers if layer.verdict == "conforms")
     kinds = ", ".join(pattern for pattern, _ in patterns.most_common()) or document.pattern
-    line.append(f"{plain(document.source)}: {conforming} of {totals.prunable} prunable layers conform to {kinds}")
+    line = f"{document.verdict.upper()} {plain(document.source)}: "
+    line += f"{conforming} of {totals.prunable} prunable layers conform to {kinds}"
     if totals.weights:
-        line.append(f" ({100 * totals.weights_in_conforming / totals.weights:.1f} % of their weights)")
-    line.append(f"; {totals.eligible} eligible in TensorRT")
-    if document.problems:
-        line.append("; " + "; ".join(plain(problem) for problem in document.problems))
-    return line
+        line += f" ({100 * totals.weights_in_conforming / totals.weights:.1f} % of their weights)"
+    line += f"; {totals.eligible} eligible in TensorRT"
+    return "; ".join((line, *map(plain, document.problems)))
 
 
 def plain(text: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nm2trt.artifacts import Fact, FactState
-from nm2trt.verify import ELIGIBLE, VerifyDocument
+from nm2trt.verify import ELIGIBLE, Judgement
 
 _LISTED_NAMES = 3
 _NOT_LEGAL = "not 2:4-legal"
 
 
-def legal_fact(judged: VerifyDocument, patterns: Mapping[str, str]) -> Fact:
+def legal_fact(judged: Judgement, patterns: Mapping[str, str]) -> Fact:
     """Tell whether every layer that was meant to be sparse holds its pattern.
 
     Args:
@@ -38,7 +38,7 @@ def legal_fact(judged: VerifyDocument, patterns: Mapping[str, str]) -> Fact:
     )
 
 
-def eligible_fact(judged: VerifyDocument) -> Fact:
+def eligible_fact(judged: Judgement) -> Fact:
     """Tell which layers TensorRT may consider for sparse kernels, and why not the others."""
     layers = [layer for layer in judged.layers if layer.verdict != "not-prunable"]
     eligible = sum(layer.tensorrt == ELIGIBLE for layer in layers)

@@ -24,6 +24,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], _Array]
+    load_range: Callable[[int, int], _Array] | None = None
+    """As in `LayerWeight`."""
 
 
 _MASKS: tuple[tuple[str, re.Pattern[str], str], ...] = (
@@ -51,10 +53,12 @@ def layers_of(tensors: Sequence[StoredTensor]) -> Iterator[LayerWeight]:
         found = guess(tensor.name, tensor.shape, tensor.dtype)
         if tensor.name in mask_names:
             found = Guess("other", None, "mask: applied to the weight beside it")
-        load, note = tensor.load, ""
+        load, load_range, note = tensor.load, tensor.load_range, ""
         if tensor.name in masks:
             tool, mask = masks[tensor.name]
-            load = _Masked(tensor, mask)
+            masked = _Masked(tensor, mask)
+            load = masked
+            load_range = masked.load_range if tensor.load_range and mask.load_range else None
             note = f"judged with the mask that {tool} keeps in {mask.name}; the stored weights alone may be dense"
         elif _PARAMETRIZED.search(tensor.name):
             note = (
@@ -68,6 +72,7 @@ def layers_of(tensors: Sequence[StoredTensor]) -> Iterator[LayerWeight]:
             dtype=tensor.dtype,
             reduction_axis=found.reduction_axis,
             weight=load,
+            load_range=load_range,
             why_not=found.why_not,
             note=note,
         )
@@ -93,7 +98,14 @@ class _Masked:
     mask: StoredTensor
 
     def __call__(self) -> _Array:
-        # Masks are bool, or 0 and 1 in any type; a product would turn NaN * 0 into NaN.
-        array = self.weight.load()
-        kept = np.asarray(self.mask.load()).astype(np.bool_)
-        return np.where(kept, array, np.zeros((), array.dtype))
+        return _applied(self.mask.load(), self.weight.load())
+
+    def load_range(self, start: int, stop: int) -> _Array:
+        assert self.mask.load_range is not None
+        assert self.weight.load_range is not None
+        return _applied(self.mask.load_range(start, stop), self.weight.load_range(start, stop))
+
+
+def _applied(mask: _Array, array: _Array) -> _Array:
+    # Masks are bool, or 0 and 1 in any type; a product would turn NaN * 0 into NaN.
+    return np.where(np.asarray(mask).astype(np.bool_), array, np.zeros((), array.dtype))

@@ -6,21 +6,36 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
+from nm2trt.layers.onnx_graph import Node, Value
+from nm2trt.layers.onnx_tensors import (
+    UNREADABLE,
+    Array,
+    StoredConstant,
+    as_text,
+    check_tensor,
+    load_tensor,
+    numpy_dtype,
+    one_line,
+)
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["UNREADABLE", "Constant", "as_text", "load_tensor", "one_line", "resolve"]
+
+AnyTensor: TypeAlias = "ir.TensorProtocol | StoredConstant"
+AnyValue: TypeAlias = "ir.Value | Value"
+AnyNode: TypeAlias = "ir.Node | Node"
+"""Readers walk the graph as it is stored (onnx_graph.py), writers through onnx-ir; the rules are the same."""
+
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _PARAMETER_STEPS = ("Identity", "Cast")
-_MEND = "export the model again"
-
-UNREADABLE = (TypeError, ValueError, LookupError, OverflowError)
-"""What onnx-ir and numpy raise where an attribute or a shape makes no sense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +43,8 @@ class Constant:
     """A constant as an operator sees it. Values are computed only when asked for."""
 
     name: str
-    tensor: ir.TensorProtocol
+    tensor: Any
+    """A StoredConstant, or onnx-ir's tensor where the graph was opened to be written."""
     where: Path
     shape: tuple[int, ...]
     """After all steps."""
@@ -40,6 +56,19 @@ class Constant:
     steps: tuple[Callable[[Array], Array], ...] = ()
     layout: tuple[Callable[[Array], Array], ...] = ()
     """Those of the steps that only move values: applied to stored positions, they tell where each value came from."""
+
+    @property
+    def in_ranges(self) -> bool:
+        """Whether `value_range` works: the data lie in a file, and no step changes values or their order."""
+        return (
+            isinstance(self.tensor, StoredConstant)
+            and self.tensor.in_ranges
+            and all(isinstance(step, _Reshaped) for step in self.steps)
+        )
+
+    def value_range(self, start: int, stop: int) -> Array:
+        """Values `start` to before `stop`, in memory order and flat; errors as `value`."""
+        return np.asarray(self.tensor.load_range(start, stop))
 
     def value(self) -> Array:
         """Load the tensor and apply the steps.
@@ -56,7 +85,7 @@ class Constant:
         return array
 
 
-def resolve(value: ir.Value | None, where: Path, *, parameter: bool = False) -> Constant | None:
+def resolve(value: AnyValue | None, where: Path, *, parameter: bool = False) -> Constant | None:
     """Follow a value up to the constant it comes from.
 
     Understands initializers and Constant nodes behind Identity, Cast, Transpose, Reshape, Squeeze, Unsqueeze,
@@ -74,7 +103,7 @@ def resolve(value: ir.Value | None, where: Path, *, parameter: bool = False) -> 
     Raises:
         InputError: A constant's data contradict its shape.
     """
-    trail: list[ir.Node] = []
+    trail: list[AnyNode] = []
     while value is not None and _tensor_of(value) is None:
         node = value.producer()
         if node is None or node.domain not in _DEFAULT_DOMAINS or node in trail:
@@ -104,7 +133,11 @@ def resolve(value: ir.Value | None, where: Path, *, parameter: bool = False) -> 
     return constant
 
 
-def _tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
+def _tensor_of(value: AnyValue) -> AnyTensor | None:
+    if isinstance(value, Value):
+        return value.tensor if value.tensor is not None and value.tensor.known else None
+    import onnx_ir as ir
+
     try:
         tensor = ir.convenience.get_const_tensor(value)
     except (ValueError, TypeError):
@@ -112,131 +145,38 @@ def _tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
     return None if tensor is None or tensor.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) else tensor
 
 
-def _shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+def _shape_of(tensor: AnyTensor) -> tuple[int, ...]:
+    if isinstance(tensor, StoredConstant):
+        return tensor.shape
     return tuple(int(size) for size in tensor.shape.numpy())
 
 
-def _dtype_name(tensor: ir.TensorProtocol) -> str:
-    return str(np.dtype(tensor.dtype.numpy()).name)
-
-
-def one_line(error: BaseException) -> str:
-    """First line of an error's text, shortened."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def as_text(name: str | bytes) -> str:
-    """A name as text; protobuf gives bytes where a file's string is no UTF-8."""
-    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
-
-
-# Data against shape, before memory is taken
-
-
-def check_tensor(tensor: ir.TensorProtocol, where: Path) -> None:
-    """Compare a tensor's stored data with its shape without loading anything.
-
-    Raises:
-        InputError: A dimension is negative, or the data are shorter or longer than the shape says.
-    """
-    shape = _shape_of(tensor)
-    if any(size < 0 for size in shape):
-        raise InputError(f"tensor {tensor.name!r}: shape {list(shape)} has a negative size", where=where, mend=_MEND)
-    expected_bytes = math.ceil(math.prod(shape) * tensor.dtype.bitwidth / 8)
-    if isinstance(tensor, ir.ExternalTensor):
-        _check_external(tensor, expected_bytes, where)
-    elif isinstance(tensor, ir.serde.TensorProtoTensor):
-        _check_embedded(tensor, math.prod(shape), expected_bytes, where)
-
-
-def _check_external(tensor: ir.ExternalTensor, expected_bytes: int, where: Path) -> None:
-    file = Path(tensor.path)
-    inside = where.parent.resolve()
-    if not file.resolve().is_relative_to(inside):
-        raise InputError(
-            f"tensor {tensor.name!r}: its external data {str(tensor.location)!r} lie outside the model's folder",
-            where=where,
-            mend="move the data file next to the model",
-        )
-    if not file.is_file():
-        raise InputError(
-            f"tensor {tensor.name!r}: its external data file {str(tensor.location)!r} is missing",
-            where=where,
-            mend="copy it next to the model",
-        )
-    start, length = tensor.offset or 0, tensor.length or expected_bytes
-    if start < 0 or length < expected_bytes or start + expected_bytes > file.stat().st_size:
-        raise InputError(
-            f"tensor {tensor.name!r}: {expected_bytes} bytes at {start} do not lie in {str(tensor.location)!r}",
-            where=where,
-            mend=_MEND,
-        )
-
-
-def _check_embedded(tensor: Any, count: int, expected_bytes: int, where: Path) -> None:
-    proto = tensor.raw
-    if proto.HasField("raw_data"):
-        found, expected, unit = len(proto.raw_data), expected_bytes, "bytes"
-    else:
-        fields = (proto.float_data, proto.int32_data, proto.int64_data, proto.double_data, proto.uint64_data)
-        found, expected, unit = max(map(len, fields)), count, "values"
-        if tensor.dtype.bitwidth < 8:
-            expected = expected_bytes
-        elif tensor.dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
-            expected = 2 * count
-    if found != expected:
-        raise InputError(
-            f"tensor {tensor.name!r}: shape {list(_shape_of(tensor))} needs {expected} {unit}, the file holds {found}",
-            where=where,
-            mend=_MEND,
-        )
-
-
-def load_tensor(tensor: ir.TensorProtocol, where: Path) -> Array:
-    """Read a tensor's values.
-
-    Raises:
-        InputError: They cannot be read.
-    """
-    if isinstance(tensor, ir.ExternalTensor):
-        # A tensor keeps what it mapped; a fresh one lets go of it with the array.
-        tensor = ir.ExternalTensor(
-            tensor.location,
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=tensor.shape,
-            name=tensor.name or "",
-            base_dir=tensor.base_dir,
-        )
-    try:
-        return np.asarray(tensor.numpy())
-    except (*UNREADABLE, AssertionError, OSError) as error:
-        raise InputError(f"tensor {tensor.name!r} cannot be read: {one_line(error)}", where=where) from None
+def _dtype_name(tensor: AnyTensor) -> str:
+    dtype = tensor.dtype if isinstance(tensor, StoredConstant) else np.dtype(tensor.dtype.numpy())
+    return str(dtype.name)
 
 
 # One function per node type: how it changes a constant, or None where that is not clear
 
-_Step = Callable[[ir.Node, Constant], "Constant | None"]
+_Step = Callable[[AnyNode, Constant], "Constant | None"]
 
 
-def _identity(_node: ir.Node, constant: Constant) -> Constant:
+def _identity(_node: AnyNode, constant: Constant) -> Constant:
     return constant
 
 
-def _cast(node: ir.Node, constant: Constant) -> Constant | None:
+def _cast(node: AnyNode, constant: Constant) -> Constant | None:
     attribute = node.attributes.get("to")
     if attribute is None:
         return None
-    target = np.dtype(ir.DataType(attribute.as_int()).numpy())
+    target = numpy_dtype(attribute.as_int())
     graph_dtype = constant.graph_dtype if constant.quantised else target.name
     return replace(
         constant, graph_dtype=graph_dtype, steps=(*constant.steps, lambda array: _quietly(array.astype, target))
     )
 
 
-def _transpose(node: ir.Node, constant: Constant) -> Constant | None:
+def _transpose(node: AnyNode, constant: Constant) -> Constant | None:
     rank = len(constant.shape)
     attribute = node.attributes.get("perm")
     perm = tuple(attribute.as_ints()) if attribute is not None else tuple(reversed(range(rank)))
@@ -246,7 +186,7 @@ def _transpose(node: ir.Node, constant: Constant) -> Constant | None:
     return _moved(constant, shape, lambda array: array.transpose(perm))
 
 
-def _reshape(node: ir.Node, constant: Constant) -> Constant | None:
+def _reshape(node: AnyNode, constant: Constant) -> Constant | None:
     wanted = _small_ints(node, 1, constant.where)
     if wanted is None:
         return None
@@ -261,14 +201,14 @@ def _reshape(node: ir.Node, constant: Constant) -> Constant | None:
     return _with_shape(constant, tuple(wanted))
 
 
-def _squeeze(node: ir.Node, constant: Constant) -> Constant | None:
+def _squeeze(node: AnyNode, constant: Constant) -> Constant | None:
     axes = _axes(node, constant)
     rank = len(constant.shape)
     gone = {axis % rank for axis in axes} if axes is not None else {i for i, n in enumerate(constant.shape) if n == 1}
     return _with_shape(constant, tuple(size for axis, size in enumerate(constant.shape) if axis not in gone))
 
 
-def _unsqueeze(node: ir.Node, constant: Constant) -> Constant | None:
+def _unsqueeze(node: AnyNode, constant: Constant) -> Constant | None:
     axes = _axes(node, constant)
     if axes is None:
         return None
@@ -283,14 +223,24 @@ def _unsqueeze(node: ir.Node, constant: Constant) -> Constant | None:
 def _with_shape(constant: Constant, shape: tuple[int, ...]) -> Constant | None:
     if any(size < 0 for size in shape) or math.prod(shape) != math.prod(constant.shape):
         return None
-    return _moved(constant, shape, lambda array: array.reshape(shape))
+    return _moved(constant, shape, _Reshaped(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reshaped:
+    """The one step that leaves values where they are in memory."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, array: Array) -> Array:
+        return array.reshape(self.shape)
 
 
 def _moved(constant: Constant, shape: tuple[int, ...], step: Callable[[Array], Array]) -> Constant:
     return replace(constant, shape=shape, steps=(*constant.steps, step), layout=(*constant.layout, step))
 
 
-def _quantize(node: ir.Node, constant: Constant) -> Constant | None:
+def _quantize(node: AnyNode, constant: Constant) -> Constant | None:
     scale = _small(node, 1, constant.where)
     zero = _small(node, 2, constant.where)
     if scale is None or (zero is None and _has_input(node, 2)):
@@ -299,7 +249,7 @@ def _quantize(node: ir.Node, constant: Constant) -> Constant | None:
     if zero is not None:
         dtype = zero.dtype
     elif attribute is not None and attribute.as_int():
-        dtype = np.dtype(ir.DataType(attribute.as_int()).numpy())
+        dtype = numpy_dtype(attribute.as_int())
     else:
         dtype = np.dtype(np.uint8)
     scale_wide = _spread(scale.astype(np.float32), node, constant.shape)
@@ -311,14 +261,14 @@ def _quantize(node: ir.Node, constant: Constant) -> Constant | None:
         scaled = _quietly(np.divide, array.astype(np.float32), scale_wide)
         if dtype.name.startswith("float"):
             return _quietly(scaled.astype, dtype)
-        limits = ir.DataType.from_numpy(dtype)
+        limits = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
         stored = np.rint(scaled) + (0 if zero_wide is None else zero_wide)
         return _quietly(np.clip(stored, limits.min, limits.max).astype, np.int32)
 
     return replace(constant, graph_dtype=dtype.name, quantised=True, steps=(*constant.steps, step))
 
 
-def _dequantize(node: ir.Node, constant: Constant) -> Constant | None:
+def _dequantize(node: AnyNode, constant: Constant) -> Constant | None:
     zero = _small(node, 2, constant.where)
     if zero is None and _has_input(node, 2):
         return None
@@ -347,7 +297,7 @@ _STEPS: dict[str, _Step] = {
 }
 
 
-def _spread(parameter: Array, node: ir.Node, shape: tuple[int, ...]) -> Array | None:
+def _spread(parameter: Array, node: AnyNode, shape: tuple[int, ...]) -> Array | None:
     """Bring a scale or zero point into a shape that broadcasts: per tensor, per axis, or blocked (ONNX opset 21)."""
     if parameter.size == 1:
         return parameter.reshape(())
@@ -363,11 +313,11 @@ def _spread(parameter: Array, node: ir.Node, shape: tuple[int, ...]) -> Array | 
     return wide if wide.shape == shape else None
 
 
-def _has_input(node: ir.Node, index: int) -> bool:
+def _has_input(node: AnyNode, index: int) -> bool:
     return index < len(node.inputs) and node.inputs[index] is not None
 
 
-def _small(node: ir.Node, index: int, where: Path) -> Array | None:
+def _small(node: AnyNode, index: int, where: Path) -> Array | None:
     """Value of a constant parameter input."""
     if not _has_input(node, index):
         return None
@@ -375,12 +325,12 @@ def _small(node: ir.Node, index: int, where: Path) -> Array | None:
     return None if constant is None else constant.value()
 
 
-def _small_ints(node: ir.Node, index: int, where: Path) -> list[int] | None:
+def _small_ints(node: AnyNode, index: int, where: Path) -> list[int] | None:
     array = _small(node, index, where)
     return None if array is None else [int(size) for size in array.reshape(-1)]
 
 
-def _axes(node: ir.Node, constant: Constant) -> list[int] | None:
+def _axes(node: AnyNode, constant: Constant) -> list[int] | None:
     if "axes" in node.attributes:
         return list(node.attributes["axes"].as_ints())
     return _small_ints(node, 1, constant.where)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-
-import onnx
-import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
+from typing import TYPE_CHECKING
 
 from nm2trt.errors import InputError
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
-from nm2trt.layers.onnx_constants import UNREADABLE, Constant, as_text, one_line, resolve
+from nm2trt.layers.onnx_constants import UNREADABLE, AnyNode, Constant, as_text, one_line, resolve
+from nm2trt.layers.onnx_file import read_model
+from nm2trt.layers.onnx_graph import graph_nodes
 from nm2trt.layers.stream import LayerSource, LayerWeight, Op
 
-_PROTOBUF_LIMIT_BYTES = 2**31 - 1
-_MEND = "pass an .onnx file"
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
 
 
 @dataclass(slots=True)
@@ -42,9 +42,9 @@ def open_onnx(path: Path) -> LayerSource:
         InputError: The file is missing, no ONNX, larger than protobuf's 2 GiB, or cannot be understood; a tensor's
             data contradict its shape; external data are missing or outside the model's folder.
     """
-    graph = open_graph(path)
-    uses = graph.uses
-    metadata = {as_text(key): as_text(value) for key, value in graph.model.metadata_props.items()}
+    model = read_model(path)
+    uses = _uses(graph_nodes(model, path), path)
+    metadata = {as_text(entry.key): as_text(entry.value) for entry in model.metadata_props}
     return LayerSource(
         path=path,
         kind="onnx",
@@ -70,8 +70,10 @@ class OpenGraph:
 
 def open_graph(path: Path) -> OpenGraph:
     """Open an ONNX file to edit it; errors as `open_onnx`."""
-    proto, model = _load(path)
-    return OpenGraph(proto, model, _uses(model, path))
+    import onnx_ir as ir
+
+    proto, model = _load_to_edit(path)
+    return OpenGraph(proto, model, _uses(ir.traversal.RecursiveGraphIterator(model.graph), path))
 
 
 def _stream(uses: list[_Use]) -> Iterator[LayerWeight]:
@@ -88,6 +90,7 @@ def _layer(use: _Use) -> LayerWeight:
         dtype=constant.stored_dtype,
         reduction_axis=use.axis,
         weight=constant.value,
+        load_range=constant.value_range if constant.in_ranges else None,
         groups=use.groups,
         why_not=use.why_not,
         zero_point=constant.zero_point,
@@ -96,17 +99,14 @@ def _layer(use: _Use) -> LayerWeight:
     )
 
 
-def _load(path: Path) -> tuple[onnx.ModelProto, ir.Model]:
-    if path.stat().st_size > _PROTOBUF_LIMIT_BYTES:
-        raise InputError(
-            "is larger than protobuf's limit of 2 GiB", where=path, mend="save it with external data (onnx.save)"
-        )
-    try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except Exception as error:  # noqa: BLE001 -- the parser's error types are not documented
-        raise InputError(f"is no ONNX model ({type(error).__name__})", where=path, mend=_MEND) from None
-    if proto.ir_version < 1 or not (proto.graph.node or proto.graph.initializer):
-        raise InputError("is no ONNX model: it holds no graph", where=path, mend=_MEND)
+def _load_to_edit(path: Path) -> tuple[onnx.ModelProto, ir.Model]:
+    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import InlinePass
+
+    # Says whether it is a model at all.
+    read_model(path)
+    proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     # The library logs what it makes of a broken graph; the user gets one line.
     logger = logging.getLogger("onnx_ir")
     level = logger.level
@@ -126,10 +126,10 @@ def _load(path: Path) -> tuple[onnx.ModelProto, ir.Model]:
     return proto, model
 
 
-def _uses(model: ir.Model, path: Path) -> list[_Use]:
+def _uses(nodes: Iterable[AnyNode], path: Path) -> list[_Use]:
     """Every weight once for each way in which it is used; nodes that share it are listed together."""
     found: dict[tuple[object, ...], _Use] = {}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+    for node in nodes:
         use = weight_use(node, path)
         if use is not None:
             kept = found.setdefault(use.key(), use)
@@ -137,7 +137,7 @@ def _uses(model: ir.Model, path: Path) -> list[_Use]:
     return list(found.values())
 
 
-def weight_use(node: ir.Node, path: Path) -> _Use | None:
+def weight_use(node: AnyNode, path: Path) -> _Use | None:
     """How an operator uses a constant weight; None where it is no matrix product with one.
 
     Raises:
@@ -150,15 +150,15 @@ def weight_use(node: ir.Node, path: Path) -> _Use | None:
         raise InputError(f"node {node.name!r} ({node.op_type}): {one_line(error)}", where=path) from None
 
 
-def _input(node: ir.Node, index: int, path: Path) -> Constant | None:
+def _input(node: AnyNode, index: int, path: Path) -> Constant | None:
     return resolve(node.inputs[index], path) if index < len(node.inputs) else None
 
 
-def _int(node: ir.Node, name: str, default: int) -> int:
+def _int(node: AnyNode, name: str, default: int) -> int:
     return node.attributes[name].as_int() if name in node.attributes else default
 
 
-def _conv(node: ir.Node, path: Path) -> _Use | None:
+def _conv(node: AnyNode, path: Path) -> _Use | None:
     weight = _input(node, 1, path)
     if weight is None or len(weight.shape) < 3:
         return None
@@ -168,7 +168,7 @@ def _conv(node: ir.Node, path: Path) -> _Use | None:
     return _Use(weight, "conv", 1, groups)
 
 
-def _conv_transpose(node: ir.Node, path: Path) -> _Use | None:
+def _conv_transpose(node: AnyNode, path: Path) -> _Use | None:
     weight = _input(node, 1, path)
     if weight is None or len(weight.shape) < 3:
         return None
@@ -178,7 +178,7 @@ def _conv_transpose(node: ir.Node, path: Path) -> _Use | None:
     return _Use(weight, "conv-transpose", 0, groups)
 
 
-def _gemm(node: ir.Node, path: Path) -> _Use | None:
+def _gemm(node: AnyNode, path: Path) -> _Use | None:
     b = _input(node, 1, path)
     if b is not None and len(b.shape) == 2:
         return _Use(b, "gemm", 1 if _int(node, "transB", 0) else 0)
@@ -188,7 +188,7 @@ def _gemm(node: ir.Node, path: Path) -> _Use | None:
     return None
 
 
-def _matmul(node: ir.Node, path: Path) -> _Use | None:
+def _matmul(node: AnyNode, path: Path) -> _Use | None:
     # numpy.matmul's rule: a is [..., M, K], b is [..., K, N].
     for index, axis_from_end in ((1, 2), (0, 1)):
         weight = _input(node, index, path)
@@ -200,7 +200,7 @@ def _matmul(node: ir.Node, path: Path) -> _Use | None:
     return None
 
 
-_READERS: dict[str, Callable[[ir.Node, Path], _Use | None]] = {
+_READERS: dict[str, Callable[[AnyNode, Path], _Use | None]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,

@@ -76,7 +76,12 @@ def safetensors_tensors(path: Path) -> list[StoredTensor]:
 
 
 def _stored(path: Path, entries: list[_Entry]) -> list[StoredTensor]:
-    return [StoredTensor(entry.name, entry.shape, _dtype_name(entry), partial(_load, path, entry)) for entry in entries]
+    return [
+        StoredTensor(
+            entry.name, entry.shape, _dtype_name(entry), partial(_load, path, entry), partial(_load_range, path, entry)
+        )
+        for entry in entries
+    ]
 
 
 def _dtype_name(entry: _Entry) -> str:
@@ -116,22 +121,24 @@ def _span(info: dict[str, Any]) -> int:
 
 
 def _load(path: Path, entry: _Entry) -> NDArray[Any]:
+    return _load_range(path, entry, 0, math.prod(entry.shape)).reshape(entry.shape)
+
+
+def _load_range(path: Path, entry: _Entry, start: int, stop: int) -> NDArray[Any]:
     known = _DTYPES.get(entry.dtype)
     if known is None:
         raise InputError(f"tensor {entry.name!r}: values of type {entry.dtype} cannot be read", where=path)
     dtype = np.dtype(known)
-    count = math.prod(entry.shape)
     # The two parsers of the header may read a malicious one differently; sizes are checked before memory is taken.
-    if count * dtype.itemsize != entry.size_bytes:
+    if math.prod(entry.shape) * dtype.itemsize != entry.size_bytes:
         raise InputError(
             f"tensor {entry.name!r}: shape {list(entry.shape)} does not fit {entry.size_bytes} bytes", where=path
         )
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         if entry.start + entry.size_bytes > os.fstat(file.fileno()).st_size:
             raise InputError(f"tensor {entry.name!r}: the file ends before it does", where=path, mend=_MEND)
-        file.seek(entry.start)
-        raw = np.fromfile(file, dtype=np.uint8, count=entry.size_bytes)
-    if raw.size != entry.size_bytes:
+        file.seek(entry.start + start * dtype.itemsize)
+        raw = np.fromfile(file, dtype=np.uint8, count=(stop - start) * dtype.itemsize)
+    if raw.size != (stop - start) * dtype.itemsize:
         raise InputError(f"tensor {entry.name!r}: the file ends inside it", where=path, mend=_MEND)
-    weight: NDArray[Any] = raw.view(dtype).reshape(entry.shape)
-    return weight
+    return raw.view(dtype)

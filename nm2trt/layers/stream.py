@@ -29,6 +29,9 @@ class LayerWeight:
     """Axis that the hardware groups along: input channels (conv), K (GEMM). None when there is none."""
     weight: Callable[[], NDArray[Any]]
     """Values in `shape`. Of a quantised tensor: stored value minus zero point, so that 0 means 0.0."""
+    load_range: Callable[[int, int], NDArray[Any]] | None = None
+    """Values from a start to before a stop, in memory order and flat, so that a large tensor need never be whole in
+    memory; None where only `weight` works."""
     groups: int = 1
     why_not: str = ""
     """Reason that this tensor can never be pruned (bias, norm, embedding, depthwise); empty otherwise."""

@@ -1,19 +1,37 @@
 """The judge: every layer of a checkpoint or graph against N:M patterns and TensorRT's rules."""
 
-from nm2trt.verify.document import ELIGIBLE, LayerVerdict, Totals, VerifyDocument, VerifyManyDocument, Violation
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from nm2trt.verify.files import verify_path
 from nm2trt.verify.judge import judge, matches, parse_pattern, reduction_size
+from nm2trt.verify.verdicts import ELIGIBLE, Judgement, LayerVerdict, Totals, Violation
+
+if TYPE_CHECKING:
+    from nm2trt.verify.document import VerifyDocument, VerifyManyDocument, json_of
 
 __all__ = [
     "ELIGIBLE",
+    "Judgement",
     "LayerVerdict",
     "Totals",
     "VerifyDocument",
     "VerifyManyDocument",
     "Violation",
+    "json_of",
     "judge",
     "matches",
     "parse_pattern",
     "reduction_size",
     "verify_path",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only those who want JSON pay for pydantic.
+    if name in ("VerifyDocument", "VerifyManyDocument", "json_of"):
+        from nm2trt.verify import document
+
+        return getattr(document, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

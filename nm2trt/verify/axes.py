@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-from numpy.typing import NDArray
 
 from nm2trt.pattern import NMPattern
-from nm2trt.verify.counting import count_groups
+from nm2trt.verify.values import Values
 
 _AXIS_NAMES = {
     "conv": ("output channels", "input channels", "kernel", "kernel", "kernel"),
@@ -17,7 +14,7 @@ _AXIS_NAMES = {
 }
 
 
-def other_grouping(weight: NDArray[Any], pattern: NMPattern, axis: int, op: str) -> str:
+def other_grouping(values: Values, pattern: NMPattern, axis: int, op: str) -> str:
     """Name a grouping other than `axis` along which every group conforms; empty where there is none.
 
     Tried first is the flattened kernel order, [O, I * kH * kW] in groups of M neighbours: the first SR-STE code,
@@ -26,17 +23,17 @@ def other_grouping(weight: NDArray[Any], pattern: NMPattern, axis: int, op: str)
     Returns:
         A phrase such as "along axis 0 (output channels)".
     """
-    spatial = math.prod(weight.shape[2:])
-    if op == "conv" and spatial > 1:
-        flattened = weight.reshape(weight.shape[0], -1)
-        if _conforms(flattened, pattern, 1):
+    shape = values.shape
+    if op == "conv" and math.prod(shape[2:]) > 1:
+        flattened = (shape[0], math.prod(shape[1:]))
+        if _conforms(values, flattened, pattern, 1):
             return "along the flattened kernel (I * kH * kW)"
-    for other in range(weight.ndim):
-        if other != axis and _conforms(weight, pattern, other):
+    for other in range(len(shape)):
+        if other != axis and _conforms(values, shape, pattern, other):
             names = _AXIS_NAMES.get(op, ())
             return f"along axis {other}" + (f" ({names[other]})" if other < len(names) else "")
     return ""
 
 
-def _conforms(weight: NDArray[Any], pattern: NMPattern, axis: int) -> bool:
-    return weight.shape[axis] % pattern.m == 0 and count_groups(weight, pattern, axis).violations == 0
+def _conforms(values: Values, shape: tuple[int, ...], pattern: NMPattern, axis: int) -> bool:
+    return shape[axis] % pattern.m == 0 and values.count(pattern, axis, shape).violations == 0

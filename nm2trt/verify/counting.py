@@ -1,14 +1,22 @@
 """Count non-zeros per N:M group at memory speed. One pass, in pieces that stay in the cache.
 
-The array is seen as [outer, axis, inner] in memory order. A piece becomes bytes (1 where a weight is not zero), and
-M shifted copies of them are added up: position i then holds the count of the group that starts at i. Only the
-positions at which a group really starts are kept. Adding where no group starts is wasted work, but it runs over
-contiguous bytes, which costs less than gathering strided ones.
+The array is seen as [outer, axis, inner] in memory order. A piece becomes bytes, 1 where a weight is not zero; then the
+M bytes of a group are added, in one of three ways:
+
+- neighbours (inner is 1; M is 2, 4 or 8): a group is one integer, and a product with 0x0101... leaves the sum in its
+  highest byte;
+- long rows (inner of 64 and more): M contiguous rows are added;
+- anything else (3x3 kernels): M shifted copies of all bytes are added, so that position i holds the count of the
+  group that starts at i. Only the positions at which a group really starts are kept. Adding where no group starts is
+  wasted work, but it runs over contiguous bytes, which costs less than gathering strided ones.
+
+All steps write into buffers that the pieces share: fresh memory costs more than the arithmetic.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +26,22 @@ from numpy.typing import NDArray
 from nm2trt.pattern import NMPattern
 
 Array = NDArray[Any]
-_PIECE = 1 << 18
-"""Weights per piece: their bytes and sums fit a second-level cache."""
+Bytes = NDArray[np.uint8]
+_PIECE = 3 << 16
+"""Weights per piece: small enough that their bytes and sums stay in the cache, large enough that numpy's fixed cost
+per call does not count."""
+_LONG_ROW = 64
+_MAGNITUDE = np.uint16(0x7FFF)
+_TILE = 2048
 
 _HALVES = {"float16": 0x7C00, "bfloat16": 0x7F80}
 """Two-byte floats, and the bits of infinity: magnitudes from there up are infinity or NaN."""
+_LANES: dict[int, tuple[type[np.unsignedinteger[Any]], int]] = {
+    2: (np.uint16, 0x0101),
+    4: (np.uint32, 0x01010101),
+    8: (np.uint64, 0x0101010101010101),
+}
+"""Group size -> the integer that holds one byte per weight, and the factor that sums them into its highest byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +53,8 @@ class GroupCount:
     """Groups with more than N non-zeros."""
     first: tuple[int, ...] | None
     """Index of the first weight of the first such group."""
+    first_values: tuple[float, ...]
+    """That group's M values; empty where there is none."""
     nonzeros: int
     nonfinite: int
     """NaN and infinite weights; they count as non-zeros."""
@@ -52,19 +73,42 @@ def count_groups(weight: Array, pattern: NMPattern, axis: int) -> GroupCount:
     Raises:
         ValueError: M does not divide the axis.
     """
-    axis %= weight.ndim
-    if weight.shape[axis] % pattern.m:
-        raise ValueError(f"axis {axis} of shape {weight.shape} is no multiple of {pattern.m}")
     flat = np.ascontiguousarray(weight).reshape(-1)
-    inner = math.prod(weight.shape[axis + 1 :])
+    return count_ranges(lambda start, stop: flat[start:stop], weight.shape, pattern, axis % weight.ndim)
+
+
+def count_ranges(
+    load: Callable[[int, int], Array], shape: tuple[int, ...], pattern: NMPattern, axis: int
+) -> GroupCount:
+    """Judge a weight without having all of it in memory.
+
+    Args:
+        load: Values from `start` to before `stop`, in memory order and flat.
+        shape: Of the whole weight.
+        pattern: As `count_groups` takes it.
+        axis: As `count_groups` takes it; 0 or more.
+
+    Raises:
+        ValueError: M does not divide the axis.
+    """
+    if shape[axis] % pattern.m:
+        raise ValueError(f"axis {axis} of shape {shape} is no multiple of {pattern.m}")
+    size, inner = math.prod(shape), math.prod(shape[axis + 1 :])
     span = pattern.m * inner
-    tally = _Tally(pattern, inner)
     step = max(1, _PIECE // max(span, 1)) * span
-    for start in range(0, flat.size, max(step, 1)):
-        tally.add(flat[start : start + step], start)
-    first = None if tally.first is None else tuple(int(i) for i in np.unravel_index(tally.first, weight.shape))
-    groups = flat.size // pattern.m
-    return GroupCount(groups, tally.violations, first, tally.nonzeros, tally.nonfinite, tally.largest)
+    tally = _Tally(pattern, inner)
+    for start in range(0, size, max(step, 1)):
+        tally.add(load(start, min(start + step, size)), start)
+    first = None if tally.first is None else tuple(int(i) for i in np.unravel_index(tally.first, shape))
+    return GroupCount(
+        groups=size // pattern.m,
+        violations=tally.violations,
+        first=first,
+        first_values=tally.first_values,
+        nonzeros=tally.nonzeros,
+        nonfinite=tally.nonfinite,
+        largest=tally.largest,
+    )
 
 
 class _Tally:
@@ -72,31 +116,84 @@ class _Tally:
 
     def __init__(self, pattern: NMPattern, inner: int) -> None:
         self._n, self._m, self._inner = pattern.n, pattern.m, inner
-        self._starts: NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self._nonzero: _NonZero | None = None
+        self._wide: Any = np.uint8 if self._m < 256 else np.uint16
+        self._buffers = [np.empty(0, self._wide)] * 3
+        self._starts: Bytes = np.zeros(0, np.uint8)
         self.violations = self.nonzeros = self.nonfinite = self.largest = 0
         self.first: int | None = None
+        self.first_values: tuple[float, ...] = ()
 
     def add(self, piece: Array, offset: int) -> None:
-        bits, nonfinite = nonzero_bytes(piece)
+        if self._nonzero is None:
+            self._nonzero = _NonZero(piece.dtype)
+        bits, nonfinite = self._nonzero(piece)
         self.nonzeros += int(np.count_nonzero(bits))
         self.nonfinite += nonfinite
-        sums = self._window_sums(bits)
-        if self._inner > 1:
-            # Positions between two group starts hold sums across groups.
-            sums *= self._group_starts(piece.size)[: sums.size]
+        if self._inner == 1 and self._m in _LANES:
+            largest, sums, stride = self._lanes(bits)
+        elif self._inner >= _LONG_ROW and self._wide is np.uint8:
+            largest, sums, stride = self._rows(bits)
         else:
-            sums = sums[:: self._m]
-        largest = int(sums.max(initial=0))
+            largest, sums, stride = self._windows(bits)
         self.largest = max(self.largest, largest)
         if largest > self._n:
             over = sums > self._n
             self.violations += int(np.count_nonzero(over))
             if self.first is None:
-                self.first = offset + int(over.argmax()) * (self._m if self._inner == 1 else 1)
+                self._note_first(piece, int(over.argmax()), stride, offset)
 
-    def _window_sums(self, bits: NDArray[np.uint8]) -> Array:
+    def _note_first(self, piece: Array, position: int, stride: int, offset: int) -> None:
+        if stride:
+            start = position * stride
+        else:
+            row, column = divmod(position, self._inner)
+            start = row * self._m * self._inner + column
+        self.first = offset + start
+        self.first_values = tuple(float(value) for value in piece[start :: self._inner][: self._m])
+
+    # Each returns the most non-zeros in a group, the sums, and how far apart in the piece two sums' groups start
+    # (0: rows of sums)
+
+    def _lanes(self, bits: Bytes) -> tuple[int, Array, int]:
+        kind, factor = _LANES[self._m]
+        lanes = bits.view(kind)
+        shift = 8 * (self._m - 1)
+        product = self._buffer(0, lanes.size, kind)
+        np.multiply(lanes, kind(factor), out=product)
+        largest = _most(product) >> shift
+        return largest, product if largest <= self._n else product >> kind(shift), self._m
+
+    def _rows(self, bits: Bytes) -> tuple[int, Array, int]:
+        rows = bits.reshape(-1, self._m, self._inner)
+        sums = self._buffer(0, bits.size // self._m, np.uint8).reshape(-1, self._inner)
+        np.add(rows[:, 0], rows[:, 1], out=sums)
+        for row in range(2, self._m):
+            np.add(sums, rows[:, row], out=sums)
+        return _most(sums.reshape(-1)), sums, 0
+
+    def _windows(self, bits: Bytes) -> tuple[int, Array, int]:
+        sums = self._window_sums(bits)
+        if self._inner == 1:
+            sums = sums[:: self._m]
+            return _most(sums), sums, self._m
+        # Positions between two group starts hold sums across groups. The maximum over tiles of whole groups comes
+        # first: it leaves one tile to mask instead of all.
+        starts = self._group_starts(bits.size)
+        span = self._m * self._inner
+        tile = max(1, _TILE // span) * span
+        whole = sums.size // tile * tile
+        largest = _most(sums[whole:] * starts[: sums.size - whole])
+        if whole:
+            tops = np.maximum.reduce(sums[:whole].reshape(-1, tile), axis=0)
+            largest = max(largest, _most(tops * starts[:tile]))
+        if largest > self._n:
+            sums = sums * starts[: sums.size]
+        return largest, sums, 1
+
+    def _window_sums(self, bits: Bytes) -> Array:
         """At i: bits[i] + bits[i + inner] + ... over M terms, by doubling."""
-        doubled: Array = bits if self._m < 256 else bits.astype(np.uint16)
+        doubled: Array = bits if self._wide is np.uint8 else bits.astype(np.uint16)
         total: Array | None = None
         width, done = 1, 0
         while True:
@@ -105,11 +202,18 @@ class _Tally:
                 done += width
             if done == self._m:
                 assert total is not None
-                return total.copy() if total is bits else total
-            doubled = _added(doubled, doubled, width * self._inner)
+                return total
+            # A total is only ever kept across steps where M is no power of two; then nothing may be overwritten.
+            out = None if total is not None else self._buffer(width.bit_length() % 2, doubled.size, self._wide)
+            doubled = _added(doubled, doubled, width * self._inner, out)
             width *= 2
 
-    def _group_starts(self, size: int) -> NDArray[np.uint8]:
+    def _buffer(self, index: int, size: int, kind: Any) -> Array:
+        if self._buffers[index].size < size:
+            self._buffers[index] = np.empty(max(size, 1), kind)
+        return self._buffers[index][:size]
+
+    def _group_starts(self, size: int) -> Bytes:
         if self._starts.size < size:
             tile = np.zeros((size // (self._m * self._inner), self._m, self._inner), np.uint8)
             tile[:, 0] = 1
@@ -117,35 +221,74 @@ class _Tally:
         return self._starts
 
 
-def _added(left: Array, right: Array, shift: int) -> Array:
+def _most(sums: Array) -> int:
+    return int(np.maximum.reduce(sums, initial=0))
+
+
+def _added(left: Array, right: Array, shift: int, out: Array | None = None) -> Array:
     size = right.size - shift
-    return left[:size] + right[shift:]
+    return np.add(left[:size], right[shift:], out=None if out is None else out[:size])
 
 
-def nonzero_bytes(piece: Array) -> tuple[NDArray[np.uint8], int]:
-    """Return 1 where a weight is not zero, and the number of NaN and infinite weights.
+class _NonZero:
+    """Turns weights of one type into bytes; its answer lives until the next call.
 
-    Args:
-        piece: [size], contiguous.
+    Whatever can be decided once is decided here: the pieces are so small that Python's own steps count.
     """
-    name = piece.dtype.name
-    if not piece.dtype.isnative:
-        piece = piece.astype(piece.dtype.newbyteorder("="))
-    if name in _HALVES:
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype.newbyteorder("=") if not dtype.isnative else dtype
+        self._bits: NDArray[np.bool_] = np.empty(0, np.bool_)
+        self._words: NDArray[np.uint16] = np.empty(0, np.uint16)
+        self._infinity = _HALVES.get(dtype.name, 0)
+        if self._infinity:
+            self._step = self._halves
+        elif dtype.kind in "biu":
+            self._step = self._integers
+        elif issubclass(dtype.type, np.inexact):
+            self._step = self._floats
+        else:
+            # What is left are ml_dtypes' one-byte types: their 256 values once, then a look-up.
+            self._step = self._table
+            self._values = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
+
+    def __call__(self, piece: Array) -> tuple[Bytes, int]:
+        """Return 1 where a weight is not zero, and the number of NaN and infinite weights.
+
+        Args:
+            piece: [size], contiguous.
+        """
+        if piece.dtype is not self._dtype:
+            piece = piece.astype(self._dtype, copy=False)
+        size = piece.size
+        if self._bits.size < size:
+            self._bits = np.empty(size, np.bool_)
+            self._words = np.empty(size if self._infinity else 0, np.uint16)
+        bits = self._bits[:size]
+        return bits.view(np.uint8), self._step(piece, bits)
+
+    def _halves(self, piece: Array, bits: NDArray[np.bool_]) -> int:
         # Comparisons of 16-bit floats convert every value; bits do not.
-        magnitude = piece.view(np.uint16) & np.uint16(0x7FFF)
-        bad = 0
-        if magnitude.size and magnitude.max() >= _HALVES[name]:
-            bad = int(np.count_nonzero(magnitude >= _HALVES[name]))
-        return (magnitude != 0).view(np.uint8), bad
-    if piece.dtype.kind in "biu":
-        return (piece != 0).view(np.uint8), 0
-    if issubclass(piece.dtype.type, np.inexact):
-        finite = np.isfinite(piece)
-        bad = 0 if finite.all() else int(finite.size - np.count_nonzero(finite))
-        return (piece != 0).view(np.uint8), bad
-    # What is left are ml_dtypes' one-byte types: their 256 values once, then a look-up.
-    every = np.arange(256, dtype=np.uint8).view(piece.dtype).astype(np.float32)
-    codes = piece.view(np.uint8)
-    bad = int(np.count_nonzero(~np.isfinite(every)[codes]))
-    return (every != 0)[codes].view(np.uint8), bad
+        magnitude = self._words[: piece.size]
+        np.bitwise_and(piece.view(np.uint16), _MAGNITUDE, out=magnitude)
+        np.not_equal(magnitude, 0, out=bits)
+        if np.maximum.reduce(magnitude, initial=0) < self._infinity:
+            return 0
+        return int(np.count_nonzero(magnitude >= self._infinity))
+
+    @staticmethod
+    def _integers(piece: Array, bits: NDArray[np.bool_]) -> int:
+        np.not_equal(piece, 0, out=bits)
+        return 0
+
+    @staticmethod
+    def _floats(piece: Array, bits: NDArray[np.bool_]) -> int:
+        np.isfinite(piece, out=bits)
+        bad = 0 if np.logical_and.reduce(bits) else int(bits.size - np.count_nonzero(bits))
+        np.not_equal(piece, 0, out=bits)
+        return bad
+
+    def _table(self, piece: Array, bits: NDArray[np.bool_]) -> int:
+        codes = piece.view(np.uint8)
+        np.take(self._values != 0, codes, out=bits)
+        return int(np.count_nonzero(~np.isfinite(self._values)[codes]))

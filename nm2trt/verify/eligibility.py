@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN
-from nm2trt.verify.document import ELIGIBLE
+from nm2trt.verify.verdicts import ELIGIBLE
 
 _GOOD_DTYPES = ("float16", "int8")
 

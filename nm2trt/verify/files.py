@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nm2trt.layers import LayerSource, LayerWeight, open_source
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
-from nm2trt.verify.document import VerifyDocument
 from nm2trt.verify.judge import Auto, judge
+from nm2trt.verify.verdicts import Judgement
 
 
 def verify_path(
@@ -22,7 +22,7 @@ def verify_path(
     strict: bool = False,
     source: str | None = None,
     watch: Callable[[LayerWeight], None] | None = None,
-) -> VerifyDocument:
+) -> Judgement:
     """Judge a checkpoint, an ONNX file, a run folder or a build folder.
 
     Args:

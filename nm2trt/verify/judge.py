@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
 from nm2trt.verify.axes import other_grouping
-from nm2trt.verify.counting import GroupCount, count_groups
-from nm2trt.verify.document import BAD_VERDICTS, ELIGIBLE, LayerVerdict, Totals, Verdict, VerifyDocument, Violation
+from nm2trt.verify.counting import GroupCount
 from nm2trt.verify.eligibility import eligibility, structural_reason
 from nm2trt.verify.strongest import strongest_pattern
+from nm2trt.verify.values import Values
+from nm2trt.verify.verdicts import BAD_VERDICTS, ELIGIBLE, Judgement, LayerVerdict, Totals, Verdict, Violation
 
 Auto = Literal["auto"]
 
@@ -64,7 +64,7 @@ def judge(
     kind: Literal["checkpoint", "onnx"] = "checkpoint",
     claims: Mapping[str, NMPattern] | None = None,
     method: str | None = None,
-) -> VerifyDocument:
+) -> Judgement:
     """Judge every layer; one tensor is in memory at a time.
 
     Args:
@@ -106,7 +106,7 @@ def judge(
             weights += size
             zeros += size - count.nonzeros
     problems = _problems(verdicts, excluded, rules)
-    return VerifyDocument(
+    return Judgement(
         source=source,
         kind=kind,
         pattern=str(pattern),
@@ -131,15 +131,13 @@ def judge_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCo
     if 0 in layer.shape:
         return _unread(layer, pattern, "not-prunable", "empty: a dimension is 0"), None
     size = reduction_size(layer)
-    weight: NDArray[Any] | None = None
+    values = Values(layer)
     if wanted == "auto":
-        weight = layer.weight()
-        pattern = strongest_pattern(weight, axis, size) or pattern
+        pattern = strongest_pattern(values, axis, size) or pattern
     if size % pattern.m:
         return _unread(layer, pattern, "indivisible", f"{size} along axis {axis}: no multiple of {pattern.m}"), None
-    weight = layer.weight() if weight is None else weight
-    count = count_groups(weight, pattern, axis)
-    verdict, note = _verdict(layer, weight, count, pattern, rules)
+    count = values.count(pattern, axis)
+    verdict, note = _verdict(layer, values, count, pattern, rules)
     nonfinite = f"{count.nonfinite} NaN or infinite weights" if count.nonfinite else ""
     note = "; ".join(filter(None, (note, layer.note, nonfinite)))
     return (
@@ -150,17 +148,17 @@ def judge_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCo
             note,
             groups=count.groups,
             violations=count.violations,
-            first_violation=_first_violation(weight, count, pattern, axis),
+            first_violation=_first_violation(count),
             density=count.nonzeros / (count.groups * pattern.m),
             nonfinite=count.nonfinite,
-            tensorrt=_tensorrt(layer, weight, count, pattern),
+            tensorrt=_tensorrt(layer, values, count, pattern),
         ),
         count,
     )
 
 
 def _verdict(
-    layer: LayerWeight, weight: NDArray[Any], count: GroupCount, pattern: NMPattern, rules: Rules
+    layer: LayerWeight, values: Values, count: GroupCount, pattern: NMPattern, rules: Rules
 ) -> tuple[Verdict, str]:
     claimed = rules.claims is not None and layer.name in rules.claims
     if layer.zero_point:
@@ -169,32 +167,30 @@ def _verdict(
         return "conforms", ""
     if rules.claims is not None and not claimed and not matches(layer, tuple(rules.layer_patterns)):
         return "dense", "left dense on purpose"
-    meant = claimed or count.nonzeros <= _SPARSE_DENSITY * weight.size or 2 * count.violations < count.groups
+    meant = (
+        claimed or count.nonzeros <= _SPARSE_DENSITY * count.groups * pattern.m or 2 * count.violations < count.groups
+    )
     if not meant:
         return "dense", ""
     assert layer.reduction_axis is not None
-    other = other_grouping(weight, pattern, layer.reduction_axis, layer.op)
+    other = other_grouping(values, pattern, layer.reduction_axis, layer.op)
     if other:
         return "wrong-axis", f"{pattern} holds {other}, but the hardware groups along axis {layer.reduction_axis}"
     return "violates", "the file says it is sparse" if claimed else ""
 
 
-def _tensorrt(layer: LayerWeight, weight: NDArray[Any], count: GroupCount, pattern: NMPattern) -> str:
+def _tensorrt(layer: LayerWeight, values: Values, count: GroupCount, pattern: NMPattern) -> str:
     if reason := structural_reason(layer):
         return reason
     assert layer.reduction_axis is not None
     if pattern.tensorrt_legal and not count.violations:
         return eligibility(layer, illegal_groups=0, groups=count.groups)
-    legal = count if pattern == TENSORRT_PATTERN else count_groups(weight, TENSORRT_PATTERN, layer.reduction_axis)
+    legal = count if pattern == TENSORRT_PATTERN else values.count(TENSORRT_PATTERN, layer.reduction_axis)
     return eligibility(layer, illegal_groups=legal.violations, groups=legal.groups)
 
 
-def _first_violation(weight: NDArray[Any], count: GroupCount, pattern: NMPattern, axis: int) -> Violation | None:
-    if count.first is None:
-        return None
-    start = count.first[axis]
-    where: Any = (*count.first[:axis], slice(start, start + pattern.m), *count.first[axis + 1 :])
-    return Violation(index=count.first, values=tuple(float(value) for value in weight[where]))
+def _first_violation(count: GroupCount) -> Violation | None:
+    return None if count.first is None else Violation(index=count.first, values=count.first_values)
 
 
 def reduction_size(layer: LayerWeight) -> int:

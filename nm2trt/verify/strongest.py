@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from numpy.typing import NDArray
-
 from nm2trt.pattern import NMPattern
-from nm2trt.verify.counting import count_groups
+from nm2trt.verify.values import Values
 
 _MOST_KEPT = {2: 1, 4: 3, 8: 4, 16: 8, 32: 16}
 """By group size. Larger patterns hold by accident: half of the weights zero at random makes most 32 hold 22:32."""
 
 
-def strongest_pattern(weight: NDArray[Any], axis: int, size: int) -> NMPattern | None:
+def strongest_pattern(values: Values, axis: int, size: int) -> NMPattern | None:
     """Find the pattern that keeps the fewest weights; of equals the one with the smallest groups.
 
     Args:
-        weight: Any shape.
+        values: Of the weight.
         axis: The reduction axis.
         size: Weights along it that belong together; M has to divide it.
 
@@ -28,7 +24,7 @@ def strongest_pattern(weight: NDArray[Any], axis: int, size: int) -> NMPattern |
     for m, most in _MOST_KEPT.items():
         if size % m == 0:
             # Any N serves to count; the largest number of non-zeros in a group is what is asked for.
-            largest = count_groups(weight, NMPattern(1, m), axis).largest
+            largest = values.count(NMPattern(1, m), axis).largest
             if largest <= most:
                 held.append(NMPattern(max(largest, 1), m))
     return min(held, key=lambda pattern: (pattern.density, pattern.m), default=None)

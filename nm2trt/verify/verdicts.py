@@ -1,0 +1,102 @@
+"""What the judge finds: one verdict per layer, totals, and the reasons for a fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+Verdict = Literal["conforms", "violates", "wrong-axis", "dense", "indivisible", "not-prunable", "zero-point"]
+BAD_VERDICTS: tuple[Verdict, ...] = ("violates", "wrong-axis", "zero-point")
+
+ELIGIBLE = "eligible"
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+"""How pydantic reads these back from a document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """The first group that holds more than N non-zeros."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    index: tuple[int, ...]
+    """Index of the group's first weight; the group runs from there along the layer's axis."""
+    values: tuple[float, ...]
+    """The group's M values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerVerdict:
+    """One weight."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int | None
+    """Reduction axis: the one that the hardware groups along."""
+    channel_groups: int
+    """Groups of a grouped convolution; 1 otherwise, and unknown (1) in checkpoints."""
+    pattern: str
+    verdict: Verdict
+    groups: int
+    """Groups of M weights along the axis; 0 where none were counted."""
+    violations: int
+    first_violation: Violation | None
+    density: float | None
+    """Share of weights that are not zero, 0 to 1; None where they were not read."""
+    nonfinite: int
+    """NaN and infinite weights."""
+    tensorrt: str
+    """`eligible`, or why TensorRT does not consider a sparse kernel. Eligible is not chosen, and not faster."""
+    note: str
+    """The verdict's reason in words; may be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over the layers."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    layers: int
+    prunable: int
+    verdicts: dict[str, int]
+    eligible: int
+    weights: int
+    """In prunable layers, like the two below."""
+    zeros: int
+    weights_in_conforming: int
+    groups: int
+    violations: int
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """All about one file. Plain, so that a verdict needs no pydantic; `to_json` writes it as a VerifyDocument."""
+
+    source: str
+    kind: Literal["checkpoint", "onnx"]
+    pattern: str
+    """The pattern that layers are judged by unless something names another for them."""
+    method: str | None
+    """Training method that the file names."""
+    strict: bool
+    verdict: Literal["pass", "fail"]
+    problems: list[str]
+    """Why the verdict is fail, one line each."""
+    notes: list[str]
+    layers: list[LayerVerdict]
+    excluded: list[str]
+    totals: Totals
+
+    def to_json(self) -> str:
+        """As `nm2trt verify --json` prints it."""
+        from nm2trt.verify.document import document_of
+
+        return document_of(self).to_json()
