@@ -14,8 +14,11 @@ the loss scale nor on the number of micro-batches or processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,33 +26,16 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
-from nm2trt.training.masks import nm_mask
+from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.selection import Candidate, Selected, select_weights
+from nm2trt.training.selection import Selected, select_weights
 
 Method = Literal["dense", "ste", "sr-ste", "asp"]
 METHODS: tuple[str, ...] = get_args(Method)
 PAPER_DECAY = 2e-4
 
-_NOW, _PREVIOUS, _START = 1, 2, 4
-
-
-@dataclass(slots=True)
-class _Layer:
-    """One sparse weight's state: a residual and one byte per weight."""
-
-    name: str
-    parameter: nn.Parameter
-    axis: int
-    pattern: NMPattern
-    residual: torch.Tensor | None
-    bits: torch.Tensor
-    """uint8: bit 0 the mask now, bit 1 at the previous SAD record, bit 2 at the start."""
-    flips: torch.Tensor = field(repr=False)
-    """int64 scalar on the parameter's device, so that counting never waits for the device."""
-
-    def mask(self) -> torch.Tensor:
-        return (self.bits & _NOW).bool()
+_PARALLEL_FROM_WEIGHTS = 1 << 20
+"""Fewer weights are projected sooner than threads are woken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +59,12 @@ def sparsify(
     decay: float = PAPER_DECAY,
     layers: Mapping[str, str | NMPattern] | None = None,
     exclude: Sequence[str] = (),
+    refresh_every: int = 1,
 ) -> Sparsifier:
     """Make a network N:M sparse from now on, in any training loop.
 
     Args:
-        model: The network, on its device; not wrapped by DDP (pass `ddp.module`).
+        model: The network, on its device; compiled, wrapped by DDP or sharded by FSDP2's `fully_shard` is fine.
         optimizer: The optimizer that steps its parameters; not a wrapper around one.
         pattern: N kept of every M consecutive weights along the reduction axis.
         method: "sr-ste"; "ste" (no decay); "asp" (masks of the current magnitudes, held from the start);
@@ -85,6 +72,7 @@ def sparsify(
         decay: lambda of SR-STE, 2e-4 in the paper; pruned weights shrink by it.
         layers: Glob on module names -> pattern of these layers.
         exclude: Globs on module names that stay dense.
+        refresh_every: Optimizer steps between new masks; in between, the last one is held.
 
     Returns:
         The sparsifier; the model conforms from this moment on (except with "dense").
@@ -99,37 +87,70 @@ def sparsify(
         raise ConfigError(
             f"decay {decay} is negative and would grow the pruned weights", where="decay", mend="use 2e-4"
         )
+    if refresh_every < 1:
+        raise ConfigError(f"refresh_every = {refresh_every}", where="refresh_every", mend="use 1 or more")
     wanted = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
     per_layer = {
         glob: NMPattern.parse(value) if isinstance(value, str) else value for glob, value in (layers or {}).items()
     }
-    selected = select_weights(model, wanted, per_layer, exclude)
-    return Sparsifier(optimizer, selected, method=method, decay=decay if method == "sr-ste" else 0.0)
+    selected = select_weights(_unwrapped(model), wanted, per_layer, exclude)
+    if method in ("ste", "sr-ste") and "adam" in type(optimizer).__name__.lower():
+        warnings.warn(
+            f"{method} under {type(optimizer).__name__}: STEP (Lu et al., ICML 2023) finds that masks which still move "
+            "spoil Adam's second moments; compare with SGD, or freeze() the masks early",
+            stacklevel=2,
+        )
+    return Sparsifier(
+        optimizer, selected, method=method, decay=decay if method == "sr-ste" else 0.0, refresh_every=refresh_every
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module whose names the state dict has: out of torch.compile and DDP."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
 
 
 class Sparsifier:
     """Keeps the weights of a network N:M around every step of its optimizer. Made by `sparsify`."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, selected: Sequence[Selected], *, method: Method, decay: float
+        self,
+        optimizer: torch.optim.Optimizer,
+        selected: Sequence[Selected],
+        *,
+        method: Method,
+        decay: float,
+        refresh_every: int = 1,
     ) -> None:
         self.method = method
         self.decay = decay
+        self.refresh_every = refresh_every
         self.steps = 0
         self._selected = selected
         self._frozen = method == "asp"
         self._check(optimizer)
         self._layers = [
-            self._layer(entry.candidate, entry.candidate.axis, entry.pattern)
+            SparseLayer.of(
+                entry.candidate.name,
+                entry.candidate.parameter,
+                entry.candidate.axis,
+                entry.pattern,
+                with_residual=method in ("ste", "sr-ste"),
+            )
             for entry in selected
             if entry.pattern is not None and entry.candidate.axis is not None
         ]
-        self._optimizer = optimizer
-        for layer in self._layers:
-            self._project(layer)
-            start = layer.mask()
-            layer.bits = start.to(torch.uint8) * (_NOW | _PREVIOUS | _START)
-            layer.flips.zero_()
+        self._weights = sum(layer.bits.numel() for layer in self._layers)
+        with torch.no_grad():
+            for layer in self._layers:
+                layer.project(impose=method != "dense", hold=False)
+                layer.begin()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -148,18 +169,6 @@ class Sparsifier:
                 mend="make it from this model's parameters, or exclude these layers",
             )
 
-    def _layer(self, candidate: Candidate, axis: int, pattern: NMPattern) -> _Layer:
-        weight = candidate.parameter
-        return _Layer(
-            name=candidate.name,
-            parameter=weight,
-            axis=axis,
-            pattern=pattern,
-            residual=torch.zeros_like(weight) if self.method in ("ste", "sr-ste") else None,
-            bits=torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device),
-            flips=torch.zeros((), dtype=torch.int64, device=weight.device),
-        )
-
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # torch hands the hook the arguments of the unbound step, so the optimizer itself comes first.
@@ -169,38 +178,35 @@ class Sparsifier:
                 f"{type(optimizer).__name__}.step was given a closure, which would see dense weights",
                 mend="call backward() first and step() without arguments",
             )
+        if self.method == "dense":
+            return
         # Fused optimizers unscale inside their kernel, so what is added to the gradient has to be scaled too.
         scale = getattr(optimizer, "grad_scale", None)
         for layer in self._layers:
-            gradient = layer.parameter.grad
             if self._frozen:
-                if gradient is not None and self.method != "dense":
-                    gradient.mul_(layer.mask())
-            elif layer.residual is not None:
-                if gradient is not None and self.decay:
-                    decay = layer.residual * self.decay
-                    gradient.add_(decay if scale is None else decay * scale.to(decay.device))
-                layer.parameter.add_(layer.residual)
+                layer.mask_gradient()
+            else:
+                layer.restore(self.decay, scale)
 
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
         self.steps += 1
-        for layer in self._layers:
-            if not self._frozen:
-                self._project(layer)
-            elif self.method != "dense":
-                layer.parameter.masked_fill_(~layer.mask(), 0)
+        impose = self.method != "dense"
+        if not self._frozen:
+            hold = self.steps % self.refresh_every != 0
+            self._each(lambda layer: layer.project(impose=impose, hold=hold))
+        elif impose:
+            self._each(SparseLayer.zero_pruned)
 
-    @torch.no_grad()
-    def _project(self, layer: _Layer) -> None:
-        mask = nm_mask(layer.parameter, layer.pattern, layer.axis)
-        layer.flips += (mask != layer.mask()).sum()
-        layer.bits.bitwise_and_(_PREVIOUS | _START).bitwise_or_(mask.to(torch.uint8))
-        if self.method == "dense":
+    def _each(self, work: Callable[[SparseLayer], None]) -> None:
+        """Do it to every layer; on a CPU in threads, since layers share nothing."""
+        threads = torch.get_num_threads()
+        on_cpu = all(layer.bits.device.type == "cpu" for layer in self._layers)
+        if on_cpu and threads > 1 and self._weights >= _PARALLEL_FROM_WEIGHTS:
+            list(_pool(threads).map(torch.no_grad()(work), self._layers))
             return
-        if layer.residual is not None:
-            torch.where(mask, layer.residual.new_zeros(()), layer.parameter, out=layer.residual)
-        layer.parameter.masked_fill_(~mask, 0)
+        for layer in self._layers:
+            work(layer)
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Bool tensor per parameter name, True = kept."""
@@ -213,12 +219,10 @@ class Sparsifier:
     @torch.no_grad()
     def dense_weights(self) -> dict[str, torch.Tensor]:
         """W = W~ + R per parameter name, copied."""
-        return {
-            layer.name: layer.parameter.detach() + layer.residual
-            if layer.residual is not None
-            else layer.parameter.detach().clone()
-            for layer in self._layers
-        }
+        weights = {layer.name: layer.weight().clone() for layer in self._layers}
+        for name, residual in self.residuals().items():
+            weights[name] += residual
+        return weights
 
     def dense_state_dict(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The model's state dict with the dense weights W~ + R in place of the sparse ones."""
@@ -246,22 +250,18 @@ class Sparsifier:
 
     @torch.no_grad()
     def sad(self) -> Sad:
-        """Sparse architecture divergence per layer, and make this moment the new previous record."""
+        """Sparse architecture divergence per layer, and make this moment the new previous record.
+
+        Sharded layers are counted over all their processes, so every one of these must call this.
+        """
         layers = []
         for layer in self._layers:
-            now = (layer.bits & _NOW).bool()
-            previous = int((now != (layer.bits & _PREVIOUS).bool()).sum())
-            start = int((now != (layer.bits & _START).bool()).sum())
-            layer.bits.bitwise_and_(_NOW | _START).bitwise_or_(now.to(torch.uint8) * _PREVIOUS)
-            layers.append(
-                LayerSad(
-                    layer=layer.name,
-                    weights=layer.bits.numel(),
-                    previous=previous,
-                    start=start,
-                    flips=int(layer.flips),
-                )
-            )
+            counts = layer.counts()
+            group = layer.shard_group()
+            if group is not None:
+                torch.distributed.all_reduce(counts, group=group)
+            weights, previous, start, flips = counts.tolist()
+            layers.append(LayerSad(layer=layer.name, weights=weights, previous=previous, start=start, flips=flips))
         return Sad(step=self.steps, layers=layers)
 
     def freeze(self) -> None:
@@ -315,3 +315,8 @@ class Sparsifier:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="nm2trt-project")

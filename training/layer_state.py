@@ -1,0 +1,136 @@
+"""What the sparsifier keeps for one sparse weight: a residual and one byte per weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nm2trt.errors import ConfigError
+from nm2trt.pattern import NMPattern
+from nm2trt.training.projection import project
+
+_NOW, _PREVIOUS, _START = 1, 2, 4
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process holds: of a DTensor its shard, of any other all."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+@dataclass(slots=True)
+class SparseLayer:
+    """One sparse weight."""
+
+    name: str
+    parameter: nn.Parameter
+    axis: int
+    pattern: NMPattern
+    residual: torch.Tensor | None
+    """R, of the local part's shape; None where nothing is to grow back."""
+    bits: torch.Tensor
+    """uint8: bit 0 the mask now, bit 1 at the previous SAD record, bit 2 at the start."""
+    flips: torch.Tensor
+    """int64 scalar on the weight's device, so that counting never waits for the device."""
+
+    @classmethod
+    def of(
+        cls, name: str, parameter: nn.Parameter, axis: int, pattern: NMPattern, *, with_residual: bool
+    ) -> SparseLayer:
+        """Make the state of a dense weight; nothing is projected yet.
+
+        Raises:
+            ConfigError: The weight is sharded along its reduction axis, which would cut groups.
+        """
+        for placement in getattr(parameter, "placements", ()):
+            if placement.is_shard(axis):
+                raise ConfigError(
+                    f"sharded along its reduction axis {axis}, which cuts groups of {pattern.m}",
+                    where=f"layer {name}",
+                    mend="shard another axis, or exclude the layer",
+                )
+        weight = local(parameter.detach())
+        return cls(
+            name=name,
+            parameter=parameter,
+            axis=axis,
+            pattern=pattern,
+            residual=torch.zeros_like(weight) if with_residual else None,
+            bits=torch.zeros_like(weight, dtype=torch.uint8),
+            flips=torch.zeros((), dtype=torch.int64, device=weight.device),
+        )
+
+    def weight(self) -> torch.Tensor:
+        """The local part of the parameter, without its graph; state follows if it moved in memory."""
+        weight = local(self.parameter.detach())
+        if self.bits.stride() != weight.stride() or self.bits.device != weight.device:
+            self._follow(weight)
+        return weight
+
+    def _follow(self, weight: torch.Tensor) -> None:
+        # After model.to(memory_format=...) or model.to(device).
+        self.bits = torch.empty_like(weight, dtype=torch.uint8).copy_(self.bits)
+        self.flips = self.flips.to(weight.device)
+        if self.residual is not None:
+            self.residual = torch.empty_like(weight).copy_(self.residual)
+
+    def mask(self) -> torch.Tensor:
+        """Bool, True where kept."""
+        return (self.bits & _NOW).bool()
+
+    def restore(self, decay: float, scale: torch.Tensor | None) -> None:
+        """Before a step: gradient += decay * R, weight += R.
+
+        Args:
+            decay: lambda.
+            scale: Loss scale that the gradient still carries; None when it carries none.
+        """
+        if self.residual is None:
+            return
+        weight = self.weight()
+        gradient = self.parameter.grad
+        if gradient is not None and decay:
+            pulled = local(gradient)
+            if scale is None:
+                pulled.add_(self.residual, alpha=decay)
+            else:
+                pulled.add_(self.residual * (decay * scale.to(pulled.device)))
+        weight.add_(self.residual)
+
+    def mask_gradient(self) -> None:
+        """Before a step with held masks: pruned weights get no gradient."""
+        if self.parameter.grad is not None:
+            local(self.parameter.grad).mul_(self.mask())
+
+    def project(self, *, impose: bool, hold: bool) -> None:
+        """After a step: split W into W~ and R, by a new mask or by the old one."""
+        weight = self.weight()
+        self.flips += project(weight, self.residual, self.bits, self.pattern, self.axis, impose=impose, hold=hold)
+
+    def zero_pruned(self) -> None:
+        """After a step with held masks: what momentum or decay put back goes; R stays as it is."""
+        project(self.weight(), None, self.bits, self.pattern, self.axis, impose=True, hold=True)
+
+    def begin(self) -> None:
+        """Make the mask of this moment the start and the previous record."""
+        self.bits = self.bits.bitwise_and(_NOW) * (_NOW | _PREVIOUS | _START)
+        self.flips.zero_()
+
+    def counts(self) -> torch.Tensor:
+        """int64 [weights, bits changed since the previous record, since the start, flips]; starts a new record."""
+        now = self.bits & _NOW
+        previous = (now != (self.bits & _PREVIOUS) // _PREVIOUS).count_nonzero()
+        start = (now != (self.bits & _START) // _START).count_nonzero()
+        self.bits.bitwise_and_(_NOW | _START).bitwise_or_(now * _PREVIOUS)
+        weights = torch.tensor(self.bits.numel(), device=self.bits.device)
+        return torch.stack([weights, previous, start, self.flips])
+
+    def shard_group(self) -> Any:
+        """The process group over which the parameter is sharded, or None."""
+        for index, placement in enumerate(getattr(self.parameter, "placements", ())):
+            if placement.is_shard():
+                return self.parameter.device_mesh.get_group(index)
+        return None
