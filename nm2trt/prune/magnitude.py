@@ -116,4 +116,5 @@ def group_positions(shape: tuple[int, ...], layout: Layout, axis: int, m: int) -
 def comparable(values: Array) -> Array:
     """Magnitudes in a type that holds them exactly and sorts fast."""
     wide = np.float64 if values.dtype == np.float64 else np.float32
-    return np.abs(values.astype(wide))
+    sizes: Array = np.abs(values.astype(wide))
+    return sizes

@@ -17,7 +17,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from nm2trt.layers.onnx_constants import Constant, load_tensor, resolve
 from nm2trt.layers.onnx_reader import weight_use
 from nm2trt.pattern import NMPattern
-from nm2trt.prune.channel_rules import RuleContext, apply_rule
+from nm2trt.prune.channel_context import RuleContext
+from nm2trt.prune.channel_rules import apply_rule
 from nm2trt.prune.channels import ChannelClass, ChannelTies, Ids
 from nm2trt.prune.document import ChannelGroup, Permutation
 from nm2trt.prune.magnitude import comparable

@@ -31,6 +31,12 @@ OPERATIONS_PER_SECOND = 4e8
 """Absolute differences, and what goes with them, on one usual core; turns seconds into a count that every machine
 keeps alike."""
 
+_STEP_OVERHEAD = 4e4
+"""What a step costs however small its table is."""
+_PATIENCE = 60
+"""Steps, and one a column, without a better order before some groups are shuffled."""
+_SHUFFLED_GROUPS = 4
+
 _SHARE_OF_TABLE = 0.2
 """The first table of exchanges may take this much of the work; rows are sampled where it would take more."""
 
@@ -124,9 +130,10 @@ class _Exchanges:
         barred = np.zeros((count, self._kept.size), np.int64)
         low = 3
         high = max(low + 1, min(count // 8, 20))
-        step = 0
+        step = idle = 0
         while self._done < work:
             step += 1
+            self._done += _STEP_OVERHEAD
             gains = self._gains()
             bars = barred[:, self._group] > step
             current = self._kept.sum()
@@ -139,9 +146,23 @@ class _Exchanges:
             touched = np.unique([self._group[a], self._group[b]])
             self._exchange(a, b)
             self._refresh(touched)
+            idle += 1
             if self._kept.sum() > best + self._tolerance:
-                best = self._kept.sum()
+                best, idle = self._kept.sum(), 0
                 self.best_order = self._order.copy()
+            elif idle > _PATIENCE + count:
+                idle = 0
+                barred[:] = 0
+                self._shuffle_groups(rng)
+
+    def _shuffle_groups(self, rng: np.random.Generator) -> None:
+        """Go back to the best order and mix the columns of a few groups."""
+        self._order = self.best_order.copy()
+        groups = self._order.reshape(-1, self._m)
+        chosen = rng.choice(len(groups), min(len(groups), _SHUFFLED_GROUPS), replace=False)
+        groups[chosen] = rng.permutation(groups[chosen].reshape(-1)).reshape(-1, self._m)
+        self._group[self._order] = np.arange(self._order.size) // self._m
+        self._refresh(np.arange(len(groups)))
 
     def _exchange(self, a: int, b: int) -> None:
         place_a, place_b = np.flatnonzero(self._order == a)[0], np.flatnonzero(self._order == b)[0]

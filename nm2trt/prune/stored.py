@@ -46,7 +46,9 @@ class StoredWeight:
 class StoredFile(Protocol):
     """A file whose weights can be written. One class a format, so that pruning is written once."""
 
-    weights: Sequence[StoredWeight]
+    @property
+    def weights(self) -> Sequence[StoredWeight]:
+        """Every use of every tensor; for prunable and other tensors alike."""
 
     def save(self) -> None:
         """Finish the file after the last write."""
