@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nm2trt.errors import InputError
+from nm2trt.layers import LayerWeight
 from nm2trt.pattern import NMPattern
 from nm2trt.prune.document import MagnitudeTotals, Permutation, PrunedLayer, PruneDocument
 from nm2trt.prune.magnitude import Magnitude, check_finite, magnitude_of, pruned
@@ -164,17 +165,23 @@ def _write(
 def _judged(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> list[str]:
     """Ask the judge about every pruned layer of the written copy."""
     problems = []
-    wanted: dict[NMPattern, set[str]] = {}
+    wanted: dict[NMPattern, dict[str, LayerWeight]] = {}
     for weight, pattern, _ in _chosen(decisions):
-        wanted.setdefault(pattern, set()).add(weight.layer.name)
-    for pattern, names in wanted.items():
+        wanted.setdefault(pattern, {})[weight.layer.name] = weight.layer
+    ours = {decision.weight.layer.name for decision in decisions}
+    for pattern, layers in wanted.items():
         document = verify_path(staged.model, pattern, watch=lambda layer: watch(f"judging {layer.name}"))
-        judged = {layer.name: layer for layer in document.layers if layer.name in names}
-        problems += [
-            f"{name} is {judged[name].verdict if name in judged else 'missing'} by {pattern} after pruning"
-            for name in sorted(names)
-            if name not in judged or judged[name].verdict != "conforms"
-        ]
+        for name, layer in layers.items():
+            judged = [verdict for verdict in document.layers if verdict.name == name]
+            # Where functions are inlined, each reading may name their constants in its own way.
+            judged = judged or [
+                verdict
+                for verdict in document.layers
+                if verdict.name not in ours and (verdict.op, verdict.shape) == (layer.op, layer.shape)
+            ]
+            bad = [verdict.verdict for verdict in judged if verdict.verdict != "conforms"]
+            if bad or not judged:
+                problems.append(f"{name} is {bad[0] if bad else 'missing'} by {pattern} after pruning")
     return problems
 
 

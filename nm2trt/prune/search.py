@@ -27,11 +27,11 @@ from nm2trt.pattern import NMPattern
 
 Array = NDArray[Any]
 
-OPERATIONS_PER_SECOND = 4e8
+OPERATIONS_PER_SECOND = 8e8
 """Absolute differences, and what goes with them, on one usual core; turns seconds into a count that every machine
 keeps alike."""
 
-_STEP_OVERHEAD = 4e4
+_STEP_OVERHEAD = 8e4
 """What a step costs however small its table is."""
 _PATIENCE = 60
 """Steps, and one a column, without a better order before some groups are shuffled."""
@@ -105,21 +105,21 @@ class _Exchanges:
 
     def descend(self, work: float) -> None:
         """Take exchanges that gain, all that do not touch each other at once, until none is left."""
-        # Gains shrink fast; a pass for a few of the largest at a time keeps later ones exact.
         while self._done < work:
-            gains = np.triu(self._gains())
-            found = np.flatnonzero(gains > self._tolerance)
-            if not found.size:
+            gains = self._gains()
+            partners = gains.argmax(axis=1)
+            best = gains[np.arange(partners.size), partners]
+            columns = np.argsort(-best, kind="stable")
+            columns = columns[best[columns] > self._tolerance]
+            if not columns.size:
                 break
             touched = np.zeros(self._kept.size, np.bool_)
-            for place in found[np.argsort(-gains.reshape(-1)[found], kind="stable")]:
-                a, b = divmod(int(place), self._order.size)
+            for a in columns:
+                b = partners[a]
                 groups = [self._group[a], self._group[b]]
                 if not touched[groups].any():
                     touched[groups] = True
                     self._exchange(a, b)
-                if touched.all():
-                    break
             self._refresh(np.flatnonzero(touched))
         self.best_order = self._order.copy()
 
@@ -164,7 +164,7 @@ class _Exchanges:
         self._group[self._order] = np.arange(self._order.size) // self._m
         self._refresh(np.arange(len(groups)))
 
-    def _exchange(self, a: int, b: int) -> None:
+    def _exchange(self, a: np.intp | int, b: np.intp | int) -> None:
         place_a, place_b = np.flatnonzero(self._order == a)[0], np.flatnonzero(self._order == b)[0]
         self._order[place_a], self._order[place_b] = b, a
         self._group[a], self._group[b] = self._group[b], self._group[a]
