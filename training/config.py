@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from nm2trt.data import data_names
+from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.models import model_names
 from nm2trt.pattern import NMPattern
@@ -21,6 +21,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+T = TypeVar("T")
+
 
 class TrainConfig(BaseModel):
     """One training run. Defaults suit the bundled digits on a CPU."""
@@ -30,6 +32,12 @@ class TrainConfig(BaseModel):
     data: str = "digits"
     data_dir: Path | None = None
     """Folder of the data set's files; None looks in the usual places."""
+    image_size: int | None = Field(default=None, ge=8)
+    """Height and width of imagefolder's samples; None takes 224."""
+    randaugment: bool = False
+    """RandAugment on imagefolder's training images."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that read samples; None takes the cores (at most 8) for files and none for data in memory."""
     model: str = "resnet8"
     method: Literal["dense", "ste", "sr-ste"] = "sr-ste"
     pattern: str = "2:4"
@@ -59,8 +67,7 @@ class TrainConfig(BaseModel):
     @field_validator("data")
     @classmethod
     def _known_data(cls, value: str) -> str:
-        if value not in data_names():
-            raise ValueError(f"unknown data set {value!r}, choose from {', '.join(data_names())}")
+        _or_value_error(lambda: check_data(value))
         return value
 
     @field_validator("model")
@@ -79,6 +86,11 @@ class TrainConfig(BaseModel):
     @classmethod
     def _legal_layers(cls, value: dict[str, str]) -> dict[str, str]:
         return {glob: _canonical(pattern) for glob, pattern in value.items()}
+
+    @model_validator(mode="after")
+    def _data_takes_its_options(self) -> TrainConfig:
+        _or_value_error(lambda: check_data(self.data, image_size=self.image_size, randaugment=self.randaugment))
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainConfig:
@@ -116,6 +128,29 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(count + "; ".join(mistakes), where=path or "", mend="see nm2trt train --help") from None
 
 
+_FREE_ON_RESUME = frozenset({"data_dir", "workers"})
+
+
+def resumed_config(run: Path, options: Mapping[str, Any]) -> TrainConfig:
+    """Read the configuration that a run was started with; options may only repeat it.
+
+    Raises:
+        InputError: There is no run.
+        ConfigError: An option differs; where the data lies and who reads it may.
+    """
+    if not (run / "config.toml").is_file():
+        raise InputError("there is no run to resume", where=run, mend="start one without --resume")
+    started, now = load_config(run / "config.toml", {}), load_config(run / "config.toml", options)
+    different = [
+        f"{name} was {getattr(started, name)!r}, not {getattr(now, name)!r}"
+        for name in TrainConfig.model_fields
+        if name not in _FREE_ON_RESUME and getattr(started, name) != getattr(now, name)
+    ]
+    if different:
+        raise ConfigError(f"the run was started otherwise: {'; '.join(different)}", where=run, mend="leave these out")
+    return now
+
+
 def _mistake(entry: Any) -> str:
     where = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "extra_forbidden":
@@ -127,7 +162,12 @@ def _mistake(entry: Any) -> str:
 
 
 def _canonical(text: str) -> str:
+    return str(_or_value_error(lambda: NMPattern.parse(text)))
+
+
+def _or_value_error(check: Callable[[], T]) -> T:
+    """Pydantic gathers ValueErrors."""
     try:
-        return str(NMPattern.parse(text))
+        return check()
     except ConfigError as error:
         raise ValueError(str(error)) from None

@@ -17,8 +17,15 @@ def _given(**options: Any) -> dict[str, Any]:
 
 @click.command(name="train")
 @click.option("--config", type=click.Path(path_type=Path), metavar="F.toml", help="Read settings; options win.")
-@click.option("--data", metavar="NAME", help="digits (inside scikit-learn, the default) or fashion-mnist.")
+@click.option(
+    "--data",
+    metavar="NAME",
+    help="digits (default), fashion-mnist, cifar10, cifar100, imagefolder, or package.module:function of your own.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data's files are.")
+@click.option("--image-size", metavar="N", help="Height and width of imagefolder's samples; default 224.")
+@click.option("--randaugment/--no-randaugment", default=None, help="RandAugment on imagefolder's training images.")
+@click.option("--workers", metavar="N", help="Processes that read samples; default: the cores for files, else 0.")
 @click.option("--model", metavar="NAME", help="resnet8 (default), resnet20 or mlp.")
 @click.option("--method", metavar="NAME", help="sr-ste (default), ste or dense.")
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")

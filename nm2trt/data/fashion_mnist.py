@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nm2trt.data.cache import cache_folder
 from nm2trt.data.dataset import DataSet
 from nm2trt.data.idx import read_idx
 from nm2trt.errors import InputError
@@ -73,7 +74,7 @@ def system_folder() -> Path | None:
 def _find(data_dir: Path | None) -> Path | None:
     if data_dir is None:
         return system_folder() or next(
-            (folder for folder in (_cache() / below for below in _BELOW) if _is_complete(folder)), None
+            (folder for folder in (cache_folder() / below for below in _BELOW) if _is_complete(folder)), None
         )
     folders = [data_dir / below for below in _BELOW]
     complete = next((folder for folder in folders if _is_complete(folder)), None)
@@ -101,15 +102,10 @@ def _is_complete(folder: Path) -> bool:
     return all(_existing(folder, stem) is not None for stem in _FILES.values())
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "nm2trt"
-
-
 def _download(data_dir: Path | None) -> Path:
     from torchvision.datasets import FashionMNIST
 
-    root = data_dir if data_dir is not None else _cache()
+    root = data_dir if data_dir is not None else cache_folder()
     try:
         FashionMNIST(str(root), train=True, download=True)
     except (RuntimeError, OSError) as error:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
+from nm2trt.user_code import describe
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
@@ -154,6 +155,8 @@ class LazySamples:
                 sample = self._dataset[index]
             except InputError as error:
                 raise SampleError(error.what, where=error.where, mend=error.mend) from None
+            except Exception as error:
+                raise SampleError(f"raised {describe(error)}", where=f"{self._name} sample {index}") from error
         try:
             x, label = sample
         except (TypeError, ValueError):

@@ -56,9 +56,9 @@ def numerics_samples(
     if data is None:
         x_BX = np.random.default_rng(_SEED).standard_normal((wanted, *input_shape), dtype=np.float32)
         return Samples(x_BX=x_BX, inputs=f"{wanted} samples of seeded normal noise (the source names no data)")
-    from nm2trt.data import load_data
+    from nm2trt.data import load_data_for
 
-    x_BX = load_data(data, data_dir).test_samples(wanted)
+    x_BX = load_data_for(data, input_shape, data_dir).test_samples(wanted)
     if tuple(x_BX.shape[1:]) != tuple(input_shape):
         raise InputError(
             f"samples are {list(x_BX.shape[1:])}, the network takes {list(input_shape)}", where=f"data set {data}"
