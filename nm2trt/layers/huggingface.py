@@ -59,8 +59,13 @@ def _shard(index: Path, name: str) -> list[StoredTensor]:
     if Path(name).name != name or not name:
         raise InputError(f"shard {name!r} is not beside the index", where=index, mend=_MEND)
     path = index.parent / name
-    if not path.is_file():
-        raise InputError(f"shard {name!r} is missing", where=index, mend=_MEND)
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):
+        # A name that no file can have.
+        found = False
+    if not found:
+        raise InputError(f"shard {name[:200]!r} is missing", where=index, mend=_MEND)
     return _reader(name)(path)
 
 

@@ -146,16 +146,18 @@ class StoredConstant:
         # An absolute location replaces the folder, and ".." leaves it; both are caught below.
         inside = self._where.parent.resolve()
         file = inside / location
-        if not location or "\0" in location or not file.resolve().is_relative_to(inside):
+        try:
+            is_inside, found = file.resolve().is_relative_to(inside), file.is_file()
+        except (OSError, ValueError, RuntimeError):
+            # A name that no file can have, or links in a circle.
+            is_inside, found = True, False
+        if not location or not is_inside:
             raise self._error(
-                f"its external data {location!r} lie outside the model's folder",
+                f"its external data {location[:200]!r} lie outside the model's folder",
                 mend="move the data file next to the model",
             )
-        if not file.is_file():
-            raise self._error(
-                f"its external data file {location!r} is missing",
-                mend="copy it next to the model",
-            )
+        if not found:
+            raise self._error(f"its external data file {location[:200]!r} is missing", mend="copy it next to the model")
         expected = self._size_bytes()
         start, length = self._offset(entries, "offset", 0), self._offset(entries, "length", expected)
         if start < 0 or (length or expected) < expected or start + expected > file.stat().st_size:
