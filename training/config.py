@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
-from nm2trt.models import model_names
+from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
 from nm2trt.training.sparsifier import PAPER_DECAY
 
@@ -73,8 +73,7 @@ class TrainConfig(BaseModel):
     @field_validator("model")
     @classmethod
     def _known_model(cls, value: str) -> str:
-        if value not in model_names():
-            raise ValueError(f"unknown model {value!r}, choose from {', '.join(model_names())}")
+        _or_value_error(lambda: check_model(value))
         return value
 
     @field_validator("pattern")

@@ -26,7 +26,12 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--image-size", metavar="N", help="Height and width of imagefolder's samples; default 224.")
 @click.option("--randaugment/--no-randaugment", default=None, help="RandAugment on imagefolder's training images.")
 @click.option("--workers", metavar="N", help="Processes that read samples; default: the cores for files, else 0.")
-@click.option("--model", metavar="NAME", help="resnet8 (default), resnet20 or mlp.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="resnet8 (default), resnet20, resnet32, resnet56, resnet18-cifar, mlp; torchvision's by name (resnet50, "
+    "vit_b_16, ...); timm:NAME; or package.module:factory of your own.",
+)
 @click.option("--method", metavar="NAME", help="sr-ste (default), ste or dense.")
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
