@@ -1,11 +1,12 @@
-"""The training loop: epochs of steps, evaluation, and the records of both."""
+"""The training loop: epochs of steps, evaluation, the records of both, and a state to go on from."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +14,16 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nm2trt.data import DataSet, Task
+from nm2trt.data import DataSet
+from nm2trt.data.tasks import Task
 from nm2trt.errors import EXIT_BAD_VERDICT, Nm2trtError
 from nm2trt.training.batches import epoch_batches, evaluation_loader, train_loader
 from nm2trt.training.config import TrainConfig
-from nm2trt.training.sad import Sad
+from nm2trt.training.history import History
+from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
 from nm2trt.training.schedule import cosine_with_warmup
 from nm2trt.training.sparsifier import Sparsifier, sparsify
+from nm2trt.training.state import FILE, Parts, Position, load_state, save_state
 
 _STEP_RECORDS_PER_EPOCH = 10
 
@@ -34,15 +38,6 @@ class DivergedError(Nm2trtError):
 
 
 @dataclass(slots=True)
-class History:
-    """What was recorded: rows of metrics.jsonl and of sad.csv."""
-
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    sad: list[dict[str, object]] = field(default_factory=list)
-    last_sad: Sad | None = None
-
-
-@dataclass(slots=True)
 class Trained:
     """A finished run, the network back on the CPU without wrappers."""
 
@@ -50,119 +45,179 @@ class Trained:
     sparsifier: Sparsifier
     history: History
     accelerator: Accelerator
-    seconds: float
 
 
-def fit(config: TrainConfig, data: DataSet, model: nn.Module, progress: Progress) -> Trained:
-    """Train `model` in place.
+class Trainer:
+    """One run. Device, mixed precision, accumulation and processes are accelerate's business.
 
-    Device, mixed precision, gradient accumulation and processes are accelerate's business; sparsity is the
-    sparsifier's, which hooks the bare optimizer after accelerate has placed the weights.
+    Sparsity is the sparsifier's, which hooks the bare optimizer after accelerate has placed the weights.
+
+    Args:
+        config: The run.
+        data: What to train on.
+        model: The network, trained in place.
+        folder: Where `state/last.pt` is kept; None keeps none.
+        progress: Called after steps and epochs.
 
     Raises:
         ConfigError: No layer can take the pattern.
-        DivergedError: The training loss is NaN or infinite.
     """
-    started = time.perf_counter()
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.accumulation,
-    )
-    pin_memory = accelerator.device.type == "cuda"
-    train = train_loader(data, batch_size=config.batch_size, seed=config.seed, pin_memory=pin_memory)
-    test = evaluation_loader(data, pin_memory=pin_memory)
-    bare = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    wrapped, optimizer, train, test = accelerator.prepare(model, bare, train, test)
-    sparsifier = sparsify(
-        accelerator.unwrap_model(wrapped),
-        bare,
-        config.pattern,
-        config.method,
-        decay=config.decay,
-        layers=config.layers,
-        exclude=config.exclude,
-    )
-    steps_per_epoch = math.ceil(len(train) / config.accumulation)
-    steps = steps_per_epoch * config.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        bare,
-        lambda step: cosine_with_warmup(step, steps=steps, warmup_steps=round(config.warmup_epochs * steps_per_epoch)),
-    )
-    history = History()
-    for epoch in range(1, config.epochs + 1):
-        epoch_started = time.perf_counter()
-        loss = _epoch(accelerator, wrapped, optimizer, schedule, train, data.task, history, epoch, steps, progress)
-        accuracy, test_loss = evaluate(accelerator, wrapped, test, data.task)
-        history.last_sad = sparsifier.sad()
-        history.sad.extend(history.last_sad.rows(epoch))
-        history.metrics.append(
-            {
-                "kind": "epoch",
-                "epoch": epoch,
-                "step": epoch * steps_per_epoch,
-                "train_loss": loss,
-                "test_loss": test_loss,
-                "test_accuracy": accuracy,
-                "lr": schedule.get_last_lr()[0],
-                "seconds": time.perf_counter() - epoch_started,
-            }
+
+    def __init__(
+        self, config: TrainConfig, data: DataSet, model: nn.Module, *, folder: Path | None, progress: Progress
+    ) -> None:
+        self._config, self._folder, self._progress = config, folder, progress
+        self._task: Task = data.task
+        self._accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            gradient_accumulation_steps=config.accumulation,
         )
-        progress(epoch * steps_per_epoch, steps, f"epoch {epoch}: accuracy {accuracy:.4f}")
-    sparsifier.remove()
-    return Trained(
-        model=accelerator.unwrap_model(wrapped).cpu(),
-        sparsifier=sparsifier,
-        history=history,
-        accelerator=accelerator,
-        seconds=time.perf_counter() - started,
-    )
+        pin = self._accelerator.device.type == "cuda"
+        train = train_loader(
+            data, batch_size=config.batch_size, seed=config.seed, workers=config.workers, pin_memory=pin
+        )
+        test = evaluation_loader(data, workers=config.workers, pin_memory=pin)
+        bare = torch.optim.SGD(
+            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self._model, self._optimizer, self._train, self._test = self._accelerator.prepare(model, bare, train, test)
+        self._sparsifier = sparsify(
+            self._accelerator.unwrap_model(self._model),
+            bare,
+            config.pattern,
+            config.method,
+            decay=config.decay,
+            layers=config.layers,
+            exclude=config.exclude,
+        )
+        per_epoch = math.ceil(len(self._train) / config.accumulation)
+        self._steps_per_epoch, self._steps = per_epoch, per_epoch * config.epochs
+        warmup = round(config.warmup_epochs * per_epoch)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            bare, lambda step: cosine_with_warmup(step, steps=self._steps, warmup_steps=warmup)
+        )
+        self._parts = Parts(
+            accelerator=self._accelerator,
+            model=self._model,
+            optimizer=bare,
+            schedule=self._schedule,
+            sparsifier=self._sparsifier,
+        )
+        self._position, self._history = Position(), History()
+        self._resumed_at = 0.0
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is something to go on from."""
+        return self._folder is not None and (self._folder / FILE).is_file()
+
+    def resume(self) -> None:
+        """Take up the saved state.
+
+        Raises:
+            InputError: It cannot be read.
+            ConfigError: It is of another run.
+        """
+        if self._folder is not None:
+            self._position, self._history = load_state(self._folder, self._parts)
+
+    def run(self) -> Trained:
+        """Train to the end.
+
+        Raises:
+            DivergedError: The training loss is NaN or infinite; the last saved state is kept.
+            InterruptedRunError: Somebody asked to stop; the state is saved.
+        """
+        self._resumed_at = time.perf_counter() - self._history.seconds
+        with stop_request() as request:
+            while self._position.epoch <= self._config.epochs:
+                self._epoch(request)
+                self._save()
+        self._sparsifier.remove()
+        return Trained(
+            model=self._accelerator.unwrap_model(self._model).cpu(),
+            sparsifier=self._sparsifier,
+            history=self._history,
+            accelerator=self._accelerator,
+        )
+
+    def _save(self) -> None:
+        self._history.seconds = time.perf_counter() - self._resumed_at
+        if self._folder is not None:
+            save_state(self._folder, self._parts, self._position, self._history)
+
+    def _epoch(self, request: StopRequest) -> None:
+        """Finish the epoch at hand and move to the next."""
+        position, epoch = self._position, self._position.epoch
+        started = time.perf_counter()
+        self._model.train()
+        for x_BX, y_B in epoch_batches(self._train, epoch, skip=position.batch):
+            self._batch(x_BX, y_B)
+            if self._accelerator.sync_gradients and self._stop_asked(request) and position.batch < len(self._train):
+                self._stop(epoch)
+        mean = position.loss_sum / position.samples
+        if not math.isfinite(mean):
+            raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
+        accuracy, test_loss = evaluate(self._accelerator, self._model, self._test, self._task)
+        row = {
+            "step": self._schedule.last_epoch,
+            "train_loss": mean,
+            "test_loss": test_loss,
+            "test_accuracy": accuracy,
+            "lr": self._schedule.get_last_lr()[0],
+            "seconds": time.perf_counter() - started,
+        }
+        self._history.record_epoch(epoch, self._sparsifier.sad(), row)
+        self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: accuracy {accuracy:.4f}")
+        self._position = Position(epoch=epoch + 1)
+
+    def _batch(self, x_BX: torch.Tensor, y_B: torch.Tensor) -> None:
+        """One micro-batch, and the optimizer's step when it is due."""
+        position = self._position
+        with self._accelerator.accumulate(self._model):
+            with self._accelerator.autocast():
+                loss = self._task.losses(self._model(x_BX), y_B).mean()
+            self._accelerator.backward(loss)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        value = float(loss.detach())
+        position.batch += 1
+        position.loss_sum += value * len(y_B)
+        position.samples += len(y_B)
+        if not self._accelerator.sync_gradients:
+            return
+        rate = self._schedule.get_last_lr()[0]
+        self._schedule.step()
+        step = self._schedule.last_epoch
+        if not math.isfinite(value):
+            where = f"epoch {position.epoch}"
+            raise DivergedError(f"the loss is {value} at step {step} of {self._steps}", where=where, mend="lower --lr")
+        if step % max(1, self._steps_per_epoch // _STEP_RECORDS_PER_EPOCH) == 0:
+            self._history.metrics.append(
+                {"kind": "step", "step": step, "epoch": position.epoch, "loss": value, "lr": rate}
+            )
+            self._progress(step, self._steps, f"epoch {position.epoch}: loss {value:.3f}")
+
+    def _stop_asked(self, request: StopRequest) -> bool:
+        """Whether any process was asked, so that all of them stop at the same step."""
+        if self._accelerator.num_processes == 1:
+            return request.asked
+        asked = torch.tensor(float(request.asked), device=self._accelerator.device)
+        return bool(self._accelerator.reduce(asked, reduction="sum") > 0)
+
+    def _stop(self, epoch: int) -> None:
+        self._save()
+        step = self._schedule.last_epoch
+        raise InterruptedRunError(
+            f"stopped at step {step} of {self._steps} in epoch {epoch}",
+            mend="go on with --resume" if self._folder is not None else "",
+        )
 
 
-def _epoch(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    train: DataLoader[Any],
-    task: Task,
-    history: History,
-    epoch: int,
-    steps: int,
-    progress: Progress,
-) -> float:
-    """Run one epoch and return its mean loss over samples of this process."""
-    model.train()
-    total = torch.zeros((), device=accelerator.device)
-    samples = 0
-    step = schedule.last_epoch
-    every = max(1, len(train) // accelerator.gradient_accumulation_steps // _STEP_RECORDS_PER_EPOCH)
-    for x_BX, y_B in epoch_batches(train, epoch):
-        with accelerator.accumulate(model):
-            with accelerator.autocast():
-                loss = task.losses(model(x_BX), y_B).mean()
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-        total += loss.detach() * len(y_B)
-        samples += len(y_B)
-        if not accelerator.sync_gradients:
-            continue
-        rate = schedule.get_last_lr()[0]
-        schedule.step()
-        step += 1
-        if step % every == 0:
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"the loss is {value} at step {step} of {steps}", where=f"epoch {epoch}", mend="lower --lr"
-                )
-            history.metrics.append({"kind": "step", "step": step, "epoch": epoch, "loss": value, "lr": rate})
-            progress(step, steps, f"epoch {epoch}: loss {value:.3f}")
-    mean = float(total) / samples
-    if not math.isfinite(mean):
-        raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
-    return mean
+def fit(config: TrainConfig, data: DataSet, model: nn.Module, progress: Progress) -> Trained:
+    """Train `model` in place without keeping a state; see `Trainer`."""
+    return Trainer(config, data, model, folder=None, progress=progress).run()
 
 
 @torch.no_grad()

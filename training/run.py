@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from nm2trt.artifacts import (
     SadTotals,
     file_records,
     host_record,
-    staged_folder,
     write_atomic,
 )
 from nm2trt.data import DataSet, load_data
@@ -29,44 +30,66 @@ from nm2trt.report.curves import write_curves_png
 from nm2trt.training import checkpoint
 from nm2trt.training.checkpoint import checkpoint_bytes
 from nm2trt.training.config import TrainConfig
-from nm2trt.training.loop import Progress, Trained, fit
+from nm2trt.training.loop import Progress, Trained, Trainer
+from nm2trt.training.run_folder import CONFIG, run_folder
 from nm2trt.training.sad import COLUMNS, Sad
 
 
 def train(
-    config: TrainConfig, output: Path, *, force: bool = False, progress: Progress = lambda *_: None
+    config: TrainConfig,
+    output: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> RunDocument:
     """Train and leave a run folder: checkpoint, configuration, metrics, SAD, curves, run.json.
 
-    The folder appears whole at the end, or not at all.
+    The folder is complete when run.json is there. Until then it holds the configuration and, from the end of the
+    first epoch on, `state/last.pt`; a run that ends early without a state leaves nothing.
 
     Args:
         config: The run.
         output: The folder to make.
         force: Replace a folder that nm2trt wrote.
+        resume: Go on from the state in `output`, to the same end as if the run had never stopped.
         progress: Called after steps and epochs.
 
     Raises:
-        ConfigError: The folder exists; no layer can take the pattern.
-        InputError: The data cannot be used.
-        DivergedError: The loss is no number.
+        ConfigError: The folder exists; no layer can take the pattern; the state is of another run.
+        InputError: The data or the state cannot be used.
+        DivergedError: The loss is no number; the last state is kept.
+        InterruptedRunError: SIGINT or SIGTERM came; the state is saved.
     """
-    with staged_folder(output, force=force) as folder:
-        data = load_data(config.data, config.data_dir)
+    if resume and (output / RunDocument.FILE).is_file():
+        return RunDocument.read(output)
+    main = is_first_process()
+    with run_folder(output, force=force, resume=resume) if main else nullcontext(output) as folder:
+        if main and not resume:
+            write_atomic(folder / CONFIG, config.to_toml())
+        data = load_data(config.data, config.data_dir, image_size=config.image_size, randaugment=config.randaugment)
         set_seed(config.seed)
         model = build_model(config.model, data.input_shape, data.classes)
-        trained = fit(config, data, model, progress)
-        _write_files(folder, config, trained)
-        document = _document(folder, config, data, trained)
-        document.write(folder)
-    return document
+        trainer = Trainer(config, data, model, folder=folder, progress=progress)
+        if trainer.has_state:
+            trainer.resume()
+        trained = trainer.run()
+        if main:
+            _write_files(folder, config, trained)
+            _document(folder, config, data, trained).write(folder)
+        trained.accelerator.wait_for_everyone()
+    return RunDocument.read(output)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints; torchrun and accelerate number their processes in RANK."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _write_files(folder: Path, config: TrainConfig, trained: Trained) -> None:
     history = trained.history
     content = checkpoint_bytes(trained.model.state_dict(), trained.sparsifier.patterns(), config.method)
     write_atomic(folder / checkpoint.FILE, content)
-    write_atomic(folder / "config.toml", config.to_toml())
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history.metrics))
     write_atomic(folder / "sad.csv", _csv(history.sad))
     title = f"{config.model} on {config.data}, {config.method}"
@@ -105,7 +128,7 @@ def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained
             train_loss=last["train_loss"],
             epochs=config.epochs,
             steps=last["step"],
-            seconds=trained.seconds,
+            seconds=trained.history.seconds,
             sad=_totals(trained.history.last_sad),
         ),
         layers=[

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nm2trt.errors import ConfigError
 
-MANIFESTS = ("run.json", "build.json", "report.json", "demo.json")
+MANIFESTS = ("run.json", "state/last.pt", "build.json", "report.json", "demo.json")
 """A folder that holds one of these was written by nm2trt, so `--force` may replace it."""
 
 
@@ -78,7 +78,7 @@ def check_output(target: Path, *, force: bool) -> None:
         return
     if not target.is_dir() or target.is_symlink():
         raise ConfigError("the output path exists and is no plain folder", where=target, mend="choose another -o")
-    if not any(target.iterdir()):
+    if all(_is_partial(entry) for entry in target.iterdir()):
         return
     if not force:
         raise ConfigError(
@@ -103,7 +103,7 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         ConfigError: As `check_output`.
     """
     check_output(target, force=force)
-    made = _make_parents(target.parent)
+    made = make_parents(target.parent)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         yield staging
@@ -133,7 +133,19 @@ def _swap(staging: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _make_parents(folder: Path) -> list[Path]:
+def _is_partial(path: Path) -> bool:
+    """Whether a write was cut off here; its name says so."""
+    return path.name.startswith(".") and ".partial-" in path.name
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what cut-off writes left in a folder of ours."""
+    for entry in folder.rglob(".*.partial-*"):
+        if entry.is_file():
+            entry.unlink()
+
+
+def make_parents(folder: Path) -> list[Path]:
     """Make `folder` and return what had to be made, innermost first."""
     missing = []
     probe = folder

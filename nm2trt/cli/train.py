@@ -47,11 +47,14 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--precision", metavar="NAME", help="fp32 (default), or bf16 / fp16 automatic mixed precision.")
 @click.option("--device", metavar="NAME", help="auto (default) or cpu.")
 @click.option("--seed", metavar="N", help="Default 0.")
+@click.option("--resume", is_flag=True, help="Go on from the state in RUN, to the end it would have come to.")
 @output_option("RUN", "Folder to make.")
 @force_option
 @json_option
-def command(config: Path | None, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
+def command(config: Path | None, output: Path, *, resume: bool, force: bool, as_json: bool, **options: Any) -> int:
     """Train a network N:M sparse and record how its masks moved (SAD).
+
+    Ctrl-C and SIGTERM save the state first; --resume goes on from it, or from the last epoch's end.
 
     RUN gets checkpoint.safetensors (a plain state dict whose weights are N:M), config.toml, metrics.jsonl,
     sad.csv, curves.png and run.json.
@@ -66,12 +69,17 @@ def command(config: Path | None, output: Path, *, force: bool, as_json: bool, **
     layers = dict(entry.rpartition("=")[::2] for entry in options.pop("layers"))
     if "" in layers:
         raise ConfigError(f"--layer {layers['']!r} has no '='", mend="write GLOB=N:M, such as 'layers.2.*=1:4'")
-    from nm2trt.training.config import load_config
-    from nm2trt.training.run import train
+    if resume and (force or config is not None):
+        raise ConfigError("--resume takes RUN's own config.toml", mend="leave --config and --force out")
+    from nm2trt.training.config import load_config, resumed_config
+    from nm2trt.training.run import is_first_process, train
 
-    settings = load_config(config, _given(layers=layers or None, **options))
+    given = _given(layers=layers or None, **options)
+    settings = resumed_config(output, given) if resume else load_config(config, given)
     with training_progress(settings.method) as progress:
-        document = train(settings, output, force=force, progress=progress)
+        document = train(settings, output, force=force, resume=resume, progress=progress)
+    if not is_first_process():
+        return 0
     if as_json:
         click.echo(document.to_json(), nl=False)
         return 0

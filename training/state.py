@@ -1,0 +1,145 @@
+"""The saved state of a run: everything that the next step depends on, in one file that is replaced atomically.
+
+Tensors and plain values only, read by torch's weights-only loader: a state file cannot run code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from nm2trt.artifacts import write_atomic
+from nm2trt.errors import ConfigError, InputError
+from nm2trt.training.history import History
+from nm2trt.training.sad import LayerSad, Sad
+from nm2trt.training.sparsifier import Sparsifier
+
+FILE = "state/last.pt"
+SCHEMA = "nm2trt.state/1"
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run is."""
+
+    epoch: int = 1
+    """The epoch at hand, from 1."""
+    batch: int = 0
+    """Batches of this epoch that each process has done."""
+    loss_sum: float = 0.0
+    """Of this epoch's samples of the first process."""
+    samples: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """The objects whose state is a run's state."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    sparsifier: Sparsifier
+
+
+def save_state(folder: Path, parts: Parts, position: Position, history: History) -> None:
+    """Write `folder/state/last.pt`; until the rename, the state before stays as it is. Every process calls this.
+
+    Raises:
+        OSError: The disk is full; the state before is untouched.
+    """
+    generators = gather_object([_generators()])
+    if not parts.accelerator.is_main_process:
+        return
+    scaler = parts.accelerator.scaler
+    content = {
+        "schema": SCHEMA,
+        "processes": parts.accelerator.num_processes,
+        "position": asdict(position),
+        "model": parts.accelerator.unwrap_model(parts.model).state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "schedule": {"last_epoch": parts.schedule.last_epoch},
+        "sparsifier": parts.sparsifier.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else {},
+        "generators": generators,
+        "history": _history_json(history),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path = folder / FILE
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(folder: Path, parts: Parts) -> tuple[Position, History]:
+    """Put a saved state into a run that was set up with the same configuration.
+
+    Raises:
+        InputError: The file cannot be read.
+        ConfigError: It is of another network, method, pattern or number of processes.
+    """
+    path = folder / FILE
+    again = "train again with --force"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 -- damaged files end in whatever the unpickler or zip reader raises
+        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        raise InputError(f"cannot be read or is not safe to load: {reason}", where=path, mend=again) from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(f"is no state of schema {SCHEMA}", where=path, mend=again)
+    processes = parts.accelerator.num_processes
+    if content["processes"] != processes:
+        raise ConfigError(
+            f"the run had {content['processes']} processes, not {processes}", where=path, mend="start as many"
+        )
+    try:
+        parts.accelerator.unwrap_model(parts.model).load_state_dict(content["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the state is of another network: {reason[:200]}", where=path) from None
+    parts.optimizer.load_state_dict(content["optimizer"])
+    parts.sparsifier.load_state_dict(content["sparsifier"])
+    _set_schedule(parts.schedule, content["schedule"]["last_epoch"], content["optimizer"])
+    if parts.accelerator.scaler is not None and content["scaler"]:
+        parts.accelerator.scaler.load_state_dict(content["scaler"])
+    _set_generators(content["generators"][parts.accelerator.process_index])
+    return Position(**content["position"]), _history(content["history"])
+
+
+def _set_schedule(schedule: Any, last_epoch: int, optimizer: dict[str, Any]) -> None:
+    # LambdaLR's own state would hold the lambda; the optimizer's groups hold the rates that it had set.
+    schedule.last_epoch = last_epoch
+    schedule._last_lr = [group["lr"] for group in optimizer["param_groups"]]  # noqa: SLF001 -- what get_last_lr reads
+
+
+def _generators() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generators(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _history_json(history: History) -> str:
+    return json.dumps(asdict(history))
+
+
+def _history(text: str) -> History:
+    raw = json.loads(text)
+    last = raw.pop("last_sad")
+    if last is not None:
+        last = Sad(step=last["step"], layers=[LayerSad(**layer) for layer in last["layers"]])
+    return History(last_sad=last, **raw)
