@@ -104,7 +104,7 @@ def _cells(layer: LayerVerdict) -> tuple[str, ...]:
         layer.verdict,
         "" if layer.density is None else f"{layer.density:.3f}",
         f"{layer.violations:,} of {layer.groups:,}" if layer.groups else "",
-        _short(layer.tensorrt),
+        _short(layer.tensorrt) + (f", hint: {layer.hint}" if layer.hint else ""),
     )
 
 

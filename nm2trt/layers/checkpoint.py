@@ -41,12 +41,18 @@ _MASKS: tuple[tuple[str, re.Pattern[str], str], ...] = (
 """Tool, name of its mask buffer, name of the weight that the mask is for."""
 
 
+_LONE_MASK = re.compile(r"(^|\.)mask(\.|$)")
+"""MaskLLM: the weight's name with `.mask` in it or behind it."""
+
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.\w+\.original$")
 """torch.ao.pruning, for one, keeps its masks out of the state dict."""
 
 
 def layers_of(tensors: Sequence[StoredTensor]) -> Iterator[LayerWeight]:
     """Turn stored tensors into layers; a weight whose mask lies beside it is given with the mask applied."""
+    if tensors and all(_LONE_MASK.search(tensor.name) for tensor in tensors):
+        yield from map(_lone_mask, tensors)
+        return
     masks = _masks(tensors)
     mask_names = {mask.name for _, mask in masks.values()}
     for tensor in tensors:
@@ -76,6 +82,27 @@ def layers_of(tensors: Sequence[StoredTensor]) -> Iterator[LayerWeight]:
             why_not=found.why_not,
             note=note,
         )
+
+
+def _lone_mask(tensor: StoredTensor) -> LayerWeight:
+    """A mask whose weight is in another file: MaskLLM's masks, packed into bits (.npz) or not (.pt).
+
+    Its tools pack the bits of the row-major [out, in] matrix, so a byte holds two groups of 4; the shape is lost.
+    """
+    packed = tensor.dtype == "uint8" and len(tensor.shape) == 1
+    found = guess("weight", tensor.shape, "float32")
+    shape = (tensor.shape[0], 8) if packed else tensor.shape
+    return LayerWeight(
+        name=tensor.name,
+        op="linear" if packed else found.op,
+        shape=shape,
+        dtype=tensor.dtype,
+        reduction_axis=1 if packed and tensor.shape[0] else found.reduction_axis,
+        weight=(lambda: np.unpackbits(tensor.load()).reshape(shape)) if packed else tensor.load,
+        why_not="" if packed and tensor.shape[0] else found.why_not,
+        note="a mask without its weight" + (", unpacked from bits, in rows of 8" if packed else ""),
+        graph_dtype="mask",
+    )
 
 
 def _masks(tensors: Sequence[StoredTensor]) -> dict[str, tuple[str, StoredTensor]]:

@@ -37,6 +37,8 @@ def dtype_reason(layer: LayerWeight) -> str:
     dtype = layer.graph_dtype
     if not dtype or dtype in _GOOD_DTYPES:
         return ""
+    if dtype == "mask":
+        return "mask: the weights are in another file"
     if dtype in ("float32", "float64"):
         return f"{dtype}: TensorRT's sparse kernels need FP16 or INT8; export --precision fp16"
     if dtype == "bfloat16":

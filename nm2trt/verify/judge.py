@@ -15,6 +15,8 @@ from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
 from nm2trt.verify.axes import other_grouping
 from nm2trt.verify.counting import GroupCount
 from nm2trt.verify.eligibility import eligibility, structural_reason
+from nm2trt.verify.hints import BLIND, sparse_kernel_hint
+from nm2trt.verify.origins import KeptShare, origin_notes
 from nm2trt.verify.strongest import strongest_pattern
 from nm2trt.verify.values import Values
 from nm2trt.verify.verdicts import BAD_VERDICTS, ELIGIBLE, Judgement, LayerVerdict, Totals, Verdict, Violation
@@ -95,11 +97,13 @@ def judge(
     verdicts: list[LayerVerdict] = []
     excluded: list[str] = []
     weights = zeros = 0
+    kept = KeptShare()
     for layer in layers:
         if matches(layer, rules.exclude):
             excluded.append(layer.name)
             continue
         verdict, count = judge_layer(layer, rules)
+        kept.look(layer, verdict)
         verdicts.append(verdict)
         if count is not None:
             size = int(np.prod(layer.shape, dtype=np.int64))
@@ -114,7 +118,7 @@ def judge(
         strict=strict,
         verdict="fail" if problems else "pass",
         problems=problems,
-        notes=_notes(verdicts, excluded, rules, kind),
+        notes=_notes(verdicts, excluded, rules, kind) + origin_notes(verdicts, kept, kind, source),
         layers=verdicts,
         excluded=excluded,
         totals=_totals(verdicts, weights, zeros),
@@ -261,6 +265,7 @@ def _layer_verdict(
         density=density,
         nonfinite=nonfinite,
         tensorrt=tensorrt,
+        hint=sparse_kernel_hint(layer) if tensorrt == ELIGIBLE else "",
         note=note,
     )
 
@@ -305,9 +310,8 @@ def _notes(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules, kind
         for glob in rules.layer_patterns
         if not any(matches(layer, (glob,)) for layer in verdicts)
     ]
-    masked = Counter(layer.note for layer in verdicts if "judged with the mask" in layer.note)
-    if masked:
-        notes.append(f"{_layers(masked.total())} judged with their masks applied: apply them for good before export")
+    if any(layer.hint for layer in verdicts):
+        notes.append(BLIND)
     if rules.exclude and not excluded:
         notes.append("--exclude matches no layer")
     if rules.claims is not None:

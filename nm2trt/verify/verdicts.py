@@ -53,6 +53,9 @@ class LayerVerdict:
     """NaN and infinite weights."""
     tensorrt: str
     """`eligible`, or why TensorRT does not consider a sparse kernel. Eligible is not chosen, and not faster."""
+    hint: Literal["likely", "unlikely", "open", ""] = ""
+    """Of an eligible layer: whether TensorRT is likely to choose a sparse kernel for such a shape. A guess from few
+    records (nm2trt/verify/hints.py), never a finding; "open" where they do not say, empty where nothing is eligible."""
     note: str
     """The verdict's reason in words; may be empty."""
 
