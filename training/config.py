@@ -14,6 +14,7 @@ from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
+from nm2trt.training.recipes import RECIPES, Recipe
 from nm2trt.training.sparsifier import PAPER_DECAY
 
 if sys.version_info >= (3, 11):
@@ -29,6 +30,8 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    recipe: Recipe | None = None
+    """Settings to start from (`nm2trt.training.recipes`); those that are given beside it win."""
     data: str = "digits"
     data_dir: Path | None = None
     """Folder of the data set's files; None looks in the usual places."""
@@ -39,6 +42,8 @@ class TrainConfig(BaseModel):
     workers: int | None = Field(default=None, ge=0)
     """Processes that read samples; None takes the cores (at most 8) for files and none for data in memory."""
     model: str = "resnet8"
+    init: Path | None = None
+    """Weights to start from: safetensors, a torch file, or a run folder; None draws them from the seed."""
     method: Literal["dense", "ste", "sr-ste"] = "sr-ste"
     pattern: str = "2:4"
     """N kept of every M along the reduction axis. With "dense" it is only recorded (SAD)."""
@@ -97,6 +102,17 @@ class TrainConfig(BaseModel):
             raise ValueError(f"warmup_epochs = {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
         return self
 
+    @model_validator(mode="after")
+    def _finetuning_has_weights(self) -> TrainConfig:
+        if self.recipe == "finetune" and self.init is None:
+            raise ValueError("recipe finetune starts from a trained network, give its checkpoint as init")
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """The configuration for the records: of paths of this machine, only the checkpoint's own name."""
+        values = self.model_dump(mode="json", exclude={"data_dir"})
+        return values | {"init": self.init.name if self.init else None}
+
     def to_toml(self) -> str:
         """The effective configuration, accepted again by `--config`."""
         values = self.model_dump(mode="json", exclude_none=True)
@@ -104,7 +120,7 @@ class TrainConfig(BaseModel):
 
 
 def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
-    """Join a TOML file (if any) with options, which win.
+    """Join a recipe (if any is named) with a TOML file (if any), which wins, and with options, which win over both.
 
     Raises:
         InputError: The file is missing or no TOML.
@@ -119,6 +135,8 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"no readable TOML: {error}", where=path) from None
     values.update(options)
+    # An unknown name is told with the other mistakes.
+    values = RECIPES.get(str(values.get("recipe")), {}) | values
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:

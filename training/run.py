@@ -30,6 +30,7 @@ from nm2trt.report.curves import write_curves_png
 from nm2trt.training import checkpoint
 from nm2trt.training.checkpoint import checkpoint_bytes
 from nm2trt.training.config import TrainConfig
+from nm2trt.training.init import load_init
 from nm2trt.training.loop import Progress, Trained, Trainer
 from nm2trt.training.run_folder import CONFIG, run_folder
 from nm2trt.training.sad import COLUMNS, Sad
@@ -70,6 +71,8 @@ def train(
         data = load_data(config.data, config.data_dir, image_size=config.image_size, randaugment=config.randaugment)
         set_seed(config.seed)
         model = build_model(config.model, data.input_shape, data.classes)
+        if config.init is not None:
+            load_init(model, config.init)
         trainer = Trainer(config, data, model, folder=folder, progress=progress)
         if trainer.has_state:
             trainer.resume()
@@ -109,7 +112,7 @@ def _csv(rows: Iterable[dict[str, object]]) -> str:
 def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained) -> RunDocument:
     last: dict[str, Any] = [row for row in trained.history.metrics if row["kind"] == "epoch"][-1]
     return RunDocument(
-        config=config.model_dump(mode="json", exclude={"data_dir"}),
+        config=config.recorded(),
         method=config.method,
         pattern=None if config.method == "dense" else config.pattern,
         data=data.name,

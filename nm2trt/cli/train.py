@@ -18,6 +18,12 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.command(name="train")
 @click.option("--config", type=click.Path(path_type=Path), metavar="F.toml", help="Read settings; options win.")
 @click.option(
+    "--recipe",
+    metavar="NAME",
+    help="Settings to start from; F.toml and options win. imagenet-paper: SR-STE's own, batch 256, 120 epochs, lr 0.1, "
+    "5 warm-up epochs, weight decay 5e-5, lambda 2e-4. finetune: from --init, 10 epochs, lr 0.01, weight decay 5e-5.",
+)
+@click.option(
     "--data",
     metavar="NAME",
     help="digits (default), fashion-mnist, cifar10, cifar100, imagefolder, or package.module:function of your own.",
@@ -31,6 +37,12 @@ def _given(**options: Any) -> dict[str, Any]:
     metavar="NAME",
     help="resnet8 (default), resnet20, resnet32, resnet56, resnet18-cifar, mlp; torchvision's by name (resnet50, "
     "vit_b_16, ...); timm:NAME; or package.module:factory of your own.",
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="CHECKPOINT",
+    help="Weights to start from: safetensors, a torch state dict, or a run folder.",
 )
 @click.option("--method", metavar="NAME", help="sr-ste (default), ste or dense.")
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")

@@ -13,11 +13,10 @@ from torch import nn
 
 from nm2trt.artifacts import BuildSource, FileRecord, RunDocument
 from nm2trt.errors import ConfigError, InputError
-from nm2trt.models import build_model
+from nm2trt.models import build_model, load_strict
 
 CHECKPOINT = "checkpoint.safetensors"
 _TRAIN_AGAIN = "train again with `nm2trt train`"
-_LISTED_KEYS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,7 @@ def load_run(folder: Path) -> ExportSource:
             module = build_model(run.model.name, run.model.input_shape, run.model.classes)
     except ConfigError as error:
         raise InputError(str(error), where=folder / RunDocument.FILE, mend=_TRAIN_AGAIN) from None
-    _load_strict(module, tensors, path)
+    load_strict(module, tensors, path, mend=_TRAIN_AGAIN)
     return ExportSource(
         module=module.float().eval(),
         input_shape=run.model.input_shape,
@@ -93,28 +92,3 @@ def _read_checked(path: Path, expected: FileRecord | None) -> bytes:
             mend=f"put the original file back, or {_TRAIN_AGAIN}",
         )
     return content
-
-
-def _load_strict(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Load a state dict; every difference in names and shapes is named in one line."""
-    expected = module.state_dict()
-    found = []
-    if missing := sorted(expected.keys() - tensors.keys()):
-        found.append(f"lacks {_listed(missing)}")
-    if unknown := sorted(tensors.keys() - expected.keys()):
-        found.append(f"holds {_listed(unknown)}, which the network does not have")
-    misshapen = [
-        f"{name} is {list(tensors[name].shape)} and not {list(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
-    if misshapen:
-        found.append(_listed(misshapen))
-    if found:
-        raise InputError(f"the checkpoint {'; it '.join(found)}", where=path, mend=_TRAIN_AGAIN)
-    module.load_state_dict(tensors, strict=True)
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - _LISTED_KEYS
-    return ", ".join(names[:_LISTED_KEYS]) + (f" and {rest} more" if rest > 0 else "")
