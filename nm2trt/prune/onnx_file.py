@@ -16,7 +16,9 @@ from nm2trt.layers import LayerWeight
 from nm2trt.layers.onnx_constants import Constant, as_text, load_tensor
 from nm2trt.layers.onnx_reader import OpenGraph, open_graph
 from nm2trt.prune.stored import Array, StoredWeight
+from nm2trt.prune.tensor_protos import tensor_protos
 
+_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _WEIGHT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LAYOUT = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear")
 _AFTER_LOGITS = (
@@ -49,8 +51,20 @@ class OnnxFile:
         ]
 
     def save(self) -> None:
-        """Write the graph with its embedded tensors; external data were written before."""
-        self._path.write_bytes(self.graph.proto.SerializeToString(deterministic=True))
+        """Write the file as it was, with the embedded data of its tensors replaced; external data were written before.
+
+        The graph that was edited shares its tensors with onnx-ir, which renames those of inlined functions.
+        """
+        fresh = onnx.load(str(self._path), format="protobuf", load_external_data=False)
+        for tensor, edited in zip(tensor_protos(fresh), tensor_protos(self.graph.proto), strict=True):
+            for field in _DATA_FIELDS:
+                if field == "raw_data":
+                    if edited.HasField(field):
+                        tensor.raw_data = edited.raw_data
+                elif len(getattr(edited, field)):
+                    tensor.ClearField(field)
+                    getattr(tensor, field).extend(getattr(edited, field))
+        self._path.write_bytes(fresh.SerializeToString(deterministic=True))
 
 
 def tensor_key(tensor: ir.TensorProtocol) -> object:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nm2trt.artifacts.files import staged_folder
 from nm2trt.errors import ConfigError, InputError
@@ -129,9 +128,12 @@ def _copied_data(file: Path, staged: Path, target: Path, *, force: bool) -> list
     import onnx
 
     from nm2trt.layers.onnx_reader import open_graph
+    from nm2trt.prune.tensor_protos import tensor_protos
 
-    proto = open_graph(file).proto
-    entries = [entry for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"]
+    # Judges the file; its own proto is shared with a reader that renames tensors.
+    open_graph(file)
+    proto = onnx.load(str(file), format="protobuf", load_external_data=False)
+    entries = [entry for tensor in tensor_protos(proto) for entry in tensor.external_data if entry.key == "location"]
     locations = list(dict.fromkeys(entry.value for entry in entries))
     same_folder = file.parent.resolve() == target.parent.resolve()
     renamed = {
@@ -162,20 +164,3 @@ def _copied_data(file: Path, staged: Path, target: Path, *, force: bool) -> list
             entry.value = renamed[entry.value]
         onnx.save_model(proto, str(staged), format="protobuf")
     return list(renamed.values())
-
-
-def _tensors(message: Any) -> Iterator[Any]:
-    """Every TensorProto in a model: initializers, sparse ones, attributes, subgraphs and functions."""
-    for descriptor, value in message.ListFields():
-        if descriptor.message_type is None:
-            continue
-        # Map fields do not occur in onnx.proto.
-        for child in value if _is_list(value) else (value,):
-            if child.DESCRIPTOR.name == "TensorProto":
-                yield child
-            else:
-                yield from _tensors(child)
-
-
-def _is_list(value: Any) -> bool:
-    return not hasattr(value, "DESCRIPTOR")
