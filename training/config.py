@@ -44,11 +44,18 @@ class TrainConfig(BaseModel):
     model: str = "resnet8"
     init: Path | None = None
     """Weights to start from: safetensors, a torch file, or a run folder; None draws them from the seed."""
-    method: Literal["dense", "ste", "sr-ste"] = "sr-ste"
+    method: Literal["dense", "ste", "sr-ste", "asp"] = "sr-ste"
+    """`asp` trains dense, prunes once by magnitude, and goes on with the mask held."""
     pattern: str = "2:4"
     """N kept of every M along the reduction axis. With "dense" it is only recorded (SAD)."""
     decay: float = Field(default=PAPER_DECAY, ge=0)
     """lambda of SR-STE; the paper's 2e-4."""
+    refresh_every: int = Field(default=1, ge=1)
+    """Optimizer steps between new masks."""
+    freeze_epochs: int = Field(default=0, ge=0)
+    """Last epochs in which the masks are held."""
+    dense_epochs: int | None = Field(default=None, ge=1)
+    """With `asp`: epochs before pruning; None takes half. The learning rate starts anew after it."""
     layers: dict[str, str] = Field(default_factory=dict)
     """Glob on module names -> pattern of these layers."""
     exclude: list[str] = Field(default_factory=list)
@@ -101,6 +108,26 @@ class TrainConfig(BaseModel):
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs = {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
         return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> TrainConfig:
+        if self.freeze_epochs >= self.epochs:
+            raise ValueError(
+                f"freeze_epochs = {self.freeze_epochs} leaves nothing of {self.epochs} epochs to move masks"
+            )
+        if self.method != "asp":
+            if self.dense_epochs is not None:
+                raise ValueError(f"dense_epochs goes with method asp, not {self.method}")
+        elif self.phases()[0] < 1 or self.phases()[1] < 1:
+            raise ValueError(f"asp needs an epoch before pruning and one after, of {self.epochs} epochs")
+        return self
+
+    def phases(self) -> tuple[int, ...]:
+        """Epochs of each learning rate cycle: one, or with `asp` two with the pruning between them."""
+        if self.method != "asp":
+            return (self.epochs,)
+        before = self.epochs // 2 if self.dense_epochs is None else self.dense_epochs
+        return before, self.epochs - before
 
     @model_validator(mode="after")
     def _finetuning_has_weights(self) -> TrainConfig:

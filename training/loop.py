@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,9 +22,9 @@ from nm2trt.training.batches import epoch_batches, evaluation_loader, train_load
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.history import History
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
-from nm2trt.training.schedule import cosine_with_warmup
-from nm2trt.training.sparsifier import Sparsifier, sparsify
-from nm2trt.training.state import FILE, Parts, Position, load_state, save_state
+from nm2trt.training.schedule import cosine_cycles
+from nm2trt.training.sparsifier import Method, Sparsifier, sparsify
+from nm2trt.training.state import FILE, Parts, Position, position_of, read_state, restore, save_state
 
 _STEP_RECORDS_PER_EPOCH = 10
 
@@ -68,6 +69,9 @@ class Trainer:
     ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._task: Task = data.task
+        if not torch.distributed.is_initialized():
+            # accelerate keeps one device and precision for the whole process; each run chooses its own.
+            AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 -- it offers no public way
         self._accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision="no" if config.precision == "fp32" else config.precision,
@@ -82,30 +86,45 @@ class Trainer:
             model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self._model, self._optimizer, self._train, self._test = self._accelerator.prepare(model, bare, train, test)
-        self._sparsifier = sparsify(
-            self._accelerator.unwrap_model(self._model),
-            bare,
-            config.pattern,
-            config.method,
-            decay=config.decay,
-            layers=config.layers,
-            exclude=config.exclude,
-        )
+        self._bare = bare
+        self._prune_after = config.phases()[0] if config.method == "asp" else None
+        self._sparsifier = self._sparsify("dense" if self._prune_after else config.method)
         per_epoch = math.ceil(len(self._train) / config.accumulation)
         self._steps_per_epoch, self._steps = per_epoch, per_epoch * config.epochs
         warmup = round(config.warmup_epochs * per_epoch)
+        cycles = [epochs * per_epoch for epochs in config.phases()]
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            bare, lambda step: cosine_with_warmup(step, steps=self._steps, warmup_steps=warmup)
-        )
-        self._parts = Parts(
-            accelerator=self._accelerator,
-            model=self._model,
-            optimizer=bare,
-            schedule=self._schedule,
-            sparsifier=self._sparsifier,
+            bare, lambda step: cosine_cycles(step, cycles=cycles, warmup_steps=warmup)
         )
         self._position, self._history = Position(), History()
         self._resumed_at = 0.0
+
+    def _sparsify(self, method: Method) -> Sparsifier:
+        config = self._config
+        return sparsify(
+            self._accelerator.unwrap_model(self._model),
+            self._bare,
+            config.pattern,
+            method,
+            decay=config.decay,
+            layers=config.layers,
+            exclude=config.exclude,
+            refresh_every=config.refresh_every,
+        )
+
+    def _prune_once(self) -> None:
+        """The turn of `asp`: masks of the magnitudes of this moment, held from here on."""
+        self._sparsifier.remove()
+        self._sparsifier = self._sparsify("asp")
+
+    def _parts(self) -> Parts:
+        return Parts(
+            accelerator=self._accelerator,
+            model=self._model,
+            optimizer=self._bare,
+            schedule=self._schedule,
+            sparsifier=self._sparsifier,
+        )
 
     @property
     def has_state(self) -> bool:
@@ -119,8 +138,13 @@ class Trainer:
             InputError: It cannot be read.
             ConfigError: It is of another run.
         """
-        if self._folder is not None:
-            self._position, self._history = load_state(self._folder, self._parts)
+        if self._folder is None:
+            return
+        content = read_state(self._folder)
+        self._position = position_of(content)
+        if self._prune_after is not None and self._position.epoch > self._prune_after:
+            self._prune_once()
+        self._history = restore(content, self._parts())
 
     def run(self) -> Trained:
         """Train to the end.
@@ -145,12 +169,14 @@ class Trainer:
     def _save(self) -> None:
         self._history.seconds = time.perf_counter() - self._resumed_at
         if self._folder is not None:
-            save_state(self._folder, self._parts, self._position, self._history)
+            save_state(self._folder, self._parts(), self._position, self._history)
 
     def _epoch(self, request: StopRequest) -> None:
         """Finish the epoch at hand and move to the next."""
         position, epoch = self._position, self._position.epoch
         started = time.perf_counter()
+        if epoch > self._config.epochs - self._config.freeze_epochs:
+            self._sparsifier.freeze()
         self._model.train()
         for x_BX, y_B in epoch_batches(self._train, epoch, skip=position.batch):
             self._batch(x_BX, y_B)
@@ -171,6 +197,8 @@ class Trainer:
         self._history.record_epoch(epoch, self._sparsifier.sad(), row)
         self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: accuracy {accuracy:.4f}")
         self._position = Position(epoch=epoch + 1)
+        if epoch == self._prune_after:
+            self._prune_once()
 
     def _batch(self, x_BX: torch.Tensor, y_B: torch.Tensor) -> None:
         """One micro-batch, and the optimizer's step when it is due."""

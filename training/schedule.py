@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def cosine_with_warmup(step: int, *, steps: int, warmup_steps: int) -> float:
@@ -14,3 +15,19 @@ def cosine_with_warmup(step: int, *, steps: int, warmup_steps: int) -> float:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def cosine_cycles(step: int, *, cycles: Sequence[int], warmup_steps: int) -> float:
+    """The same, once per cycle.
+
+    Args:
+        step: Optimizer step, 0-based, over the whole run.
+        cycles: Steps of each cycle.
+        warmup_steps: Of every cycle.
+    """
+    start = 0
+    for steps in cycles[:-1]:
+        if step < start + steps:
+            return cosine_with_warmup(step - start, steps=steps, warmup_steps=warmup_steps)
+        start += steps
+    return cosine_with_warmup(step - start, steps=cycles[-1], warmup_steps=warmup_steps)

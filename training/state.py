@@ -79,12 +79,11 @@ def save_state(folder: Path, parts: Parts, position: Position, history: History)
     write_atomic(path, buffer.getvalue())
 
 
-def load_state(folder: Path, parts: Parts) -> tuple[Position, History]:
-    """Put a saved state into a run that was set up with the same configuration.
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read `folder/state/last.pt` with torch's weights-only loader.
 
     Raises:
-        InputError: The file cannot be read.
-        ConfigError: It is of another network, method, pattern or number of processes.
+        InputError: The file is damaged, of another schema, or would run code.
     """
     path = folder / FILE
     again = "train again with --force"
@@ -95,23 +94,39 @@ def load_state(folder: Path, parts: Parts) -> tuple[Position, History]:
         raise InputError(f"cannot be read or is not safe to load: {reason}", where=path, mend=again) from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"is no state of schema {SCHEMA}", where=path, mend=again)
+    return content
+
+
+def position_of(content: dict[str, Any]) -> Position:
+    """Where the run was when the state was saved."""
+    return Position(**content["position"])
+
+
+def restore(content: dict[str, Any], parts: Parts) -> History:
+    """Put a state into a run that was set up with the same configuration.
+
+    Args:
+        content: From `read_state`.
+        parts: The run, in the phase that the state is of.
+
+    Raises:
+        ConfigError: It is of another network, method, pattern or number of processes.
+    """
     processes = parts.accelerator.num_processes
     if content["processes"] != processes:
-        raise ConfigError(
-            f"the run had {content['processes']} processes, not {processes}", where=path, mend="start as many"
-        )
+        raise ConfigError(f"the run had {content['processes']} processes, not {processes}", mend="start as many")
     try:
         parts.accelerator.unwrap_model(parts.model).load_state_dict(content["model"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"the state is of another network: {reason[:200]}", where=path) from None
+        raise ConfigError(f"the state is of another network: {reason[:200]}") from None
     parts.optimizer.load_state_dict(content["optimizer"])
     parts.sparsifier.load_state_dict(content["sparsifier"])
     _set_schedule(parts.schedule, content["schedule"]["last_epoch"], content["optimizer"])
     if parts.accelerator.scaler is not None and content["scaler"]:
         parts.accelerator.scaler.load_state_dict(content["scaler"])
     _set_generators(content["generators"][parts.accelerator.process_index])
-    return Position(**content["position"]), _history(content["history"])
+    return _history(content["history"])
 
 
 def _set_schedule(schedule: Any, last_epoch: int, optimizer: dict[str, Any]) -> None:
