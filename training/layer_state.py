@@ -130,7 +130,8 @@ class SparseLayer:
 
     def shard_group(self) -> Any:
         """The process group over which the parameter is sharded, or None."""
-        for index, placement in enumerate(getattr(self.parameter, "placements", ())):
+        sharded: Any = self.parameter
+        for index, placement in enumerate(getattr(sharded, "placements", ())):
             if placement.is_shard():
-                return self.parameter.device_mesh.get_group(index)
+                return sharded.device_mesh.get_group(index)
         return None
