@@ -229,6 +229,7 @@ def _export_into(
         ports,
     )
     from nm2trt.verify import verify_path
+    from nm2trt.verify.document import document_of
 
     precision = config.precision
     progress("exporting to ONNX")
@@ -271,7 +272,7 @@ def _export_into(
         input=input_port,
         output=output_port,
         numerics=numerics,
-        pattern=judged.model_dump(mode="json", by_alias=True),
+        pattern=document_of(judged).model_dump(mode="json", by_alias=True),
         engines=engines,
         engines_note=chosen.why,
         facts=Facts(
