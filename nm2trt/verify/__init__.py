@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nm2trt.verify.files import verify_path
+from nm2trt.verify.histogram import group_histograms
 from nm2trt.verify.judge import judge, matches, parse_pattern, reduction_size
-from nm2trt.verify.verdicts import ELIGIBLE, Judgement, LayerVerdict, Totals, Violation
+from nm2trt.verify.verdicts import BAD_VERDICTS, ELIGIBLE, Judgement, LayerVerdict, Totals, Violation
 
 if TYPE_CHECKING:
     from nm2trt.verify.document import VerifyDocument, VerifyManyDocument, json_of
 
 __all__ = [
+    "BAD_VERDICTS",
     "ELIGIBLE",
     "Judgement",
     "LayerVerdict",
@@ -19,6 +21,7 @@ __all__ = [
     "VerifyDocument",
     "VerifyManyDocument",
     "Violation",
+    "group_histograms",
     "json_of",
     "judge",
     "matches",

@@ -1,6 +1,7 @@
 """`nm2trt verify` as a user runs it."""
 
 import json
+import re
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_names_cannot_steer_the_terminal(tmp_path):
 def test_help_names_every_option():
     result = nm2trt("verify", "--help")
     assert result.returncode == 0
-    for option in ("--pattern", "--layer", "--exclude", "--require", "--strict", "--json"):
+    for option in ("--pattern", "--layer", "--exclude", "--require", "--strict", "--junit", "--plot", "--json"):
         assert option in result.stdout
 
 
@@ -186,3 +187,31 @@ def test_junit(good, tmp_path):
     assert_one_error_line(nm2trt("verify", good, "--junit", tmp_path), 2, "no place for a file")
     assert_one_error_line(nm2trt("verify", good, "--junit", tmp_path / "gone" / "r.xml"), 2, "no place for a file")
     assert bad.read_bytes() == before
+
+
+def test_plot(good, tmp_path):
+    picture = tmp_path / "zeros.png"
+    result = nm2trt("verify", good, "--plot", picture)
+    assert (result.returncode, result.stderr) == (0, "")
+    before = picture.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    # An older picture may be replaced, nothing else.
+    assert nm2trt("verify", good, "--plot", picture, "--json").returncode == 0
+    assert_one_error_line(nm2trt("verify", good, good, "--plot", picture), 2, "draws one PATH")
+    assert_one_error_line(nm2trt("verify", good, "--plot", good), 2, "no .png")
+    assert_one_error_line(nm2trt("verify", good, "--plot", tmp_path / "gone" / "f.png"), 2, "no place for a file")
+    (tmp_path / "text.png").write_text("mine")
+    assert_one_error_line(nm2trt("verify", good, "--plot", tmp_path / "text.png"), 2, "is no PNG")
+    assert (tmp_path / "text.png").read_text() == "mine"
+
+
+def test_the_terminals_table_holds_what_the_logs_table_holds(good, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    log = nm2trt("verify", good).stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = nm2trt("verify", good).stdout
+    assert "\x1b[" in coloured
+    assert "\x1b[" not in log
+    terminal = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    words = [line.split() for line in log.splitlines() if line.strip() and "─" not in line]
+    assert words == [line.split() for line in terminal.splitlines() if line.strip() and "─" not in line]
