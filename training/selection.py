@@ -101,25 +101,33 @@ def _decide(
 
 
 def _candidates(model: nn.Module) -> Iterator[Candidate]:
-    owners: dict[int, str] = {}
-    for module_name, module in model.named_modules():
-        for local, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() < 2:
-                continue
-            name = f"{module_name}.{local}" if module_name else local
-            shared_with = owners.setdefault(id(parameter), name)
-            axis, kind, why_not = _role(module, local, parameter)
-            if shared_with != name:
-                axis, why_not = None, f"shares its weight with {shared_with}"
-            yield Candidate(
-                name=name,
-                module_name=module_name,
-                module=module,
-                parameter=parameter,
-                axis=axis,
-                kind=kind,
-                why_not=why_not,
-            )
+    owned = [
+        (f"{module_name}.{local}" if module_name else local, module_name, module, local, parameter)
+        for module_name, module in model.named_modules()
+        for local, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 2
+    ]
+    uses: dict[int, list[tuple[str, int | None]]] = {}
+    for name, _, module, local, parameter in owned:
+        uses.setdefault(id(parameter), []).append((name, _role(module, local, parameter)[0]))
+    for name, module_name, module, local, parameter in owned:
+        axis, kind, why_not = _role(module, local, parameter)
+        (first, _), *others = shared = uses[id(parameter)]
+        if others and any(other != axis for _, other in shared):
+            # Groups along one use's reduction axis mean nothing to the other.
+            partner = next(other for other, _ in shared if other != name)
+            axis, why_not = None, why_not or f"shares its weight with {partner}, which reads it otherwise"
+        elif name != first:
+            axis, why_not = None, f"is the weight of {first}"
+        yield Candidate(
+            name=name,
+            module_name=module_name,
+            module=module,
+            parameter=parameter,
+            axis=axis,
+            kind=kind,
+            why_not=why_not,
+        )
 
 
 def _role(module: nn.Module, local: str, parameter: torch.Tensor) -> tuple[int | None, str, str]:

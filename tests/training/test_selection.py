@@ -54,14 +54,25 @@ def test_globs_choose_patterns_and_exclusions():
     assert found["2.weight"][1] == "excluded by '2'"
 
 
-def test_a_tied_weight_is_left_alone_and_named():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Linear(16, 16)
-            self.second = nn.Linear(16, 16)
-            self.second.weight = self.first.weight
-            self.head = nn.Linear(16, 4)
+class Tied(nn.Module):
+    def __init__(self, partner):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.second = partner
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(16, 4)
 
-    found = reasons(Tied(), pattern="2:4")
+
+def test_a_weight_of_two_linears_is_sparse_once():
+    found = reasons(Tied(nn.Linear(16, 16)), pattern="2:4")
     assert found["first.weight"][0] == "2:4"
+    assert found["second.weight"] == (None, "is the weight of first.weight")
+
+
+def test_a_weight_that_an_embedding_reads_too_stays_dense():
+    model = Tied(nn.Embedding(16, 16))
+    model.body = nn.Linear(16, 16)
+    found = reasons(model, pattern="2:4", layers={"body": "2:4"})
+    assert found["first.weight"] == (None, "shares its weight with second.weight, which reads it otherwise")
+    assert found["second.weight"][0] is None
+    assert found["body.weight"][0] == "2:4"
