@@ -10,12 +10,13 @@ M bytes of a group are added, in one of three ways:
   group that starts at i. Only the positions at which a group really starts are kept. Adding where no group starts is
   wasted work, but it runs over contiguous bytes, which costs less than gathering strided ones.
 
-All steps write into buffers that the pieces share: fresh memory costs more than the arithmetic.
+All steps write into memory that all pieces share.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ Bytes = NDArray[np.uint8]
 _PIECE = 3 << 16
 """Weights per piece: small enough that their bytes and sums stay in the cache, large enough that numpy's fixed cost
 per call does not count."""
+_KEPT_BYTES = 1 << 21
 _LONG_ROW = 64
 _MAGNITUDE = np.uint16(0x7FFF)
 _TILE = 2048
@@ -111,15 +113,37 @@ def count_ranges(
     )
 
 
+class _Scratch(threading.local):
+    """Memory that all pieces of all weights share, by purpose: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[np.uint8]] = {}
+
+    def take(self, purpose: str, size: int, kind: Any) -> Array:
+        """An array [size] with whatever was in it; the same memory at every call with this purpose."""
+        wanted = size * np.dtype(kind).itemsize
+        held = self._held.get(purpose)
+        if held is None or held.size < wanted:
+            # What only one enormous group needed is not kept for ever.
+            held = np.empty(max(wanted, 1), np.uint8)
+            if wanted <= _KEPT_BYTES:
+                self._held[purpose] = held
+        return held[:wanted].view(kind)
+
+
+_SCRATCH = _Scratch()
+
+
 class _Tally:
-    """Sums over pieces, with buffers that all pieces share."""
+    """Sums over pieces."""
 
     def __init__(self, pattern: NMPattern, inner: int) -> None:
         self._n, self._m, self._inner = pattern.n, pattern.m, inner
         self._nonzero: _NonZero | None = None
         self._wide: Any = np.uint8 if self._m < 256 else np.uint16
-        self._buffers = [np.empty(0, self._wide)] * 3
-        self._starts: Bytes = np.zeros(0, np.uint8)
+        span = self._m * inner
+        self._tile = max(1, _TILE // max(span, 1)) * span
+        self._starts: Bytes | None = None
         self.violations = self.nonzeros = self.nonfinite = self.largest = 0
         self.first: int | None = None
         self.first_values: tuple[float, ...] = ()
@@ -159,14 +183,14 @@ class _Tally:
         kind, factor = _LANES[self._m]
         lanes = bits.view(kind)
         shift = 8 * (self._m - 1)
-        product = self._buffer(0, lanes.size, kind)
+        product = _SCRATCH.take("sums 0", lanes.size, kind)
         np.multiply(lanes, kind(factor), out=product)
         largest = _most(product) >> shift
         return largest, product if largest <= self._n else product >> kind(shift), self._m
 
     def _rows(self, bits: Bytes) -> tuple[int, Array, int]:
         rows = bits.reshape(-1, self._m, self._inner)
-        sums = self._buffer(0, bits.size // self._m, np.uint8).reshape(-1, self._inner)
+        sums = _SCRATCH.take("sums 0", bits.size // self._m, np.uint8).reshape(-1, self._inner)
         np.add(rows[:, 0], rows[:, 1], out=sums)
         for row in range(2, self._m):
             np.add(sums, rows[:, row], out=sums)
@@ -179,16 +203,14 @@ class _Tally:
             return _most(sums), sums, self._m
         # Positions between two group starts hold sums across groups. The maximum over tiles of whole groups comes
         # first: it leaves one tile to mask instead of all.
-        starts = self._group_starts(bits.size)
-        span = self._m * self._inner
-        tile = max(1, _TILE // span) * span
+        starts, tile = self._group_starts(), self._tile
         whole = sums.size // tile * tile
         largest = _most(sums[whole:] * starts[: sums.size - whole])
         if whole:
             tops = np.maximum.reduce(sums[:whole].reshape(-1, tile), axis=0)
-            largest = max(largest, _most(tops * starts[:tile]))
+            largest = max(largest, _most(tops * starts))
         if largest > self._n:
-            sums = sums * starts[: sums.size]
+            sums = sums * np.resize(starts, sums.size)
         return largest, sums, 1
 
     def _window_sums(self, bits: Bytes) -> Array:
@@ -204,18 +226,16 @@ class _Tally:
                 assert total is not None
                 return total
             # A total is only ever kept across steps where M is no power of two; then nothing may be overwritten.
-            out = None if total is not None else self._buffer(width.bit_length() % 2, doubled.size, self._wide)
+            out = (
+                None if total is not None else _SCRATCH.take(f"sums {width.bit_length() % 2}", doubled.size, self._wide)
+            )
             doubled = _added(doubled, doubled, width * self._inner, out)
             width *= 2
 
-    def _buffer(self, index: int, size: int, kind: Any) -> Array:
-        if self._buffers[index].size < size:
-            self._buffers[index] = np.empty(max(size, 1), kind)
-        return self._buffers[index][:size]
-
-    def _group_starts(self, size: int) -> Bytes:
-        if self._starts.size < size:
-            tile = np.zeros((size // (self._m * self._inner), self._m, self._inner), np.uint8)
+    def _group_starts(self) -> Bytes:
+        """1 where a group starts, 0 elsewhere; one tile, after which it repeats."""
+        if self._starts is None:
+            tile = np.zeros((self._tile // (self._m * self._inner), self._m, self._inner), np.uint8)
             tile[:, 0] = 1
             self._starts = tile.reshape(-1)
         return self._starts
@@ -238,8 +258,6 @@ class _NonZero:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype.newbyteorder("=") if not dtype.isnative else dtype
-        self._bits: NDArray[np.bool_] = np.empty(0, np.bool_)
-        self._words: NDArray[np.uint16] = np.empty(0, np.uint16)
         self._infinity = _HALVES.get(dtype.name, 0)
         if self._infinity:
             self._step = self._halves
@@ -260,16 +278,12 @@ class _NonZero:
         """
         if piece.dtype is not self._dtype:
             piece = piece.astype(self._dtype, copy=False)
-        size = piece.size
-        if self._bits.size < size:
-            self._bits = np.empty(size, np.bool_)
-            self._words = np.empty(size if self._infinity else 0, np.uint16)
-        bits = self._bits[:size]
+        bits: NDArray[np.bool_] = _SCRATCH.take("bits", piece.size, np.bool_)
         return bits.view(np.uint8), self._step(piece, bits)
 
     def _halves(self, piece: Array, bits: NDArray[np.bool_]) -> int:
         # Comparisons of 16-bit floats convert every value; bits do not.
-        magnitude = self._words[: piece.size]
+        magnitude = _SCRATCH.take("words", piece.size, np.uint16)
         np.bitwise_and(piece.view(np.uint16), _MAGNITUDE, out=magnitude)
         np.not_equal(magnitude, 0, out=bits)
         if np.maximum.reduce(magnitude, initial=0) < self._infinity:
