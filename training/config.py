@@ -65,8 +65,10 @@ class TrainConfig(BaseModel):
     """Samples per process and micro-batch."""
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of SGD."""
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup_epochs: float = Field(default=1.0, ge=0)
     """Linear warm-up from 0, then cosine to 0."""

@@ -22,6 +22,7 @@ from nm2trt.training.batches import epoch_batches, evaluation_loader, train_load
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.history import History
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
+from nm2trt.training.optimizer import make_optimizer
 from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sparsifier import Method, Sparsifier, sparsify
 from nm2trt.training.state import FILE, Parts, Position, position_of, read_state, restore, save_state
@@ -82,9 +83,7 @@ class Trainer:
             data, batch_size=config.batch_size, seed=config.seed, workers=config.workers, pin_memory=pin
         )
         test = evaluation_loader(data, workers=config.workers, pin_memory=pin)
-        bare = torch.optim.SGD(
-            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        bare = make_optimizer(config, model)
         self._model, self._optimizer, self._train, self._test = self._accelerator.prepare(model, bare, train, test)
         self._bare = bare
         self._prune_after = config.phases()[0] if config.method == "asp" else None

@@ -126,6 +126,7 @@ def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         ),
         result=RunResult(
+            score_name=data.task.score_name,
             test_accuracy=last["test_accuracy"],
             test_loss=last["test_loss"],
             train_loss=last["train_loss"],

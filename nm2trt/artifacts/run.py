@@ -57,8 +57,10 @@ class RunResult(BaseModel):
 
     model_config = _FROZEN
 
+    score_name: str = "accuracy"
+    """What `test_accuracy` is: the share of the test samples that are right, or another score of which 1 is perfect."""
     test_accuracy: float
-    """Share of the test samples, 0 to 1, measured with the weights of the checkpoint."""
+    """Measured on the test samples with the weights of the checkpoint; 0 to 1 for shares."""
     test_loss: float
     train_loss: float
     epochs: int

