@@ -181,7 +181,7 @@ class Trainer:
             self._batch(x_BX, y_B)
             if self._accelerator.sync_gradients and self._stop_asked(request) and position.batch < len(self._train):
                 self._stop(epoch)
-        mean = position.loss_sum / position.samples
+        mean = self._mean_loss()
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
         accuracy, test_loss = evaluate(self._accelerator, self._model, self._test, self._task)
@@ -198,6 +198,14 @@ class Trainer:
         self._position = Position(epoch=epoch + 1)
         if epoch == self._prune_after:
             self._prune_once()
+
+    def _mean_loss(self) -> float:
+        """Of the epoch so far, over all processes."""
+        loss_sum, samples = self._position.loss_sum, float(self._position.samples)
+        if self._accelerator.num_processes > 1:
+            sums = torch.tensor([loss_sum, samples], dtype=torch.float64, device=self._accelerator.device)
+            loss_sum, samples = self._accelerator.reduce(sums, reduction="sum").tolist()
+        return loss_sum / samples
 
     def _batch(self, x_BX: torch.Tensor, y_B: torch.Tensor) -> None:
         """One micro-batch, and the optimizer's step when it is due."""

@@ -168,4 +168,6 @@ def _device(trained: Trained) -> str:
     device = trained.accelerator.device
     if device.type == "cuda":
         return f"{trained.accelerator.num_processes} x {torch.cuda.get_device_name(device)}"
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    processes = trained.accelerator.num_processes
+    several = f"{processes} processes, each " if processes > 1 else ""
+    return f"{device.type}, {several}{torch.get_num_threads()} threads"
