@@ -107,5 +107,3 @@ def test_a_transformer_on_letters(tmp_path):
         parts = ("attention.in_proj_weight", "attention.out_proj.weight", "up.weight", "down.weight")
         assert {f"blocks.{block}.{part}" for part in parts} <= sparse
     assert nm2trt("verify", tmp_path / "run").returncode == 0
-    result = nm2trt("export", tmp_path / "run", "--builder", "none", "-o", tmp_path / "build", env=env)
-    assert result.returncode == 0, result.stderr
