@@ -57,9 +57,10 @@ def call(function: Callable[..., Any], reference: str, option: str, offered: Map
     """
     where = f"{option} {reference}"
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        parameters = dict.fromkeys(()).values()  # type: ignore[assignment]  -- builtins tell nothing of themselves
+        # Builtins tell nothing of themselves.
+        parameters = []
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}

@@ -52,8 +52,8 @@ class EpochOrder(Sampler[int]):
         generator = torch.Generator().manual_seed(draw(self._seed, self.epoch))
         keys_N = torch.randperm(self._count, generator=generator) + self.epoch * self._count
         # In chunks: as a whole list, ImageNet's keys alone take 50 MB.
-        for chunk in keys_N.split(_CHUNK):
-            yield from chunk.tolist()
+        for start in range(0, self._count, _CHUNK):
+            yield from keys_N[start : start + _CHUNK].tolist()
 
 
 class _Batches(Dataset[Batch]):

@@ -197,7 +197,7 @@ class LazySamples:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the generators that transforms draw from (torch on the CPU, random, numpy), and put them back after."""
-    generator = torch.random.default_generator
+    generator = torch.default_generator
     before = generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 -- others draw from it
     # Not torch.manual_seed: that would restart the accelerator's generators, too.
     generator.manual_seed(seed)

@@ -56,6 +56,7 @@ def sparsity_figure(rows: Sequence[SparsityRow], title: str) -> Figure:
         axes.set_title(title)
         if rows:
             _bars(axes, rows, named=named)
+            _legend(axes, rows, height_in)
         else:
             note(axes, "no layer could be counted")
     return figure
@@ -84,10 +85,9 @@ def _bars(axes: Axes, rows: Sequence[SparsityRow], *, named: bool) -> None:
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(rows)} layers, first on top")
-    _legend(axes, rows)
 
 
-def _legend(axes: Axes, rows: Sequence[SparsityRow]) -> None:
+def _legend(axes: Axes, rows: Sequence[SparsityRow], height_in: float) -> None:
     """For the pattern of most layers; the colours of others are cut the same way."""
     (n, size), _ = Counter((row.n, len(row.groups)) for row in rows).most_common(1)[0]
     typical = next(row for row in rows if (row.n, len(row.groups)) == (n, size))
@@ -100,9 +100,9 @@ def _legend(axes: Axes, rows: Sequence[SparsityRow]) -> None:
     axes.legend(
         handles=patches,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.62 / (axes.get_figure().get_figheight())),
+        bbox_to_anchor=(0.5, -0.62 / height_in),
         ncols=min(len(patches), 5),
-    )  # type: ignore[union-attr]
+    )
 
 
 def _colour(nonzeros: int, row: SparsityRow) -> tuple[float, float, float, float]:
