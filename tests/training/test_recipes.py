@@ -38,7 +38,7 @@ def test_recipes_name_only_settings_and_the_help_names_all_recipes():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match=r"recipe = 'imagenet'.*'imagenet-paper' or 'finetune'"):
+    with pytest.raises(ConfigError, match=r"recipe = 'imagenet'.*'imagenet-paper', 'finetune' or 'transformer'"):
         load_config(None, {"recipe": "imagenet"})
     with pytest.raises(ConfigError, match="finetune starts from a trained network, give its checkpoint as init"):
         load_config(None, {"recipe": "finetune"})
