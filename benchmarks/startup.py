@@ -20,7 +20,7 @@ import click
 def cli():
     pass
 
-for name in ("train", "verify", "export", "profile", "demo", "doctor"):
+for name in ("train", "verify", "prune", "export", "profile", "demo", "doctor"):
     cli.command(name)(lambda: None)
 
 cli(["--help"])
