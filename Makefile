@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/nm2trt demo -o build/demo --force
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Type and import checkers cannot follow the editable mapping of training/ and calibration/,
 # so they read the wheel's own layout, unpacked into a folder.
