@@ -28,10 +28,10 @@ from nm2trt.pattern import NMPattern
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
-_PIECE = 3 << 16
-"""Weights per piece: small enough that their bytes and sums stay in the cache, large enough that numpy's fixed cost
-per call does not count."""
-_KEPT_BYTES = 1 << 21
+_PIECE = 3 << 18
+"""Weights per piece: large enough that numpy's fixed cost per call does not count, and their bytes and sums still stay
+in the last cache."""
+_KEPT_BYTES = 1 << 23
 _LONG_ROW = 64
 _MAGNITUDE = np.uint16(0x7FFF)
 _TILE = 2048
