@@ -25,6 +25,10 @@ else:
 T = TypeVar("T")
 
 
+FILE = "config.toml"
+"""A run's effective configuration, in its folder."""
+
+
 class TrainConfig(BaseModel):
     """One training run. Defaults suit the bundled digits on a CPU."""
 
@@ -184,9 +188,9 @@ def resumed_config(run: Path, options: Mapping[str, Any]) -> TrainConfig:
         InputError: There is no run.
         ConfigError: An option differs; where the data lies and who reads it may.
     """
-    if not (run / "config.toml").is_file():
+    if not (run / FILE).is_file():
         raise InputError("there is no run to resume", where=run, mend="start one without --resume")
-    started, now = load_config(run / "config.toml", {}), load_config(run / "config.toml", options)
+    started, now = load_config(run / FILE, {}), load_config(run / FILE, options)
     different = [
         f"{name} was {getattr(started, name)!r}, not {getattr(now, name)!r}"
         for name in TrainConfig.model_fields

@@ -58,7 +58,7 @@ class Trainer:
         config: The run.
         data: What to train on.
         model: The network, trained in place.
-        folder: Where `state/last.pt` is kept; None keeps none.
+        folder: Where `state/last.pt` is kept.
         progress: Called after steps and epochs.
 
     Raises:
@@ -66,7 +66,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, data: DataSet, model: nn.Module, *, folder: Path | None, progress: Progress
+        self, config: TrainConfig, data: DataSet, model: nn.Module, *, folder: Path, progress: Progress
     ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._task: Task = data.task
@@ -128,7 +128,7 @@ class Trainer:
     @property
     def has_state(self) -> bool:
         """Whether there is something to go on from."""
-        return self._folder is not None and (self._folder / FILE).is_file()
+        return (self._folder / FILE).is_file()
 
     def resume(self) -> None:
         """Take up the saved state.
@@ -137,8 +137,6 @@ class Trainer:
             InputError: It cannot be read.
             ConfigError: It is of another run.
         """
-        if self._folder is None:
-            return
         content = read_state(self._folder)
         self._position = position_of(content)
         if self._prune_after is not None and self._position.epoch > self._prune_after:
@@ -167,8 +165,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._history.seconds = time.perf_counter() - self._resumed_at
-        if self._folder is not None:
-            save_state(self._folder, self._parts(), self._position, self._history)
+        save_state(self._folder, self._parts(), self._position, self._history)
 
     def _epoch(self, request: StopRequest) -> None:
         """Finish the epoch at hand and move to the next."""
@@ -246,13 +243,8 @@ class Trainer:
         step = self._schedule.last_epoch
         raise InterruptedRunError(
             f"stopped at step {step} of {self._steps} in epoch {epoch}",
-            mend="go on with --resume" if self._folder is not None else "",
+            mend="go on with --resume",
         )
-
-
-def fit(config: TrainConfig, data: DataSet, model: nn.Module, progress: Progress) -> Trained:
-    """Train `model` in place without keeping a state; see `Trainer`."""
-    return Trainer(config, data, model, folder=None, progress=progress).run()
 
 
 @torch.no_grad()

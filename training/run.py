@@ -29,10 +29,11 @@ from nm2trt.models import build_model
 from nm2trt.report.curves import write_curves_png
 from nm2trt.training import checkpoint
 from nm2trt.training.checkpoint import checkpoint_bytes
+from nm2trt.training.config import FILE as CONFIG
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.init import load_init
 from nm2trt.training.loop import Progress, Trained, Trainer
-from nm2trt.training.run_folder import CONFIG, run_folder
+from nm2trt.training.run_folder import run_folder
 from nm2trt.training.sad import COLUMNS, Sad
 
 

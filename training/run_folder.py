@@ -10,9 +10,8 @@ from pathlib import Path
 
 from nm2trt.artifacts.files import check_output, clear_partial, make_parents
 from nm2trt.errors import InputError
+from nm2trt.training.config import FILE as CONFIG
 from nm2trt.training.state import FILE as STATE
-
-CONFIG = "config.toml"
 
 
 @contextmanager

@@ -137,18 +137,13 @@ def _table(batch: BatchRecord) -> Table:
     from rich import box
     from rich.table import Table
 
+    from nm2trt.report.sections import ARM_COLUMNS, arm_cells
+
     table = Table(box=box.SIMPLE_HEAD, title=f"batch {batch.batch}", title_justify="left")
-    table.add_column("arm")
-    for heading in ("median ms", "p90 ms", "p99 ms", "samples/s", "variation", "calls"):
+    name, *figures = ARM_COLUMNS
+    table.add_column(name)
+    for heading in figures:
         table.add_column(heading, justify="right")
     for arm in batch.arms:
-        table.add_row(
-            arm.name,
-            f"{arm.median_ms:.4g}",
-            f"{arm.p90_ms:.4g}",
-            f"{arm.p99_ms:.4g}",
-            f"{arm.throughput_per_s:,.0f}",
-            f"{100 * arm.coefficient_of_variation:.1f} %",
-            f"{arm.calls:,}",
-        )
+        table.add_row(*arm_cells(arm))
     return table

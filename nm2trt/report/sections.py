@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nm2trt.artifacts import BuildDocument, Facts, HostRecord, ReportDocument
+from nm2trt.artifacts import ArmRecord, BuildDocument, Facts, HostRecord, ReportDocument
 from nm2trt.report.latency import distribution_svg, ratio_svg
 from nm2trt.report.page import (
     Badge,
@@ -85,6 +85,23 @@ def _setting(report: ReportDocument) -> str:
     return f"{backend} {runner.version}, {runner.provider}{threads}, {report.precision}."
 
 
+ARM_COLUMNS = ("arm", "median ms", "p90 ms", "p99 ms", "samples/s", "variation", "calls")
+"""Headings of `arm_cells`, here and on the terminal."""
+
+
+def arm_cells(arm: ArmRecord) -> tuple[str, ...]:
+    """One arm's figures as they are read."""
+    return (
+        arm.name,
+        f"{arm.median_ms:.4g}",
+        f"{arm.p90_ms:.4g}",
+        f"{arm.p99_ms:.4g}",
+        f"{arm.throughput_per_s:,.0f}",
+        f"{100 * arm.coefficient_of_variation:.1f} %",
+        f"{arm.calls:,}",
+    )
+
+
 def _latency_table(report: ReportDocument) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for batch in report.batches:
@@ -92,17 +109,10 @@ def _latency_table(report: ReportDocument) -> Table:
             rows.append(
                 (
                     str(batch.batch) if index == 0 else "",
-                    arm.name,
-                    f"{arm.median_ms:.4g}",
-                    f"{arm.p90_ms:.4g}",
-                    f"{arm.p99_ms:.4g}",
-                    f"{arm.throughput_per_s:,.0f}",
-                    f"{100 * arm.coefficient_of_variation:.1f} %",
-                    f"{arm.calls:,}",
+                    *arm_cells(arm),
                 )
             )
-    columns = ("batch", "arm", "median ms", "p90 ms", "p99 ms", "samples/s", "variation", "calls")
-    return Table(columns, tuple(rows), numeric=frozenset(range(2, 8)))
+    return Table(("batch", *ARM_COLUMNS), tuple(rows), numeric=frozenset(range(2, 8)))
 
 
 def layers_section(verdict: Mapping[str, Any], *, title: str = "Layers") -> Section:
