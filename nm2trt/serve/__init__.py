@@ -1,0 +1,1 @@
+"""A build -> what inference servers load, and the check that they serve it."""
