@@ -107,8 +107,9 @@ def build_document(model_file, *, name="small", engine_error=None):
         opset=17,
         exporter="torch 2.14",
         batch=BatchRange(min=1, opt=8, max=64),
-        input=GraphPort(name="x", dtype="float32", shape=("N", 4, 6, 6)),
-        output=GraphPort(name="y", dtype="float32", shape=("N", 8, 1, 1)),
+        io_dtype="fp32",
+        inputs=(GraphPort(name="x", dtype="float32", shape=("N", 4, 6, 6)),),
+        outputs=(GraphPort(name="y", dtype="float32", shape=("N", 8, 1, 1)),),
         numerics=NumericsRecord(
             reference="torch",
             inputs="digits",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.build import (
+        ARMS,
+        Arm,
         BatchRange,
         BuildDocument,
         BuildSource,
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from nm2trt.artifacts.facts import Fact, Facts, FactState
     from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
     from nm2trt.artifacts.host import HostRecord, host_record
+    from nm2trt.artifacts.layer_evidence import LayerEvidence
+    from nm2trt.artifacts.plan_trust import check_plan, this_platform
     from nm2trt.artifacts.report import (
         ArmRecord,
         BatchRecord,
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals
 
 __all__ = [
+    "ARMS",
+    "Arm",
     "ArmRecord",
     "BatchRange",
     "BatchRecord",
@@ -46,6 +52,7 @@ __all__ = [
     "FileRecord",
     "GraphPort",
     "HostRecord",
+    "LayerEvidence",
     "LayerRecord",
     "ModelRecord",
     "NetworkRecord",
@@ -57,20 +64,33 @@ __all__ = [
     "RunResult",
     "RunnerRecord",
     "SadTotals",
+    "check_plan",
     "file_records",
     "host_record",
     "sha256_of",
     "staged_folder",
+    "this_platform",
     "write_atomic",
 ]
 
 _HOMES = {
-    "build": ("BatchRange", "BuildDocument", "BuildSource", "EngineRecord", "GraphPort", "NumericsRecord"),
+    "build": (
+        "ARMS",
+        "Arm",
+        "BatchRange",
+        "BuildDocument",
+        "BuildSource",
+        "EngineRecord",
+        "GraphPort",
+        "NumericsRecord",
+    ),
     "demo": ("DemoDocument", "DemoRow"),
     "document": ("Document",),
     "facts": ("Fact", "Facts", "FactState"),
     "files": ("FileRecord", "file_records", "sha256_of", "staged_folder", "write_atomic"),
     "host": ("HostRecord", "host_record"),
+    "layer_evidence": ("LayerEvidence",),
+    "plan_trust": ("check_plan", "this_platform"),
     "report": (
         "ArmRecord",
         "BatchRecord",

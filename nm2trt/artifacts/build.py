@@ -10,9 +10,16 @@ from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.facts import Facts
 from nm2trt.artifacts.files import FileRecord
 from nm2trt.artifacts.host import HostRecord
+from nm2trt.artifacts.layer_evidence import LayerEvidence
 from nm2trt.artifacts.run import ModelRecord, RunResult
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+Arm = Literal["dense", "control", "sparse"]
+"""`dense`: dense weights, built only where some were given. `control`: the sparse weights, without SPARSE_WEIGHTS.
+`sparse`: the sparse weights, with it."""
+ARMS: tuple[Arm, ...] = ("dense", "control", "sparse")
 
 
 class BuildSource(BaseModel):
@@ -77,33 +84,51 @@ class EngineRecord(BaseModel):
 
     model_config = _FROZEN
 
-    arm: Literal["dense", "sparse"]
-    """`sparse` was built with SPARSE_WEIGHTS, `dense` from the same ONNX without: the flag, not a finding."""
+    arm: Arm
+    """The flag and the weights, not a finding: see `Arm`."""
     file: str | None
+    onnx: str = "model.onnx"
+    """The file of the build folder that it was built from."""
+    rebuild: int = 0
+    """0, or the number of a repetition that shows how much builds of one arm differ."""
     builder: str
     builder_version: str
     sm: str
+    platform: str = ""
+    """Operating system and processor of the machine that built it, "linux_x86_64": a plan runs only there."""
+    batch: BatchRange | None = None
+    """What it was tuned for; None where the graph's shapes are fixed."""
     flags: list[str]
+    plugins: tuple[str, ...] = ()
+    """Plugin libraries that it needs. Plans that carry host code are never built."""
+    timing_cache: str = ""
+    """How the timing cache was used, in words."""
     sha256: str | None
     size_bytes: int | None
     seconds: float
     log: str
+    layers: tuple[LayerEvidence, ...] = ()
+    """What the log and the engine inspector show of each layer; empty where nothing could be read."""
     error: str | None = None
 
 
 class BuildDocument(Document):
     """Written by `nm2trt export`. A failed check is recorded here, and exit code 1 says so."""
 
-    SCHEMA: ClassVar[str] = "nm2trt.build/1"
+    SCHEMA: ClassVar[str] = "nm2trt.build/2"
     FILE: ClassVar[str] = "build.json"
 
     source: BuildSource
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: str
+    """Type of the weights and the arithmetic: "fp32", "fp16", "bf16", or as found in a foreign ONNX, "int8+fp16"."""
+    io_dtype: str
+    """Type of the floating-point inputs and outputs, "fp32" unless asked otherwise."""
     opset: int
     exporter: str
-    batch: BatchRange
-    input: GraphPort
-    output: GraphPort
+    batch: BatchRange | None
+    """None where the graph's shapes are fixed."""
+    inputs: tuple[GraphPort, ...]
+    outputs: tuple[GraphPort, ...]
     numerics: NumericsRecord | None
     pattern: dict[str, Any]
     """The judge's verdict on model.onnx, as `nm2trt verify --json` prints it."""

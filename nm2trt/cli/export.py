@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nm2trt.cli.common import force_option, json_option, output_option, stderr_console
+from nm2trt.cli.export_engines import engine_options
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts import BuildDocument, EngineRecord
+    from nm2trt.artifacts import BuildDocument
     from nm2trt.cli.export_config import ExportConfig
     from nm2trt.engine import Chosen
     from nm2trt.export import ExportSource
@@ -37,14 +38,7 @@ def _quiet(_step: str) -> None:
     help="Type of weights and arithmetic; input and output stay fp32. TensorRT's sparse kernels need fp16 or INT8.",
 )
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to build for.")
-@click.option(
-    "--builder",
-    default="auto",
-    show_default=True,
-    metavar="auto|tensorrt|tensorrt-rtx|none",
-    help="auto: tensorrt where it and a GPU are present, else tensorrt-rtx, else none.",
-)
-@click.option("--sm", metavar="NN", help="Compute capability to compile for. Default: the GPU's; 80 for tensorrt-rtx.")
+@engine_options
 @click.option(
     "--tolerance",
     type=float,
@@ -70,12 +64,13 @@ def command(
     data_dir: Path | None,
     force: bool,
     as_json: bool,
+    **engine: Any,
 ) -> int:
     """Turn a trained network into ONNX and TensorRT engines, and check every step.
 
     SOURCE is a folder that `nm2trt train` wrote. BUILD gets model.onnx, its outputs compared with torch's and
-    its pattern counted in the file itself; one engine without and one with SPARSE_WEIGHTS; and build.json, which
-    says for each of four facts (legal, eligible, chosen, faster) what is proved and what is not.
+    its pattern counted in the file itself; engines without (control) and with SPARSE_WEIGHTS (sparse); and build.json,
+    which says for each of four facts (legal, eligible, chosen, faster) what is proved and what is not.
 
     \b
     Exit 1: the outputs differ by more than the tolerance, a layer that was meant to be sparse is not,
@@ -95,6 +90,7 @@ def command(
         tolerance=tolerance,
         data_dir=data_dir,
         force=force,
+        engine=engine,
     )
     if console.is_terminal:
         with console.status("starting") as status:
@@ -123,6 +119,7 @@ def export_run(
     tolerance: float | None = None,
     data_dir: Path | None = None,
     force: bool = False,
+    engine: Mapping[str, Any] | None = None,
     progress: Progress = _quiet,
 ) -> BuildDocument:
     """Export a run folder to a build folder: the stages export and engine, joined.
@@ -137,6 +134,7 @@ def export_run(
         tolerance: Bound on the relative error; None takes the precision's usual one.
         data_dir: Where the data set's files are.
         force: Replace a folder that nm2trt wrote.
+        engine: Fields of `nm2trt.engine.EngineSettings`: how engines are built.
         progress: Called with what is being done, in words.
 
     Returns:
@@ -152,7 +150,14 @@ def export_run(
     from nm2trt.cli.export_config import checked_config
 
     config = checked_config(
-        output, force=force, precision=precision, batch=batch, builder=builder, sm=sm, tolerance=tolerance
+        output,
+        force=force,
+        precision=precision,
+        batch=batch,
+        builder=builder,
+        sm=sm,
+        tolerance=tolerance,
+        engine={**(engine or {})},
     )
     from nm2trt.engine import choose_builder
 
@@ -215,6 +220,7 @@ def _export_into(
 ) -> BuildDocument:
     """Write everything but build.json into `folder`."""
     from nm2trt.artifacts import BuildDocument, Facts, GraphPort, file_records, host_record, write_atomic
+    from nm2trt.cli.export_engines import build_engines
     from nm2trt.engine import chosen_fact, faster_fact
     from nm2trt.export import (
         OPSET,
@@ -253,8 +259,11 @@ def _export_into(
     )
     progress("counting the pattern")
     judged = verify_path(folder / MODEL, source=MODEL)
-    engines = _build_engines(
-        folder, model_input=network.input_shape, config=config, chosen=chosen, sm=sm, progress=progress
+    described = [GraphPort(name=n, dtype=d, shape=s) for n, d, s in ports(model)]
+    count = len(model.graph.inputs)
+    inputs, outputs = tuple(described[:count]), tuple(described[count:])
+    engines = build_engines(
+        folder, inputs, onnx=MODEL, batch=config.batch, chosen=chosen, sm=sm, settings=config.engine, progress=progress
     )
     progress("writing the manifest")
     passed = (
@@ -262,15 +271,15 @@ def _export_into(
         and (network.record.pattern is None or judged.verdict == "pass")
         and all(engine.error is None for engine in engines)
     )
-    input_port, output_port = (GraphPort(name=n, dtype=d, shape=s) for n, d, s in ports(model))
     return BuildDocument(
         source=network.record,
         precision=precision,
+        io_dtype="fp32",
         opset=OPSET[precision],
         exporter=exporter_version(),
         batch=config.batch,
-        input=input_port,
-        output=output_port,
+        inputs=inputs,
+        outputs=outputs,
         numerics=numerics,
         pattern=document_of(judged).model_dump(mode="json", by_alias=True),
         engines=engines,
@@ -285,40 +294,3 @@ def _export_into(
         files=file_records(folder),
         host=host_record(),
     )
-
-
-def _build_engines(
-    folder: Path,
-    *,
-    model_input: tuple[int, ...],
-    config: ExportConfig,
-    chosen: Chosen,
-    sm: str | None,
-    progress: Progress,
-) -> list[EngineRecord]:
-    from typing import Literal
-
-    from nm2trt.engine import EngineJob
-    from nm2trt.export import INPUT
-
-    if chosen.builder is None:
-        return []
-    sizes = (config.batch.min, config.batch.opt, config.batch.max)
-    smallest, optimal, largest = ((size, *model_input) for size in sizes)
-    arms: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
-    records = []
-    for arm in arms:
-        progress(f"building the {arm} engine with {chosen.builder.name}")
-        records.append(
-            chosen.builder.build(
-                EngineJob(
-                    backend=chosen.builder.name,
-                    onnx=folder / MODEL,
-                    folder=folder,
-                    arm=arm,
-                    sm=sm,
-                    profile={INPUT: (smallest, optimal, largest)},
-                )
-            )
-        )
-    return records

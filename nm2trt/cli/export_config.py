@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from nm2trt.artifacts import BatchRange
 from nm2trt.artifacts.files import check_output
+from nm2trt.engine.settings import EngineSettings
 from nm2trt.errors import ConfigError
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
@@ -31,6 +32,7 @@ class ExportConfig(BaseModel):
     builder: BuilderName
     sm: str | None
     tolerance: float | None
+    engine: EngineSettings = EngineSettings()
 
     @field_validator("precision", "builder", mode="before")
     @classmethod
@@ -80,7 +82,9 @@ def checked_config(output: Path, *, force: bool, **options: Any) -> ExportConfig
     try:
         config = ExportConfig.model_validate(options)
     except ValidationError as error:
-        mistakes += [f"--{item['loc'][0]} {item['input']}: {item['msg']}" for item in error.errors()]
+        mistakes += [
+            f"--{str(item['loc'][-1]).replace('_', '-')} {item['input']}: {item['msg']}" for item in error.errors()
+        ]
     try:
         check_output(output, force=force)
     except ConfigError as error:

@@ -14,6 +14,7 @@ from nm2trt.engine.builders import (
 from nm2trt.engine.evidence import chosen_fact, faster_fact
 from nm2trt.engine.job import Backend, EngineJob
 from nm2trt.engine.plans import PlanComparison, compare_plans
+from nm2trt.engine.settings import EngineSettings
 
 __all__ = [
     "AUTO",
@@ -23,6 +24,7 @@ __all__ = [
     "Chosen",
     "EngineBuilder",
     "EngineJob",
+    "EngineSettings",
     "PlanComparison",
     "TensorrtBuilder",
     "TensorrtRtxBuilder",

@@ -31,10 +31,10 @@ def chosen_fact(engines: Sequence[EngineRecord], folder: Path, *, why_none: str)
     if layers.is_file():
         return _from_layers(layers, sparse)
     prefix = f"{sparse.builder} {sparse.builder_version} compiles for SM{sparse.sm}; sparsity not observable"
-    dense = next((engine for engine in built if engine.arm == "dense"), None)
-    if dense is None:
-        return Fact(state=FactState.UNKNOWN, evidence=f"{prefix}: there is no dense arm to compare with")
-    compared = compare_plans(folder / str(dense.file), folder / str(sparse.file))
+    control = next((engine for engine in built if engine.arm == "control"), None)
+    if control is None:
+        return Fact(state=FactState.UNKNOWN, evidence=f"{prefix}: there is no control arm to compare with")
+    compared = compare_plans(folder / str(control.file), folder / str(sparse.file))
     return Fact(state=FactState.UNKNOWN, evidence=f"{prefix}: {compared.sentence}")
 
 

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nm2trt.artifacts.build import Arm, BatchRange
+
 Backend = Literal["tensorrt", "tensorrt-rtx"]
-Arm = Literal["dense", "sparse"]
 
 SPARSE_WEIGHTS = "SPARSE_WEIGHTS"
 
@@ -21,28 +22,37 @@ class EngineJob(BaseModel):
     backend: Backend
     onnx: Path
     folder: Path
-    """Where `<arm>.plan`, `<arm>.log` and, where the engine can be inspected, `<arm>.layers.json` are written."""
+    """Where `<stem>.plan`, `<stem>.log` and, where the engine can be inspected, `<stem>.layers.json` are written."""
     arm: Arm
     """`sparse` sets SPARSE_WEIGHTS."""
+    rebuild: int = 0
+    """Number of the repetition; 0 is the arm itself."""
     sm: str | None
     """Compute capability to compile for, "80"; None compiles for the GPU that is present."""
     profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-    """Input name -> its smallest, optimal and largest shape."""
+    """Input name -> its smallest, optimal and largest shape; inputs of fixed shape are left out."""
+    batch: BatchRange | None = None
+    """For the record."""
+
+    @property
+    def stem(self) -> str:
+        """Name of its files without the ending: "sparse", and "sparse-2" for a repetition."""
+        return f"{self.arm}-{self.rebuild + 1}" if self.rebuild else self.arm
 
     @property
     def plan(self) -> Path:
         """Path of the plan file."""
-        return self.folder / f"{self.arm}.plan"
+        return self.folder / f"{self.stem}.plan"
 
     @property
     def log(self) -> Path:
         """Path of the build log."""
-        return self.folder / f"{self.arm}.log"
+        return self.folder / f"{self.stem}.log"
 
     @property
     def layers(self) -> Path:
         """Path of the engine inspector's output."""
-        return self.folder / f"{self.arm}.layers.json"
+        return self.folder / f"{self.stem}.layers.json"
 
 
 class WorkerAnswer(BaseModel):

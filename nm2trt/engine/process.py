@@ -10,7 +10,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from nm2trt.artifacts import EngineRecord, sha256_of, write_atomic
+from nm2trt.artifacts import EngineRecord, sha256_of, this_platform, write_atomic
 from nm2trt.artifacts.host import installed_version
 from nm2trt.engine.job import Backend, EngineJob, WorkerAnswer
 from nm2trt.errors import MachineError
@@ -38,10 +38,14 @@ def run_job(job: EngineJob) -> EngineRecord:
     error = answer.error or (None if built else "the builder wrote no plan")
     return EngineRecord(
         arm=job.arm,
+        rebuild=job.rebuild,
         file=job.plan.name if built else None,
         builder=job.backend,
         builder_version=answer.version or installed_version(job.backend) or "",
         sm=answer.sm or job.sm or "",
+        platform=this_platform(),
+        batch=job.batch,
+        onnx=job.onnx.name,
         flags=answer.flags,
         sha256=sha256_of(job.plan) if built else None,
         size_bytes=job.plan.stat().st_size if built else None,

@@ -170,8 +170,9 @@ def build_section(build: BuildDocument, *, title: str = "Export") -> Section:
     if build.engines:
         blocks.append(_engine_table(build))
     blocks.append(Prose(build.engines_note, quiet=True))
-    ports = f"opset {build.opset}, batch {build.batch.min} to {build.batch.max}, tuned for {build.batch.opt}"
-    return Section(title, tuple(blocks), lead=f"{build.precision}, {ports}, by {build.exporter}.")
+    batch = build.batch
+    sizes = f"batch {batch.min} to {batch.max}, tuned for {batch.opt}" if batch is not None else "fixed shapes"
+    return Section(title, tuple(blocks), lead=f"{build.precision}, opset {build.opset}, {sizes}, by {build.exporter}.")
 
 
 def _engine_table(build: BuildDocument) -> Table:

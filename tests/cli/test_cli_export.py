@@ -58,13 +58,13 @@ def test_a_run_becomes_a_build_with_every_check(runs, tmp_path):
     build = BuildDocument.read(tmp_path / "build")
     assert build.verdict == "pass"
     written = {path.name for path in (tmp_path / "build").iterdir()}
-    assert written == {"model.onnx", "dense.plan", "sparse.plan", "dense.log", "sparse.log", "build.json"}
+    assert written == {"model.onnx", "control.plan", "sparse.plan", "control.log", "sparse.log", "build.json"}
     assert set(build.files) == written - {"build.json"}
     for name, record in build.files.items():
         content = (tmp_path / "build" / name).read_bytes()
         assert (record.sha256, record.size_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
     assert [(engine.arm, engine.sm, engine.error) for engine in build.engines] == [
-        ("dense", "80", None),
+        ("control", "80", None),
         ("sparse", "80", None),
     ]
     checkpoint = (runs / "sparse" / "checkpoint.safetensors").read_bytes()
@@ -89,7 +89,7 @@ def test_json_is_one_document_and_equals_the_file(runs, tmp_path, here):
     assert json.loads(result.stdout) == json.loads((tmp_path / "b" / "build.json").read_text())
     document = json.loads(result.stdout)
     assert (document["schema"], document["engines"], document["batch"]) == (
-        "nm2trt.build/1",
+        "nm2trt.build/2",
         [],
         {"min": 1, "opt": 8, "max": 64},
     )
@@ -150,7 +150,7 @@ def test_a_failed_engine_is_exit_1_with_its_reason(runs, tmp_path, here, monkeyp
     monkeypatch.setattr("nm2trt.engine.process._WORKER", "dying_worker")
     result = here("export", runs / "mlp", "-o", tmp_path / "b", "--builder", "tensorrt-rtx")
     assert result.returncode == 1
-    assert "nm2trt: error: dense engine: the build process was killed by SIGKILL" in result.stderr
+    assert "nm2trt: error: control engine: the build process was killed by SIGKILL" in result.stderr
     build = BuildDocument.read(tmp_path / "b")
     assert [engine.file for engine in build.engines] == [None, None]
     assert build.facts.chosen.state is FactState.UNKNOWN

@@ -42,25 +42,25 @@ def mlp(tmp_path_factory):
 class TestRtx:
     def test_the_flag_changes_nothing_and_other_things_do(self, mlp, tmp_path):
         """The day this fails, RTX has begun to honour SPARSE_WEIGHTS ahead of time: then the evidence can be read."""
-        dense = build(mlp, tmp_path / "a", "dense")
+        dense = build(mlp, tmp_path / "a", "control")
         sparse = build(mlp, tmp_path / "a", "sparse")
         assert (dense.error, sparse.error) == (None, None)
         assert "SPARSE_WEIGHTS" not in dense.flags
         assert "SPARSE_WEIGHTS" in sparse.flags
-        plan = (tmp_path / "a" / "dense.plan").read_bytes()
+        plan = (tmp_path / "a" / "control.plan").read_bytes()
         assert plan == (tmp_path / "a" / "sparse.plan").read_bytes()
         assert dense.sha256 == sparse.sha256
         # Controls: a plan is no constant.
-        other_sm = build(mlp, tmp_path / "b", "dense", sm="86")
-        other_weights = build(sparse_onnx(tmp_path / "other.onnx", "mlp", seed=1), tmp_path / "c", "dense")
+        other_sm = build(mlp, tmp_path / "b", "control", sm="86")
+        other_weights = build(sparse_onnx(tmp_path / "other.onnx", "mlp", seed=1), tmp_path / "c", "control")
         assert len({dense.sha256, other_sm.sha256, other_weights.sha256}) == 3
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
     def test_a_residual_network_compiles_and_its_plans_differ_in_internal_numbers_at_most(self, tmp_path, precision):
         path = sparse_onnx(tmp_path / "net.onnx", "resnet8", precision=precision)
-        records = [build(path, tmp_path / "out", arm) for arm in ("dense", "sparse")]
+        records = [build(path, tmp_path / "out", arm) for arm in ("control", "sparse")]
         assert [record.error for record in records] == [None, None]
-        compared = compare_plans(tmp_path / "out" / "dense.plan", tmp_path / "out" / "sparse.plan")
+        compared = compare_plans(tmp_path / "out" / "control.plan", tmp_path / "out" / "sparse.plan")
         assert compared.relation in ("identical", "renumbered")
         fact = chosen_fact(records, tmp_path / "out", why_none="")
         assert fact.state is FactState.UNKNOWN
@@ -85,22 +85,22 @@ class TestRtx:
         graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("x", 1)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "bogus.onnx")
-        record = build(tmp_path / "bogus.onnx", tmp_path / "out", "dense")
+        record = build(tmp_path / "bogus.onnx", tmp_path / "out", "control")
         assert record.file is None
         for word in ("bad_one (Bogus)", "bad_two (Stranger)", "the ONNX parser refused"):
             assert word in record.error
         assert "\n" not in record.error
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["dense.log"]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["control.log"]
 
     def test_an_impossible_profile_is_an_error_with_tensorrts_words(self, mlp, tmp_path):
-        record = build(mlp, tmp_path / "out", "dense", profile={"input": ((8, *DIGITS), (4, *DIGITS), (2, *DIGITS))})
+        record = build(mlp, tmp_path / "out", "control", profile={"input": ((8, *DIGITS), (4, *DIGITS), (2, *DIGITS))})
         assert record.file is None
         assert "profile" in record.error
         assert "cudaError" not in record.error
 
     def test_no_onnx_is_an_error(self, tmp_path):
         (tmp_path / "junk.onnx").write_bytes(b"junk")
-        record = build(tmp_path / "junk.onnx", tmp_path / "out", "dense")
+        record = build(tmp_path / "junk.onnx", tmp_path / "out", "control")
         assert record.file is None
         assert record.error
         assert record.builder_version
@@ -122,7 +122,7 @@ class TestTensorrt:
         path = sparse_onnx(tmp_path / "net.onnx", "resnet8")
         builder = TensorrtBuilder()
         sm = builder.resolve_sm(None)
-        records = [build(path, tmp_path / "out", arm, builder, sm) for arm in ("dense", "sparse")]
+        records = [build(path, tmp_path / "out", arm, builder, sm) for arm in ("control", "sparse")]
         assert [record.error for record in records] == [None, None]
         assert [("SPARSE_WEIGHTS" in record.flags) for record in records] == [False, True]
         x = np.random.default_rng(0).standard_normal((8, *DIGITS)).astype(np.float32)

@@ -28,9 +28,9 @@ def record(arm, *, file=True, error=None, builder="tensorrt-rtx"):
 
 
 def plans(folder, dense, sparse):
-    (folder / "dense.plan").write_bytes(dense)
+    (folder / "control.plan").write_bytes(dense)
     (folder / "sparse.plan").write_bytes(sparse)
-    return [record("dense"), record("sparse")]
+    return [record("control"), record("sparse")]
 
 
 def test_identical_plans_are_said_to_be_identical(tmp_path):
@@ -59,12 +59,12 @@ def test_numbers_alone_never_make_plans_different(tmp_path_factory, parts, left,
     folder = tmp_path_factory.mktemp("plans")
     a, b = (f" __mye{number} ".encode().join(parts) for number in (left, right))
     plans(folder, a, b)
-    relation = compare_plans(folder / "dense.plan", folder / "sparse.plan").relation
+    relation = compare_plans(folder / "control.plan", folder / "sparse.plan").relation
     assert relation == ("identical" if a == b else "renumbered")
 
 
 def test_failed_and_absent_engines_prove_nothing(tmp_path):
-    engines = [record("dense"), record("sparse", file=False, error="no such operator")]
+    engines = [record("control"), record("sparse", file=False, error="no such operator")]
     fact = chosen_fact(engines, tmp_path, why_none="")
     assert fact.state is FactState.UNKNOWN
     assert "no such operator" in fact.evidence
