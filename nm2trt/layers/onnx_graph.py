@@ -148,19 +148,28 @@ def graph_nodes(model: onnx.ModelProto, where: Path) -> Iterator[Node]:
     """Every node of a model, those of subgraphs among them; calls of the model's own functions are inlined.
 
     Raises:
+        InputError: As `inlined`.
+    """
+    return _Scope(inlined(model, where).graph, None, where).walk()
+
+
+def inlined(model: onnx.ModelProto, where: Path) -> onnx.ModelProto:
+    """The model with the bodies of its own functions in place of their calls.
+
+    Raises:
         InputError: Functions call each other in a circle, or grow beyond a million nodes when inlined.
     """
-    if model.functions:
-        _check_functions(model, where)
-        from onnx import inliner
+    if not model.functions:
+        return model
+    _check_functions(model, where)
+    from onnx import inliner
 
-        try:
-            model = inliner.inline_local_functions(model)
-        except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
-            raise InputError(
-                f"is no valid ONNX model: {one_line(error)}", where=where, mend="check it with onnx.checker"
-            ) from None
-    return _Scope(model.graph, None, where).walk()
+    try:
+        return inliner.inline_local_functions(model)
+    except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
+        raise InputError(
+            f"is no valid ONNX model: {one_line(error)}", where=where, mend="check it with onnx.checker"
+        ) from None
 
 
 def _check_functions(model: onnx.ModelProto, where: Path) -> None:
