@@ -1,0 +1,191 @@
+"""Joins what log, inspector and graph show into one `LayerEvidence` for each layer of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nm2trt.artifacts.layer_evidence import LayerEvidence
+from nm2trt.evidence.inspector import InspectedLayer, Inspection
+from nm2trt.evidence.log import BuildLog
+from nm2trt.evidence.matching import OnnxNodes, match_layer, match_name, weights_of
+from nm2trt.evidence.tactics import tactic_verdict
+
+_NO_WEIGHTS = frozenset(
+    {
+        "Reformat", "NoOp", "CudaPooling", "CaskPooling", "TiledPooling", "Pooling", "shape_call", "Shuffle", "SoftMax",
+        "CudaSoftMax", "PointWise", "PointWiseV2", "ElementWise", "Reduce", "TopK", "Slice", "Concatenation", "Cast",
+        "Constant", "Shape", "Gather", "Resize", "Scale", "Signal", "Wait", "ShapeHostToDeviceCopy", "Myelin_copy",
+        "DeviceToShapeHostCopy",
+    }
+)  # fmt: skip
+_NOTHING = "has no weights that could be sparse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEvidence:
+    """All layers of an engine, with what the builder counted."""
+
+    layers: tuple[LayerEvidence, ...]
+    log_eligible: int | None
+    """As the log's (Sparsity) lines count; None without such lines."""
+    log_chosen: int | None
+    notes: tuple[str, ...]
+    """How log lines were combined, what could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What is known beside the layer itself."""
+
+    log: BuildLog | None
+    graph: OnnxNodes | None
+    legal: Mapping[str, str]
+    """ONNX node name -> "eligible", or why TensorRT does not consider it, as the judge found."""
+    logged: Mapping[str, bool | None]
+    lost: bool
+    """The log names layers that could not be led back to any of the engine."""
+
+
+def engine_evidence(
+    inspection: Inspection | None,
+    log: BuildLog | None,
+    graph: OnnxNodes | None = None,
+    *,
+    legal: Mapping[str, str] | None = None,
+) -> EngineEvidence:
+    """Judge every layer of one engine.
+
+    Args:
+        inspection: The engine inspector's output; None where the engine cannot be inspected, as with TensorRT-RTX
+            without a GPU: then the dump in a verbose build log stands in.
+        log: The build log, or None.
+        graph: The ONNX network, or None.
+        legal: ONNX node name -> "eligible" or the reason why not, from nm2trt's judge; used where neither the log nor
+            the inspector tells.
+
+    Returns:
+        Layers in the order in which they run; then those that only the log names.
+    """
+    inspected = inspection.layers if inspection is not None else log.layers if log is not None else ()
+    logged = log.eligible if log is not None else {}
+    nodes_of_logged = {nodes: name for name in logged if (nodes := tuple(sorted(match_name(name, graph))))}
+    nodes_of = [match_layer(one, graph) for one in inspected]
+    named = [
+        _log_names(one.name, nodes, logged, nodes_of_logged) for one, nodes in zip(inspected, nodes_of, strict=True)
+    ]
+    lost = [name for name in logged if name not in set().union(*named)]
+    sight = _Sight(log, graph, legal or {}, logged, bool(lost))
+    layers = [_layer(one, nodes, names, sight) for one, nodes, names in zip(inspected, nodes_of, named, strict=True)]
+    layers += [_logged_only(name, sight) for name in lost]
+    notes = [*(inspection.notes if inspection is not None else ())]
+    if log is not None:
+        notes.append(log.how)
+        if inspection is None and log.layers:
+            notes.append("layers are those of the verbose build log; no inspector output was given")
+    return EngineEvidence(
+        layers=tuple(layers),
+        log_eligible=log.eligible_count if log is not None else None,
+        log_chosen=log.chosen_count if log is not None else None,
+        notes=tuple(notes),
+    )
+
+
+def _layer(layer: InspectedLayer, nodes: tuple[str, ...], names: list[str], sight: _Sight) -> LayerEvidence:
+    weights = weights_of(nodes, sight.graph)
+    if not names and _weightless(layer, nodes, weights, sight):
+        eligible: bool | None = False
+        chosen: bool | None = False
+        why = _NOTHING
+    else:
+        eligible, why_eligible = _eligible(layer, names, nodes, sight)
+        chosen, why_chosen = _chosen(layer, names, sight, eligible=eligible)
+        why = "; ".join(filter(None, (why_eligible, why_chosen)))
+    return LayerEvidence(
+        name=layer.name,
+        type=layer.type,
+        onnx_nodes=nodes,
+        torch_names=weights,
+        kernel=layer.tactic or None,
+        eligible=eligible,
+        chosen=chosen,
+        why=why,
+    )
+
+
+def _log_names(
+    name: str, nodes: tuple[str, ...], logged: Mapping[str, bool | None], by_nodes: Mapping[tuple[str, ...], str]
+) -> list[str]:
+    """The log's entries about a layer: by its own name, else those all of whose nodes run in it."""
+    if name in logged:
+        return [name]
+    inside = set(nodes)
+    return [entry for inner, entry in by_nodes.items() if inside.issuperset(inner)]
+
+
+def _weightless(layer: InspectedLayer, nodes: tuple[str, ...], weights: tuple[str, ...], sight: _Sight) -> bool:
+    if layer.has_sparse_weights is not None or layer.weights_count:
+        return False
+    if layer.type in _NO_WEIGHTS:
+        return True
+    if sight.graph is not None and nodes:
+        return not weights
+    return layer.name.startswith(("Reformatting CopyNode", "Reformatted"))
+
+
+def _eligible(
+    layer: InspectedLayer, names: list[str], nodes: tuple[str, ...], sight: _Sight
+) -> tuple[bool | None, str]:
+    if names:
+        return True, "listed as eligible in the log"
+    if sight.log is not None and sight.log.names_layers and not sight.lost:
+        return False, "not among the eligible layers of the log"
+    if layer.has_sparse_weights is not None:
+        return (
+            layer.has_sparse_weights,
+            f"HasSparseWeights {int(layer.has_sparse_weights)}: of the weights, not the kernel",
+        )
+    judged = [sight.legal[node] for node in nodes if node in sight.legal]
+    if "eligible" in judged:
+        return True, "by the pattern of its weights"
+    if judged:
+        return False, judged[0]
+    return None, "nothing shows whether it is eligible"
+
+
+def _chosen(
+    layer: InspectedLayer, names: list[str], sight: _Sight, *, eligible: bool | None
+) -> tuple[bool | None, str]:
+    logged = [sight.logged[name] for name in names]
+    verdict = tactic_verdict(layer.tactic)
+    if verdict != "unknown":
+        chosen = verdict == "sparse"
+        if names and None not in logged and any(logged) != chosen:
+            return chosen, "the kernel's name contradicts the log, and the name is the engine's own"
+        return chosen, f"the kernel's name is that of a {verdict} one"
+    if names and None not in logged:
+        picked = sum(value is True for value in logged)
+        return picked > 0, f"{picked} of {len(names)} sparse in the log" if len(names) > 1 else "as the log says"
+    if eligible is False:
+        return False, ""
+    if layer.tactic == "__myelin_CASK_STUB":
+        return None, "the kernel is chosen later, on the GPU: sparsity not observable"
+    if layer.tactic:
+        return None, "the kernel's name does not tell"
+    if sight.log is not None and sight.log.passes and sight.log.chosen_count == 0:
+        return False, "the log counts no sparse kernel"
+    return None, "the engine names no kernel"
+
+
+def _logged_only(name: str, sight: _Sight) -> LayerEvidence:
+    nodes = match_name(name, sight.graph)
+    chosen = sight.logged[name]
+    return LayerEvidence(
+        name=name,
+        type="",
+        onnx_nodes=nodes,
+        torch_names=weights_of(nodes, sight.graph),
+        eligible=True,
+        chosen=chosen,
+        why="named in the build log only" + ("" if chosen is not None else "; no line tells whether it was chosen"),
+    )

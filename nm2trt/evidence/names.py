@@ -1,0 +1,86 @@
+"""Takes the names apart that engines give their layers: `a + b`, `PWN(PWN(a), b)`, `{ForeignNode[a...b]}`, metadata."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_METADATA = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:[\x1e\x1f\[]|$))", re.DOTALL)
+_FOREIGN = re.compile(r"ForeignNode\[(.*?)\.\.\.(.*?)\]", re.DOTALL)
+_ONE_FOREIGN = re.compile(r"ForeignNode\[((?:(?!\.\.\.).)*?)\]", re.DOTALL)
+_REFORMAT = re.compile(r"^(?:Reformatting CopyNode for|Reformatted) ", re.IGNORECASE)
+_MYELIN_ENDING = re.compile(r"_myl\d+_\d+$")
+_PROFILE_ENDING = re.compile(r" \[profile \d+\]$")
+_OPEN, _CLOSE = "([{", ")]}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerName:
+    """What a name says of the ONNX nodes behind a layer."""
+
+    parts: tuple[str, ...]
+    """Names that may be those of nodes."""
+    spans: tuple[tuple[str, str], ...] = ()
+    """First and last node of Myelin subgraphs, whose inner nodes the name leaves out."""
+
+
+def split_top(text: str, separator: str) -> list[str]:
+    """Split where no bracket is open; text whose brackets do not match is split anywhere after the first mismatch."""
+    parts, depth, start, index = [], 0, 0, 0
+    while index < len(text):
+        if depth == 0 and text.startswith(separator, index):
+            parts.append(text[start:index])
+            index += len(separator)
+            start = index
+            continue
+        letter = text[index]
+        if letter in _OPEN:
+            depth += 1
+        elif letter in _CLOSE:
+            depth = max(0, depth - 1)
+        index += 1
+    rest = text[start:]
+    return [*parts, *(rest.split(separator) if depth else [rest])]
+
+
+def split_list(text: str) -> list[str]:
+    """Names of a comma-separated list, in order, without empty ones; a `PWN(a, b)` stays whole."""
+    return [part.strip() for part in split_top(text, ",") if part.strip()]
+
+
+def parse_name(name: str) -> LayerName:
+    """Take an engine layer's name apart. A copy between formats stands for no node."""
+    name = _PROFILE_ENDING.sub("", name.strip())
+    if _REFORMAT.match(name):
+        return LayerName(parts=())
+    spans = tuple((first, last) for first, last in _FOREIGN.findall(name))
+    rest = _ONE_FOREIGN.sub(r"\1", _FOREIGN.sub("", name)) if "ForeignNode[" in name else name
+    parts: dict[str, None] = {}
+    for fused in split_top(rest, " + "):
+        for part in _inside(fused.strip()):
+            parts[part] = None
+            parts.setdefault(_MYELIN_ENDING.sub("", part))
+    parts.pop("", None)
+    return LayerName(parts=tuple(parts), spans=spans)
+
+
+def metadata_nodes(metadata: str) -> tuple[str, ...]:
+    """ONNX nodes that the inspector's Metadata field lists, in order, each once."""
+    return tuple(dict.fromkeys(_METADATA.findall(metadata)))
+
+
+def _inside(text: str) -> list[str]:
+    """Names within a pointwise fusion `PWN(PWN(a), b)` or braces; the text itself otherwise."""
+    found: list[str] = []
+    waiting = [text]
+    while waiting:
+        one = waiting.pop().strip()
+        if one.startswith("PWN(") and one.endswith(")"):
+            waiting.extend(reversed(split_list(one[4:-1])))
+        elif one.startswith("{") and one.endswith("}"):
+            waiting.extend(reversed(split_list(one[1:-1])))
+        elif " + " in one and (parts := split_top(one, " + ")) != [one]:
+            waiting.extend(reversed(parts))
+        elif one:
+            found.append(one)
+    return found
