@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/check
 
-.PHONY: help demo test check format peers test-gpu clean
+.PHONY: help demo test check format triton peers test-gpu clean
 
 help:
 	@echo "make demo    the whole way on bundled data, ends in build/demo/report.html"
 	@echo "make test    format, lint, types, import rules, then every test"
 	@echo "make check   only the checks that run no test"
 	@echo "make peers   install other pruning tools and trained networks into build/peers, and judge what they make"
+	@echo "make triton  Triton's server for nm2trt serve, from a package, into build/triton; make test needs it too"
 	@echo "make format  put the code into the house format"
 
 $(STAMP): pyproject.toml
@@ -23,7 +24,18 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/nm2trt demo -o build/demo --force
 
-test: check
+# Triton's server from nvidia-pytriton, in an environment of its own: it needs numpy < 2. Where pip cannot get it, the
+# tests that start a server skip and say so.
+TRITON := build/triton
+
+$(TRITON)/.installed:
+	rm -rf $(TRITON)
+	-$(PYTHON) -m venv $(TRITON) && $(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check \
+		'nvidia-pytriton>=0.7' 'numpy<2' onnxruntime onnx && touch $@
+
+triton: $(TRITON)/.installed
+
+test: check triton
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Type and import checkers cannot follow the editable mapping of training/ and calibration/,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nm2trt.errors import ConfigError
 
-MANIFESTS = ("run.json", "state/last.pt", "build.json", "report.json", "demo.json")
+MANIFESTS = ("run.json", "state/last.pt", "build.json", "report.json", "demo.json", "package.json", "server.json")
 """A folder that holds one of these was written by nm2trt, so `--force` may replace it."""
 
 

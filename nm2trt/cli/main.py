@@ -15,7 +15,7 @@ import click
 from nm2trt._version import __version__
 from nm2trt.errors import EXIT_BUG, EXIT_INPUT, EXIT_MACHINE, Nm2trtError
 
-COMMANDS = ("train", "verify", "prune", "export", "profile", "demo", "doctor")
+COMMANDS = ("train", "verify", "prune", "export", "profile", "package", "serve", "demo", "doctor")
 """In the order a network passes through them; each lives in nm2trt/cli/NAME.py as `command`."""
 
 _INTERRUPTED = 130
@@ -30,7 +30,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"nm2trt.cli.{cmd_name}").command
+        module = cmd_name.replace("-", "_")
+        command: click.Command = importlib.import_module(f"nm2trt.cli.{module}").command
         return command
 
 

@@ -1,0 +1,76 @@
+"""Triton Python-backend model that runs model.onnx in ONNX Runtime on the CPU.
+
+`nm2trt package --server triton-cpu` copies this file, as it stands, into every version of a model; it needs numpy and
+onnxruntime in the server's Python and nothing of nm2trt. As a python-based backend it also serves models whose
+configuration names another backend: same protocol and batching, not that backend's engine or speed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """One instance. Triton calls the three methods; their names and arguments are its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the version's graph."""
+        config = json.loads(args["model_config"])
+        self._batches = config["max_batch_size"] > 0
+        folder = Path(args["model_repository"]) / args["model_version"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = [port.name for port in self._session.get_inputs()]
+        self._outputs = [port.name for port in self._session.get_outputs()]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch of requests, in their order; an error of the graph goes to each of them."""
+        if not self._batches:
+            return [self._answer_one(request) for request in requests]
+        try:
+            feeds = [self._feed(request) for request in requests]
+            sizes = [len(feed[self._inputs[0]]) for feed in feeds]
+            joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
+            results = self._session.run(self._outputs, joined)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the clients must hear of it
+            return [_failure(error) for _ in requests]
+        ends = np.cumsum(sizes)
+        return [
+            self._response([result[end - size : end] for result in results])
+            for size, end in zip(sizes, ends, strict=True)
+        ]
+
+    def finalize(self) -> None:
+        """Close the session."""
+        self._session = None
+
+    def _answer_one(self, request: Any) -> Any:
+        try:
+            return self._response(self._session.run(self._outputs, self._feed(request)))
+        except Exception as error:  # noqa: BLE001 -- as in execute
+            return _failure(error)
+
+    def _feed(self, request: Any) -> dict[str, Any]:
+        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+
+    def _response(self, values: list[Any]) -> Any:
+        tensors = [
+            # A view into the joined batch would be copied wrongly: the backend reads a contiguous buffer.
+            pb_utils.Tensor(name, np.ascontiguousarray(value))
+            for name, value in zip(self._outputs, values, strict=True)
+        ]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _failure(error: Exception) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))

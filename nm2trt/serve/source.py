@@ -1,0 +1,158 @@
+"""What is packaged: build folders whose manifests vouch for every file that is taken from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nm2trt.artifacts import BuildDocument, EngineRecord, sha256_of
+from nm2trt.artifacts.build import Arm
+from nm2trt.artifacts.plan_trust import check_plan
+from nm2trt.errors import ConfigError, InputError
+
+ONNX_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One arm of one network: its graph, and its plans for as many GPUs as builds were given."""
+
+    arm: Arm
+    folder: Path
+    build: BuildDocument
+    onnx: Path
+    plans: tuple[tuple[Path, EngineRecord], ...]
+    """Empty where the server is to run the ONNX."""
+
+
+def read_build(folder: Path) -> BuildDocument:
+    """Read a build folder whose checks passed.
+
+    Raises:
+        InputError: No build, or one whose verdict is "fail".
+    """
+    build = BuildDocument.read(folder, mend="name a folder that `nm2trt export` wrote")
+    if build.verdict != "pass":
+        raise InputError("the build's own checks failed", where=folder, mend="see its build.json and export it again")
+    return build
+
+
+def build_onnx(folder: Path, build: BuildDocument, arm: Arm) -> Path:
+    """Find an arm's graph and hold it to the manifest.
+
+    Raises:
+        InputError: The build has no such arm, or the file is not what build.json names.
+    """
+    named = {engine.onnx for engine in build.engines if engine.arm == arm}
+    if arm != "dense":
+        named.add(ONNX_FILE)
+    if not named:
+        raise InputError(
+            "the build holds no dense network", where=folder, mend="name the dense build with --dense, or drop that arm"
+        )
+    name = sorted(named)[0]
+    path = folder / name
+    if path.parent != folder or name not in build.files or not path.is_file() or path.is_symlink():
+        raise InputError(f"no plain file {name!r} that build.json vouches for", where=folder, mend="export it again")
+    digest = sha256_of(path)
+    if digest != build.files[name].sha256:
+        raise InputError(
+            f"sha256 {digest[:12]}… is not the {build.files[name].sha256[:12]}… of build.json: the file was changed",
+            where=path,
+            mend="export it again",
+        )
+    return path
+
+
+def onnx_network(folder: Path, arm: Arm) -> Network:
+    """Take an arm's graph, for a server that runs ONNX."""
+    build = read_build(folder)
+    return Network(arm=arm, folder=folder, build=build, onnx=build_onnx(folder, build, arm), plans=())
+
+
+def plan_network(folders: Sequence[Path], arm: Arm, *, sm: str | None, tensorrt: str | None) -> Network:
+    """Take an arm's plans, one per GPU kind, from builds of one network.
+
+    Args:
+        folders: Build folders; the first one's ONNX is taken along.
+        arm: Which engine.
+        sm: What the user says the engine is for, "80"; None takes the builds' word.
+        tensorrt: What the user says the server has; None takes the builds' word.
+
+    Raises:
+        ConfigError: Two builds are for the same SM, or `sm` is stated for several builds.
+        InputError: A plan is not what its manifest says, is for something else, or the builds' networks differ.
+    """
+    if sm is not None and len(folders) > 1:
+        raise ConfigError("--sm states one GPU, and several builds are for several", where="--sm", mend="drop it")
+    builds = [(folder, read_build(folder)) for folder in folders]
+    plans: dict[str, tuple[Path, EngineRecord]] = {}
+    for folder, build in builds:
+        record = plan_record(folder, build, arm)
+        path = check_plan(
+            folder,
+            arm,
+            tensorrt_version=tensorrt or record.builder_version,
+            sm=(sm or record.sm).replace(".", ""),
+            platform=record.platform,
+        )
+        if record.sm in plans:
+            raise ConfigError(f"two builds hold a plan for SM {record.sm}", where=folder, mend="name one of them")
+        plans[record.sm] = (path, record)
+    folder, first = builds[0]
+    for other_folder, other in builds[1:]:
+        _check_same_network(first, other, other_folder)
+    versions = {record.builder_version for _, record in plans.values()}
+    if len(versions) > 1:
+        raise InputError(
+            f"the plans were built by TensorRT {' and '.join(sorted(versions))}, and a server has one",
+            where=folders[-1],
+            mend="build them with the same TensorRT",
+        )
+    return Network(
+        arm=arm, folder=folder, build=first, onnx=build_onnx(folder, first, arm), plans=tuple(plans.values())
+    )
+
+
+def plan_record(folder: Path, build: BuildDocument, arm: Arm) -> EngineRecord:
+    """Find the plan of an arm that full TensorRT built.
+
+    Raises:
+        InputError: There is none, or TensorRT-RTX built it.
+    """
+    found = [engine for engine in build.engines if engine.arm == arm and engine.file is not None and not engine.rebuild]
+    if not found:
+        raise InputError(
+            f"the build holds no {arm} plan ({build.engines_note})",
+            where=folder,
+            mend="export it with --builder tensorrt on the GPU, or package the ONNX with --platform onnxruntime",
+        )
+    if found[0].builder != "tensorrt":
+        raise InputError(
+            f"{found[0].file} was built by {found[0].builder}: Triton's TensorRT backend loads plans of full TensorRT only",
+            where=folder,
+            mend="export with --builder tensorrt on the GPU, or package the ONNX with --platform onnxruntime",
+        )
+    return found[0]
+
+
+def has_plan(build: BuildDocument, arm: Arm) -> bool:
+    """Whether the build holds a plan of full TensorRT for the arm."""
+    return any(engine.arm == arm and engine.file and engine.builder == "tensorrt" for engine in build.engines)
+
+
+def _check_same_network(first: BuildDocument, other: BuildDocument, folder: Path) -> None:
+    for what, here, there in (
+        ("source", first.source.sha256, other.source.sha256),
+        ("precision", first.precision, other.precision),
+        ("inputs", first.inputs, other.inputs),
+        ("outputs", first.outputs, other.outputs),
+        ("batch", first.batch, other.batch),
+    ):
+        if here != there:
+            raise InputError(
+                f"its {what} is not that of the first build: the plans of one version are one network",
+                where=folder,
+                mend="export both from the same checkpoint with the same options",
+            )
