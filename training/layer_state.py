@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
-from nm2trt.training.projection import project
+from nm2trt.training.projection import Split, project_all
 
 _NOW, _PREVIOUS, _START = 1, 2, 4
 
@@ -105,15 +106,6 @@ class SparseLayer:
         if self.parameter.grad is not None:
             local(self.parameter.grad).mul_(self.mask())
 
-    def project(self, *, impose: bool, hold: bool) -> None:
-        """After a step: split W into W~ and R, by a new mask or by the old one."""
-        weight = self.weight()
-        self.flips += project(weight, self.residual, self.bits, self.pattern, self.axis, impose=impose, hold=hold)
-
-    def zero_pruned(self) -> None:
-        """After a step with held masks: what momentum or decay put back goes; R stays as it is."""
-        project(self.weight(), None, self.bits, self.pattern, self.axis, impose=True, hold=True)
-
     def begin(self) -> None:
         """Make the mask of this moment the start and the previous record."""
         self.bits = self.bits.bitwise_and(_NOW) * (_NOW | _PREVIOUS | _START)
@@ -135,3 +127,42 @@ class SparseLayer:
             if placement.is_shard():
                 return sharded.device_mesh.get_group(index)
         return None
+
+
+def restore_all(layers: Sequence[SparseLayer], decay: float, scale: torch.Tensor | None) -> None:
+    """`SparseLayer.restore` of all layers; on a GPU by torch's multi-tensor kernels, a few launches for any number."""
+    grown = [layer for layer in layers if layer.residual is not None]
+    if scale is not None or not all(layer.bits.is_cuda for layer in grown):
+        # On a CPU this order finds the residual of a layer in cache the second time.
+        for layer in grown:
+            layer.restore(decay, scale)
+        return
+    weights = [layer.weight() for layer in grown]
+    residuals = [layer.residual for layer in grown if layer.residual is not None]
+    pulled = [
+        (local(layer.parameter.grad), residual)
+        for layer, residual in zip(grown, residuals, strict=True)
+        if layer.parameter.grad is not None
+    ]
+    if decay and pulled:
+        torch._foreach_add_([gradient for gradient, _ in pulled], [residual for _, residual in pulled], alpha=decay)
+    if weights:
+        torch._foreach_add_(weights, residuals)
+
+
+def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool) -> None:
+    """After a step: split every W into W~ and R, by new masks or by the old ones, and count the flips."""
+    changed = project_all(
+        [
+            Split(layer.weight(), layer.residual, layer.bits, layer.pattern, layer.axis, impose=impose, hold=hold)
+            for layer in layers
+        ]
+    )
+    torch._foreach_add_([layer.flips for layer in layers], changed)
+
+
+def zero_pruned(layers: Sequence[SparseLayer]) -> None:
+    """After a step with held masks: what momentum or decay put back goes; R stays as it is."""
+    project_all(
+        [Split(layer.weight(), None, layer.bits, layer.pattern, layer.axis, impose=True, hold=True) for layer in layers]
+    )

@@ -1,43 +1,62 @@
-"""The pass over a weight after each optimizer step: new mask, kept part, residual, flips.
+"""The pass over the weights after each optimizer step: new mask, kept part, residual, flips.
 
-On a CPU it runs block by block through the cache in numpy, on the integers that the floats are made of: with the
-sign bit cleared they order like the magnitudes, in every floating dtype, and comparing, masking and splitting become
-vector instructions (torch's own comparisons to bool and masked fills on a CPU do not; benchmarks/train_step.py).
-Elsewhere it is plain torch.
+On a CPU it runs block by block through the cache (training/blocks.py), the blocks of all weights shared out to
+threads. Elsewhere it is torch, with the masks of many weights found by the same few kernels.
 """
 
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nm2trt.pattern import NMPattern
-from nm2trt.training.masks import nm_mask
+from nm2trt.training.blocks import LARGEST_M, Ints, Scratch, kept
+from nm2trt.training.masks import INTEGERS, nm_masks
 
-Ints = NDArray[Any]
-
-_BLOCK = 1 << 18
+_BLOCK = 1 << 17
 """Weights per block: scratch arrays of this size stay in cache, and threads rarely wait for the interpreter."""
 
-_LARGEST_M = 32
-"""Each group member costs a pass over the block; beyond this, sorting in `nm_mask` is no slower."""
+_PARALLEL_FROM_WEIGHTS = 1 << 20
+"""Fewer weights are projected sooner than threads are woken."""
 
-_INTEGERS = {
-    torch.float64: (torch.int64, np.int64),
-    torch.float32: (torch.int32, np.int32),
-    torch.float16: (torch.int16, np.int16),
-    torch.bfloat16: (torch.int16, np.int16),
-}
+_ARRAYS = {torch.int64: np.int64, torch.int32: np.int32, torch.int16: np.int16}
 
-MASK_NOW = np.uint8(1)
+_MASK_NOW = np.uint8(1)
+
+Piece = Callable[[], None]
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A dense weight that is to be split into its N:M part and the rest, in place.
+
+    Attributes:
+        weight: W, any shape, floating; becomes E * W if `impose`.
+        residual: Becomes (1 - E) * W if `impose`; None if nobody wants it.
+        bits: uint8 of `weight`'s shape and strides; bit 0 holds the old mask and gets the new one.
+        pattern: The pattern.
+        axis: Reduction axis of `weight`.
+        impose: Off, only the mask is recorded.
+        hold: Split by the old mask instead of finding a new one.
+    """
+
+    weight: torch.Tensor
+    residual: torch.Tensor | None
+    bits: torch.Tensor
+    pattern: NMPattern
+    axis: int
+    impose: bool
+    hold: bool = False
+
+
 def project(
     weight: torch.Tensor,
     residual: torch.Tensor | None,
@@ -48,44 +67,67 @@ def project(
     impose: bool,
     hold: bool = False,
 ) -> torch.Tensor:
-    """Split a dense weight into its N:M part and the rest, in place.
-
-    Args:
-        weight: W, any shape, floating; becomes E * W if `impose`.
-        residual: Becomes (1 - E) * W if `impose`; None if nobody wants it.
-        bits: uint8 of `weight`'s shape and strides; bit 0 holds the old mask and gets the new one.
-        pattern: The pattern.
-        axis: Reduction axis of `weight`.
-        impose: Off, only the mask is recorded.
-        hold: Split by the old mask instead of finding a new one.
+    """Split one dense weight into its N:M part and the rest, in place; the arguments are `Split`'s.
 
     Returns:
         int64 scalar on the weight's device: how many mask bits changed.
     """
-    if _fits_blocks(weight, residual, bits, pattern):
-        split = residual if impose else None
-        return torch.tensor(_project_blocks(weight, split, bits, pattern, axis, impose=impose, hold=hold))
-    mask = (bits & 1).bool() if hold else nm_mask(weight, pattern, axis)
-    changed = mask ^ (bits & 1).bool()
-    bits ^= changed
-    if impose:
-        if residual is not None:
-            torch.where(mask, residual.new_zeros(()), weight, out=residual)
-        weight.masked_fill_(~mask, 0)
-    return changed.count_nonzero()
+    return project_all([Split(weight, residual, bits, pattern, axis, impose=impose, hold=hold)])[0]
 
 
-def _fits_blocks(weight: torch.Tensor, residual: torch.Tensor | None, bits: torch.Tensor, pattern: NMPattern) -> bool:
-    """Whether the three lie in memory alike and without gaps."""
+@torch.no_grad()
+def project_all(splits: Sequence[Split]) -> list[torch.Tensor]:
+    """Do all the splits; they share no memory.
+
+    Returns:
+        For each an int64 scalar on its weight's device: how many mask bits changed.
+    """
+    flips: list[list[int]] = [[] for _ in splits]
+    pieces: list[Piece] = []
+    weights, others = 0, []
+    for index, split in enumerate(splits):
+        if _fits_blocks(split):
+            pieces += _pieces(split, flips[index])
+            weights += split.weight.numel()
+        else:
+            others.append(index)
+    _run(pieces, torch.get_num_threads() if weights >= _PARALLEL_FROM_WEIGHTS else 1)
+    changed = [torch.tensor(sum(counts)) for counts in flips]
+    for index, count in zip(others, _project_torch([splits[index] for index in others]), strict=True):
+        changed[index] = count
+    return changed
+
+
+def _project_torch(splits: Sequence[Split]) -> list[torch.Tensor]:
+    wanted = [split for split in splits if not split.hold]
+    found = iter(nm_masks([split.weight for split in wanted], [(split.pattern, split.axis) for split in wanted]))
+    changes = []
+    for split in splits:
+        old = (split.bits & 1).bool()
+        mask = old if split.hold else next(found)
+        changed = mask ^ old
+        split.bits.bitwise_xor_(changed)
+        if split.impose:
+            pruned = ~mask
+            if split.residual is not None:
+                torch.where(pruned, split.weight, split.weight.new_zeros(()), out=split.residual)
+            split.weight.masked_fill_(pruned, 0)
+        changes.append(changed.count_nonzero())
+    return changes
+
+
+def _fits_blocks(split: Split) -> bool:
+    """Whether weight, residual and bits lie in memory alike and without gaps."""
+    weight, residual = split.weight, split.residual
     return (
         weight.device.type == "cpu"
         and type(weight.detach()) is torch.Tensor
-        and weight.dtype in _INTEGERS
-        and pattern.m <= _LARGEST_M
+        and weight.dtype in INTEGERS
+        and split.pattern.m <= LARGEST_M
         and weight.numel() > 0
         and _is_dense(weight)
-        and bits.stride() == weight.stride()
-        and (residual is None or residual.stride() == weight.stride())
+        and split.bits.stride() == weight.stride()
+        and (residual is None or (residual.stride() == weight.stride() and residual.dtype == weight.dtype))
     )
 
 
@@ -109,103 +151,83 @@ def _flat(tensor: torch.Tensor, dtype: torch.dtype) -> Ints:
     return array
 
 
-def _project_blocks(
-    weight: torch.Tensor,
-    residual: torch.Tensor | None,
-    bits: torch.Tensor,
-    pattern: NMPattern,
-    axis: int,
-    *,
-    impose: bool,
-    hold: bool,
-) -> int:
-    integer, kind = _INTEGERS[weight.dtype]
-    memory, seen = _flat(weight, integer), _flat(bits, torch.uint8)
-    rest = None if residual is None else _flat(residual, integer)
-    spread = weight.stride(axis)
-    period = spread * pattern.m
-    length = max(1, min(memory.size, _BLOCK) // period) * period
-    work = _scratch(length, kind)
-    flips = 0
-    for start in range(0, memory.size, length):
-        block = memory[start : start + length]
-        old = seen[start : start + length]
-        before = np.bitwise_and(old, MASK_NOW, out=work.before[: block.size])
-        if hold:
-            kept = before.view(np.bool_)
-        else:
-            kept = _kept(block, work, pattern, spread)
-            changed = np.bitwise_xor(before, kept.view(np.uint8), out=before)
-            flips += int(np.count_nonzero(changed))
-            np.bitwise_xor(old, changed, out=old)
-        if not impose:
-            continue
-        selected = work.integers[: block.size]
-        # 0 or 1 becomes 0 or all ones.
-        np.copyto(selected, kept.view(np.int8))
-        np.negative(selected, out=selected)
-        np.bitwise_and(block, selected, out=selected)
-        if rest is not None:
-            np.bitwise_xor(block, selected, out=rest[start : start + length])
-        block[:] = selected
-    return flips
+def _pieces(split: Split, flips: list[int]) -> list[Piece]:
+    """A weight's blocks, each of whole groups; each appends to `flips` when it has run."""
+    integer = INTEGERS[split.weight.dtype]
+    memory, seen = _flat(split.weight, integer), _flat(split.bits, torch.uint8)
+    rest = None if split.residual is None or not split.impose else _flat(split.residual, integer)
+    spread = split.weight.stride(split.axis)
+    period = spread * split.pattern.m
+    length = max(1, _BLOCK // period) * period
+    return [
+        partial(
+            _project_block,
+            memory[start : start + length],
+            None if rest is None else rest[start : start + length],
+            seen[start : start + length],
+            split,
+            length,
+            flips,
+        )
+        for start in range(0, memory.size, length)
+    ]
 
 
-class _Work:
-    """Scratch arrays of one block."""
-
-    def __init__(self, length: int, kind: type[Any]) -> None:
-        self.integers = np.empty(length, kind)
-        self.beats = np.empty(length, np.bool_)
-        self.wins = np.empty(length, np.int8)
-        self.kept = np.empty(length, np.bool_)
-        self.before = np.empty(length, np.uint8)
-        self.magnitude_bits = kind(np.iinfo(kind).max)
+def _project_block(block: Ints, rest: Ints | None, seen: Ints, split: Split, length: int, flips: list[int]) -> None:
+    scratch = _scratch(length, block.dtype.type)
+    before = np.bitwise_and(seen, _MASK_NOW, out=scratch.before[: block.size])
+    if split.hold:
+        mask = before
+    else:
+        mask = kept(block, scratch, split.pattern, split.weight.stride(split.axis)).view(np.uint8)
+        changed = np.bitwise_xor(before, mask, out=before)
+        flips.append(int(np.count_nonzero(changed)))
+        np.bitwise_xor(seen, changed, out=seen)
+    if not split.impose:
+        return
+    # 1 or 0 becomes 0 or all ones, first in bytes, then widened.
+    pruned = np.subtract(mask.view(np.int8), np.int8(1), out=scratch.wins[: block.size])
+    selected = scratch.integers[0, : block.size]
+    np.copyto(selected, pruned)
+    selected = np.bitwise_and(block, selected, out=selected if rest is None else rest)
+    np.bitwise_xor(block, selected, out=block)
 
 
 class _PerThread(threading.local):
     """Scratch arrays are kept: fresh ones of this size would be paged in anew on every step."""
 
     def __init__(self) -> None:
-        self.works: dict[tuple[int, type[Any]], _Work] = {}
+        self.scratch: dict[type[Any], Scratch] = {}
 
 
 _PER_THREAD = _PerThread()
-_MOST_SCRATCH = 8
 
 
-def _scratch(length: int, kind: type[Any]) -> _Work:
-    works = _PER_THREAD.works
-    if (length, kind) not in works:
-        if len(works) >= _MOST_SCRATCH:
-            works.clear()
-        works[length, kind] = _Work(length, kind)
-    return works[length, kind]
+def _scratch(length: int, kind: type[Any]) -> Scratch:
+    mine = _PER_THREAD.scratch.get(kind)
+    if mine is None or mine.length < length:
+        mine = _PER_THREAD.scratch[kind] = Scratch(max(length, _BLOCK), kind)
+    return mine
 
 
-def _kept(block: Ints, work: _Work, pattern: NMPattern, spread: int) -> NDArray[np.bool_]:
-    """Count for each weight the group members that it beats; the N with the most wins are kept.
+def _run(pieces: Sequence[Piece], threads: int) -> None:
+    """Run the pieces in this thread and as many more as help, each taking the next one that is left."""
+    left = deque(pieces)
 
-    Members of a group lie `spread` apart in memory. A weight starts with a win over each member before it and
-    loses it again where that member is at least as large, so equal ones go to the lowest index.
-    """
-    places, together = _geometry(pattern.m, spread, work.wins.size)
-    size = block.size
-    magnitude = np.bitwise_and(block, work.magnitude_bits, out=work.integers[:size])
-    wins = work.wins[:size]
-    wins[:] = places[:size]
-    for distance in range(1, pattern.m):
-        offset = distance * spread
-        beats = np.greater_equal(magnitude[:-offset], magnitude[offset:], out=work.beats[: size - offset])
-        np.logical_and(beats, together[distance - 1][: beats.size], out=beats)
-        won = beats.view(np.int8)
-        np.add(wins[:-offset], won, out=wins[:-offset])
-        np.subtract(wins[offset:], won, out=wins[offset:])
-    return np.greater_equal(wins, pattern.m - pattern.n, out=work.kept[:size])
+    def drain() -> None:
+        while True:
+            try:
+                piece = left.popleft()
+            except IndexError:
+                return
+            piece()
+
+    helpers = [_pool(threads).submit(drain) for _ in range(min(threads, len(pieces)) - 1)]
+    drain()
+    for helper in helpers:
+        helper.result()
 
 
-@lru_cache(maxsize=64)
-def _geometry(m: int, spread: int, length: int) -> tuple[NDArray[np.int8], tuple[NDArray[np.bool_], ...]]:
-    """Index of each place within its group, and whether the place `distance` further is in the same group."""
-    places = (np.arange(length) // spread % m).astype(np.int8)
-    return places, tuple(places < m - distance for distance in range(1, m))
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="nm2trt-project")

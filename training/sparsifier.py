@@ -15,10 +15,8 @@ the loss scale nor on the number of micro-batches or processes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,16 +24,13 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
-from nm2trt.training.layer_state import SparseLayer
+from nm2trt.training.layer_state import SparseLayer, restore_all, split_all, zero_pruned
 from nm2trt.training.sad import LayerSad, Sad
 from nm2trt.training.selection import Selected, select_weights
 
 Method = Literal["dense", "ste", "sr-ste", "asp"]
 METHODS: tuple[str, ...] = get_args(Method)
 PAPER_DECAY = 2e-4
-
-_PARALLEL_FROM_WEIGHTS = 1 << 20
-"""Fewer weights are projected sooner than threads are woken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +141,9 @@ class Sparsifier:
             for entry in selected
             if entry.pattern is not None and entry.candidate.axis is not None
         ]
-        self._weights = sum(layer.bits.numel() for layer in self._layers)
         with torch.no_grad():
+            split_all(self._layers, impose=method != "dense", hold=False)
             for layer in self._layers:
-                layer.project(impose=method != "dense", hold=False)
                 layer.begin()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -182,31 +176,20 @@ class Sparsifier:
             return
         # Fused optimizers unscale inside their kernel, so what is added to the gradient has to be scaled too.
         scale = getattr(optimizer, "grad_scale", None)
+        if not self._frozen:
+            restore_all(self._layers, self.decay, scale)
+            return
         for layer in self._layers:
-            if self._frozen:
-                layer.mask_gradient()
-            else:
-                layer.restore(self.decay, scale)
+            layer.mask_gradient()
 
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
         self.steps += 1
         impose = self.method != "dense"
         if not self._frozen:
-            hold = self.steps % self.refresh_every != 0
-            self._each(lambda layer: layer.project(impose=impose, hold=hold))
+            split_all(self._layers, impose=impose, hold=self.steps % self.refresh_every != 0)
         elif impose:
-            self._each(SparseLayer.zero_pruned)
-
-    def _each(self, work: Callable[[SparseLayer], None]) -> None:
-        """Do it to every layer; on a CPU in threads, since layers share nothing."""
-        threads = torch.get_num_threads()
-        on_cpu = all(layer.bits.device.type == "cpu" for layer in self._layers)
-        if on_cpu and threads > 1 and self._weights >= _PARALLEL_FROM_WEIGHTS:
-            list(_pool(threads).map(torch.no_grad()(work), self._layers))
-            return
-        for layer in self._layers:
-            work(layer)
+            zero_pruned(self._layers)
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Bool tensor per parameter name, True = kept."""
@@ -315,8 +298,3 @@ class Sparsifier:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="nm2trt-project")

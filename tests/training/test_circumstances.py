@@ -39,7 +39,7 @@ def assert_same(one, two, tolerance=1e-12):
 
 def test_threads_do_not_change_a_bit(monkeypatch):
     alone, record = plain_run()
-    monkeypatch.setattr("nm2trt.training.sparsifier._PARALLEL_FROM_WEIGHTS", 0)
+    monkeypatch.setattr("nm2trt.training.projection._PARALLEL_FROM_WEIGHTS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together, other = plain_run()
     assert_same(alone, together, 0)
@@ -210,7 +210,7 @@ def test_attention_projections_are_the_papers_update_too():
 
 
 def test_ten_steps_with_the_threads_and_a_seed_still_equal_the_paper(monkeypatch):
-    monkeypatch.setattr("nm2trt.training.sparsifier._PARALLEL_FROM_WEIGHTS", 0)
+    monkeypatch.setattr("nm2trt.training.projection._PARALLEL_FROM_WEIGHTS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     net = fresh()
     dense, _ = paper_reference(copy.deepcopy(net), NMPattern(2, 4), DECAY, 10)
