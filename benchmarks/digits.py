@@ -28,7 +28,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 config = load_config(None, {"method": method, "pattern": arguments.pattern, "seed": seed})
                 results.append(train(config, Path(folder) / str(seed)).result)
-        accuracies = [100 * result.test_accuracy for result in results]
+        accuracies = [100 * result.test_score for result in results]
         flips = statistics.mean(result.sad.flips_per_weight for result in results if result.sad)
         each = "  ".join(f"{value:.2f} %" for value in accuracies)
         print(f"{method:8} {statistics.mean(accuracies):5.2f} %  {each}   {flips:.2f}", flush=True)

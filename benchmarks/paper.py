@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from nm2trt.artifacts import RunDocument
-from nm2trt.training.config import load_config
+from nm2trt.training.config import TrainConfig, load_config
 from nm2trt.training.run import train
 
 PATTERNS = ("2:4", "1:4", "2:8", "4:8", "1:16")
@@ -55,6 +55,12 @@ def grid() -> list[Cell]:
     return cells + [Cell("sr-ste", "2:4", decay) for decay in DECAYS if decay != PAPER_DECAY]
 
 
+def settings(cell: Cell, seed: int, *, data: str, model: str, epochs: int) -> TrainConfig:
+    """What all methods are trained with."""
+    options = {"data": data, "model": model, "epochs": epochs, "seed": seed, "batch_size": 128, "lr": 0.1}
+    return load_config(None, options | {"method": cell.method, "pattern": cell.pattern, "decay": cell.decay})
+
+
 def run_grid(arguments: argparse.Namespace, folder: Path) -> None:
     """Train what is missing, the first seed of every cell before the second of any."""
     ends = time.monotonic() + 60 * arguments.minutes
@@ -66,11 +72,10 @@ def run_grid(arguments: argparse.Namespace, folder: Path) -> None:
         if time.monotonic() > ends:
             print(f"time is up before run {index + 1} of {len(jobs)}", file=sys.stderr)
             return
-        options = {"data": arguments.data, "model": arguments.model, "epochs": arguments.epochs, "seed": seed}
-        options |= {"method": cell.method, "pattern": cell.pattern, "decay": cell.decay, "batch_size": 128, "lr": 0.1}
-        result = train(load_config(None, options), output, resume=(output / "config.toml").is_file()).result
+        config = settings(cell, seed, data=arguments.data, model=arguments.model, epochs=arguments.epochs)
+        result = train(config, output, resume=(output / "config.toml").is_file()).result
         print(
-            f"{index + 1}/{len(jobs)} {output.name}: {result.test_accuracy:.4f}, {result.seconds:.0f} s",
+            f"{index + 1}/{len(jobs)} {output.name}: {result.test_score:.4f}, {result.seconds:.0f} s",
             file=sys.stderr,
         )
 
@@ -92,7 +97,7 @@ def interval(values: list[float], digits: int = 2) -> str:
 
 
 def accuracy(documents: list[RunDocument]) -> str:
-    return interval([100 * document.result.test_accuracy for document in documents])
+    return interval([100 * document.result.test_score for document in documents])
 
 
 def flips(documents: list[RunDocument]) -> str:

@@ -72,7 +72,7 @@ def make_run(folder, name="mlp", *, sparse=True, seed=0, data="digits", write_ch
         train_samples=1,
         test_samples=1,
         model=ModelRecord(name=name, input_shape=DIGITS, classes=10, parameters=1),
-        result=RunResult(test_accuracy=0.5, test_loss=1.0, train_loss=1.0, epochs=1, steps=1, seconds=1.0, sad=None),
+        result=RunResult(test_score=0.5, test_loss=1.0, train_loss=1.0, epochs=1, steps=1, seconds=1.0, sad=None),
         layers=[
             LayerRecord(
                 name=parameter,

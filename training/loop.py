@@ -181,17 +181,17 @@ class Trainer:
         mean = self._mean_loss()
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
-        accuracy, test_loss = evaluate(self._accelerator, self._model, self._test, self._task)
+        score, test_loss = evaluate(self._accelerator, self._model, self._test, self._task)
         row = {
             "step": self._schedule.last_epoch,
             "train_loss": mean,
             "test_loss": test_loss,
-            "test_accuracy": accuracy,
+            "test_score": score,
             "lr": self._schedule.get_last_lr()[0],
             "seconds": time.perf_counter() - started,
         }
         self._history.record_epoch(epoch, self._sparsifier.sad(), row)
-        self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: accuracy {accuracy:.4f}")
+        self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: {self._task.score_name} {score:.2%}")
         self._position = Position(epoch=epoch + 1)
         if epoch == self._prune_after:
             self._prune_once()
@@ -249,15 +249,15 @@ class Trainer:
 
 @torch.no_grad()
 def evaluate(accelerator: Accelerator, model: nn.Module, test: DataLoader[Any], task: Task) -> tuple[float, float]:
-    """Score (0 to 1 for accuracy) and mean loss over all samples, gathered from every process."""
+    """Score (a share) and mean loss over all samples, gathered from every process."""
     model.eval()
-    won = possible = loss = 0.0
+    points = possible = loss = 0.0
     samples = 0
     for x_BX, y_B in test:
         output = model(x_BX)
         points_B2, losses_B = accelerator.gather_for_metrics((task.score(output, y_B), task.losses(output, y_B)))
-        won += float(points_B2[:, 0].sum())
+        points += float(points_B2[:, 0].sum())
         possible += float(points_B2[:, 1].sum())
         loss += float(losses_B.sum())
         samples += len(losses_B)
-    return won / possible, loss / samples
+    return points / possible, loss / samples

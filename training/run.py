@@ -25,8 +25,9 @@ from nm2trt.artifacts import (
     write_atomic,
 )
 from nm2trt.data import DataSet, load_data
+from nm2trt.data.tasks import Task, better_of
 from nm2trt.models import build_model
-from nm2trt.report.curves import write_curves_png
+from nm2trt.report.curves import Score, write_curves_png
 from nm2trt.training import checkpoint
 from nm2trt.training.checkpoint import checkpoint_bytes
 from nm2trt.training.config import FILE as CONFIG
@@ -79,7 +80,7 @@ def train(
             trainer.resume()
         trained = trainer.run()
         if main:
-            _write_files(folder, config, trained)
+            _write_files(folder, config, data.task, trained)
             _document(folder, config, data, trained).write(folder)
         trained.accelerator.wait_for_everyone()
     return RunDocument.read(output)
@@ -90,16 +91,17 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _write_files(folder: Path, config: TrainConfig, trained: Trained) -> None:
+def _write_files(folder: Path, config: TrainConfig, task: Task, trained: Trained) -> None:
     history = trained.history
     content = checkpoint_bytes(trained.model.state_dict(), trained.sparsifier.patterns(), config.method)
     write_atomic(folder / checkpoint.FILE, content)
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history.metrics))
     write_atomic(folder / "sad.csv", _csv(history.sad))
+    score = Score(task.score_name, better_of(task))
     title = f"{config.model} on {config.data}, {config.method}"
     if config.method != "dense":
         title += f" {config.pattern}"
-    write_curves_png(history.metrics, history.sad, folder / "curves.png", title)
+    write_curves_png(history.metrics, history.sad, folder / "curves.png", title, score=score)
 
 
 def _csv(rows: Iterable[dict[str, object]]) -> str:
@@ -128,7 +130,8 @@ def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained
         ),
         result=RunResult(
             score_name=data.task.score_name,
-            test_accuracy=last["test_accuracy"],
+            score_better=better_of(data.task),
+            test_score=last["test_score"],
             test_loss=last["test_loss"],
             train_loss=last["train_loss"],
             epochs=config.epochs,

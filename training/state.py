@@ -154,6 +154,10 @@ def _history_json(history: History) -> str:
 
 def _history(text: str) -> History:
     raw = json.loads(text)
+    for row in raw["metrics"]:
+        if "test_accuracy" in row:
+            # As older states call it.
+            row["test_score"] = row.pop("test_accuracy")
     last = raw.pop("last_sad")
     if last is not None:
         last = Sad(step=last["step"], layers=[LayerSad(**layer) for layer in last["layers"]])

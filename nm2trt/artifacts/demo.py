@@ -29,16 +29,18 @@ class DemoRow(BaseModel):
 class DemoDocument(Document):
     """Written when every stage has run."""
 
-    SCHEMA: ClassVar[str] = "nm2trt.demo/1"
+    SCHEMA: ClassVar[str] = "nm2trt.demo/2"
     FILE: ClassVar[str] = "demo.json"
 
     data: str
     model: str
     pattern: str
     seeds: int
-    dense_accuracies: tuple[float, ...]
-    """Share of the test samples right, one per seed."""
-    sparse_accuracies: tuple[float, ...]
+    score_name: str
+    """What the scores are, such as the accuracy: the share of the test samples that are right."""
+    dense_scores: tuple[float, ...]
+    """On the test samples, one per seed."""
+    sparse_scores: tuple[float, ...]
     rows: list[DemoRow]
     facts: Facts
     commands: tuple[str, ...]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.files import FileRecord
@@ -58,15 +58,22 @@ class RunResult(BaseModel):
     model_config = _FROZEN
 
     score_name: str = "accuracy"
-    """What `test_accuracy` is: the share of the test samples that are right, or another score of which 1 is perfect."""
-    test_accuracy: float
-    """Measured on the test samples with the weights of the checkpoint; 0 to 1 for shares."""
+    """What `test_score` is: the share of the test samples that are right, or another task's own score."""
+    score_better: Literal["higher", "lower"] = "higher"
+    test_score: float = Field(validation_alias=AliasChoices("test_score", "test_accuracy"))
+    """Measured on the test samples with the weights of the checkpoint; 0 to 1 for shares.
+    `test_accuracy` in older run.json files."""
     test_loss: float
     train_loss: float
     epochs: int
     steps: int
     seconds: float
     sad: SadTotals | None
+
+    @property
+    def score(self) -> str:
+        """Name and value, such as "accuracy 97.80%"."""
+        return f"{self.score_name} {self.test_score:.2%}"
 
 
 class RunDocument(Document):

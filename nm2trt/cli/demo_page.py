@@ -11,7 +11,7 @@ from nm2trt.artifacts import DemoRow, Facts, NumericsRecord, RunDocument
 from nm2trt.cli.demo_stages import Stages, commands
 from nm2trt.cli.export import failures
 from nm2trt.report import Badge, Drawing, KeyFigure, Prose, Section, Table, render_page
-from nm2trt.report.curves import curves_svg
+from nm2trt.report.curves import Score, curves_svg
 from nm2trt.report.sections import (
     build_section,
     commands_section,
@@ -21,13 +21,14 @@ from nm2trt.report.sections import (
     layers_section,
 )
 
-LARGEST_ACCURACY_LOSS = 0.01
-"""The sparse networks' mean accuracy may be this much below the dense ones'."""
+LARGEST_SCORE_LOSS = 0.01
+"""The sparse networks' mean score may be this much worse than the dense ones'."""
 
 
 def rows(stages: Stages) -> list[DemoRow]:
     """The closing table; every row names the file that holds its figure."""
-    dense, sparse = (_accuracies(runs) for runs in (stages.dense, stages.sparse))
+    dense, sparse = (_scores(runs) for runs in (stages.dense, stages.sparse))
+    score = stages.dense[0].result.score_name
     sad = [run.result.sad for run in stages.sparse if run.result.sad is not None]
     meant = {layer.name for layer in stages.sparse[0].layers if layer.pattern is not None}
     judged = [layer for document in stages.verified for layer in document.layers if layer.name in meant]
@@ -35,8 +36,8 @@ def rows(stages: Stages) -> list[DemoRow]:
     engines = stages.build.engines
     compiled = [engine for engine in engines if engine.file is not None]
     table = [
-        DemoRow(what="accuracy, dense", value=_mean(dense), detail=_spread(dense), source="runs/dense-*/run.json"),
-        DemoRow(what="accuracy, SR-STE", value=_mean(sparse), detail=_spread(sparse), source="runs/sr-ste-*/run.json"),
+        DemoRow(what=f"{score}, dense", value=_mean(dense), detail=_spread(dense), source="runs/dense-*/run.json"),
+        DemoRow(what=f"{score}, SR-STE", value=_mean(sparse), detail=_spread(sparse), source="runs/sr-ste-*/run.json"),
         DemoRow(
             what="SAD",
             value=f"{statistics.mean(one.from_start_normalised for one in sad):.3f} a weight",
@@ -99,11 +100,13 @@ def problems(stages: Stages) -> list[str]:
     ]
     for build in (stages.build, stages.sparse_fp32, stages.dense_fp32):
         found += failures(build)
-    dense, sparse = (statistics.mean(_accuracies(runs)) for runs in (stages.dense, stages.sparse))
-    if sparse < dense - LARGEST_ACCURACY_LOSS:
+    dense, sparse = (statistics.mean(_scores(runs)) for runs in (stages.dense, stages.sparse))
+    result = stages.dense[0].result
+    loss = dense - sparse if result.score_better == "higher" else sparse - dense
+    if loss > LARGEST_SCORE_LOSS:
         found.append(
-            f"SR-STE reached {sparse:.2%}, more than {100 * LARGEST_ACCURACY_LOSS:.0f} point below the dense "
-            f"{dense:.2%}; train longer with --epochs"
+            f"SR-STE reached {result.score_name} {sparse:.2%}, more than {100 * LARGEST_SCORE_LOSS:.0f} point worse "
+            f"than the dense {dense:.2%}; train longer with --epochs"
         )
     return found
 
@@ -112,7 +115,7 @@ def page(stages: Stages, folder: Path) -> str:
     """Render the report; `folder` holds the runs, whose curves are drawn."""
     config = stages.settings.config
     verdict = problems(stages)
-    dense, sparse = (_accuracies(runs) for runs in (stages.dense, stages.sparse))
+    dense, sparse = (_scores(runs) for runs in (stages.dense, stages.sparse))
     batch = stages.report.batches[-1]
     shown = [row for row in rows(stages) if row.what in ("layers that conform", "engines compiled")]
     return render_page(
@@ -129,7 +132,7 @@ def page(stages: Stages, folder: Path) -> str:
         ),
         headline="; ".join(verdict) if verdict else _headline(stages),
         key_figures=(
-            KeyFigure(_mean(sparse), "accuracy, SR-STE", f"dense: {_mean(dense)}"),
+            KeyFigure(_mean(sparse), f"{stages.dense[0].result.score_name}, SR-STE", f"dense: {_mean(dense)}"),
             *(KeyFigure(row.value, row.what) for row in shown),
             KeyFigure(
                 f"{batch.ratio.value:.2f}x",
@@ -142,10 +145,10 @@ def page(stages: Stages, folder: Path) -> str:
 
 
 def _headline(stages: Stages) -> str:
-    dense, sparse = (_accuracies(runs) for runs in (stages.dense, stages.sparse))
+    dense, sparse = (_scores(runs) for runs in (stages.dense, stages.sparse))
     return (
-        f"{stages.settings.config.pattern} sparse at {_mean(sparse)} accuracy, dense at {_mean(dense)}. The pattern is "
-        f"real; {_speed(stages)}"
+        f"{stages.settings.config.pattern} sparse at {stages.dense[0].result.score_name} {_mean(sparse)}, dense at "
+        f"{_mean(dense)}. The pattern is real; {_speed(stages)}"
     )
 
 
@@ -157,11 +160,11 @@ def _speed(stages: Stages) -> str:
 
 def _training_section(stages: Stages, folder: Path) -> Section:
     table = Table(
-        ("run", "test accuracy", "test loss", "flips a weight", "seconds"),
+        ("run", f"test {stages.dense[0].result.score_name}", "test loss", "flips a weight", "seconds"),
         tuple(
             (
                 Badge(f"{run.method} {run.config['seed']}"),
-                f"{run.result.test_accuracy:.2%}",
+                f"{run.result.test_score:.2%}",
                 f"{run.result.test_loss:.4f}",
                 f"{run.result.sad.flips_per_weight:.2f}" if run.result.sad else "",
                 f"{run.result.seconds:.1f}",
@@ -177,9 +180,9 @@ def _training_section(stages: Stages, folder: Path) -> Section:
         "Training",
         (
             table,
-            Drawing(_curves(folder / "runs" / "sr-ste-0", "sparse"), "SR-STE, seed 0."),
+            Drawing(_curves(folder / "runs" / "sr-ste-0", first, "sparse"), "SR-STE, seed 0."),
             Drawing(
-                _curves(folder / "runs" / "dense-0", "dense"),
+                _curves(folder / "runs" / "dense-0", first, "dense"),
                 "Dense, seed 0. Its SAD is that of the masks its weights would have.",
             ),
             Prose(f"Left dense: {'; '.join(kept_dense)}.", quiet=True),
@@ -189,22 +192,23 @@ def _training_section(stages: Stages, folder: Path) -> Section:
     )
 
 
-def _curves(run: Path, name: str) -> str:
+def _curves(run: Path, document: RunDocument, name: str) -> str:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     with (run / "sad.csv").open(encoding="utf-8", newline="") as file:
         sad = list(csv.DictReader(file))
-    return curves_svg(metrics, sad, name=name)
+    score = Score(document.result.score_name, document.result.score_better)
+    return curves_svg(metrics, sad, score=score, name=name)
 
 
-def _accuracies(runs: list[RunDocument]) -> list[float]:
-    return [run.result.test_accuracy for run in runs]
+def _scores(runs: list[RunDocument]) -> list[float]:
+    return [run.result.test_score for run in runs]
 
 
-def _mean(accuracies: list[float]) -> str:
-    return f"{statistics.mean(accuracies):.2%}"
+def _mean(scores: list[float]) -> str:
+    return f"{statistics.mean(scores):.2%}"
 
 
-def _spread(accuracies: list[float]) -> str:
-    if len(accuracies) == 1:
+def _spread(scores: list[float]) -> str:
+    if len(scores) == 1:
         return "one seed"
-    return f"mean of {len(accuracies)} seeds, {min(accuracies):.2%} to {max(accuracies):.2%}"
+    return f"mean of {len(scores)} seeds, {min(scores):.2%} to {max(scores):.2%}"

@@ -94,7 +94,7 @@ def _train(settings: DemoSettings, folder: Path, say: Say, doing: Say) -> dict[s
             config = settings.config.model_copy(update={"method": method, "seed": seed})
             document = train(config, folder / name, progress=_training(doing, name))
             documents.append(document)
-            say(f"train {name}: accuracy {document.result.test_accuracy:.2%} in {document.result.seconds:.1f} s")
+            say(f"train {name}: {document.result.score} in {document.result.seconds:.1f} s")
     return runs
 
 

@@ -110,7 +110,7 @@ def _print(document: Any, output: Path) -> None:
     result = document.result
     click.echo(
         f"{document.model.name} on {document.data}, {document.method}: "
-        f"test {result.score_name} {result.test_accuracy:.2%} "
+        f"test {result.score} "
         f"after {result.epochs} epochs ({result.steps} steps, {result.seconds:.1f} s on {document.device})"
     )
     if document.method != "dense":

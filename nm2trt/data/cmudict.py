@@ -61,7 +61,7 @@ def load_cmudict() -> DataSet:
         input_shape=(LONGEST_WORD, len(LETTERS) + 1),
         train=ArraySamples(x_NL[~is_test], y_NS[~is_test], name="cmudict train", convert=_one_hot),
         test=ArraySamples(x_NL[is_test], y_NS[is_test], name="cmudict test", convert=_one_hot),
-        task=Transcription(score_name="phoneme accuracy (1 - phoneme error rate)"),
+        task=Transcription(score_name="phoneme error rate"),
     )
 
 

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from nm2trt.data.tasks import Better
+
 BLANK = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Transcription:
-    """CTC (Graves et al. 2006) and one minus the error rate of the best path.
+    """CTC (Graves et al. 2006) and the error rate of the best path, which may pass 1.
 
     Output is logits [B, T, classes], class 0 the blank; y is [B, S] padded with blanks.
     """
 
     score_name: str
+    score_better: Better = "lower"
 
     def losses(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the negative log-likelihood of each target, divided by its length, [B].
@@ -38,10 +41,10 @@ class Transcription:
         return losses_B / lengths_B.clamp(min=1)
 
     def score(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return [B, 2]: the target's length less the edits that mend the best path, and the target's length."""
+        """Return [B, 2]: the edits that mend the best path, and the target's length."""
         lengths_B = (y != BLANK).sum(dim=1)
         edits_B = edit_distances(*best_path(output.argmax(dim=2)), y, lengths_B)
-        return torch.stack([lengths_B - edits_B, lengths_B], dim=1).float()
+        return torch.stack([edits_B, lengths_B], dim=1).float()
 
 
 def best_path(classes_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

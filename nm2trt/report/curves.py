@@ -1,10 +1,11 @@
-"""Training curves: loss, accuracy, and the sparse architecture divergence (SAD) of every layer over the steps."""
+"""Training curves: loss, score, and the sparse architecture divergence (SAD) of every layer over the steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,41 +22,64 @@ _TOTAL = "total"
 _MAX_NAMED_LAYERS = 24
 
 
-def write_curves_png(metrics: Rows, sad: Rows, path: Path, title: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a run's `test_score` is, a share."""
+
+    name: str = "accuracy"
+    better: Literal["higher", "lower"] = "higher"
+
+
+ACCURACY = Score()
+
+
+def write_curves_png(metrics: Rows, sad: Rows, path: Path, title: str, *, score: Score = ACCURACY) -> None:
     """Write `curves.png`, atomically.
 
     Args:
         metrics: Rows of metrics.jsonl: `{"kind": "epoch", "epoch", "step", "train_loss", "test_loss",
-            "test_accuracy", ...}` and `{"kind": "step", "step", "loss", ...}`. Accuracy is a share, 0 to 1.
+            "test_score", ...}` and `{"kind": "step", "step", "loss", ...}`. The score is a share, 0 to 1.
         sad: Rows of sad.csv, values as numbers or text; the layer `total` is the sum. May be empty.
         path: The file to write.
         title: Printed above the panels.
+        score: What the score is.
     """
-    write_atomic(path, png_bytes(curves_figure(metrics, sad, title=title)))
+    write_atomic(path, png_bytes(curves_figure(metrics, sad, title=title, score=score)))
 
 
-def curves_svg(metrics: Rows, sad: Rows, *, name: str = "curves") -> str:
+def curves_svg(metrics: Rows, sad: Rows, *, score: Score = ACCURACY, name: str = "curves") -> str:
     """Draw the same panels for a report: one `<svg>` each, since three in a row are unreadable on a phone.
 
     Args:
         metrics: As `write_curves_png`.
         sad: As `write_curves_png`.
+        score: As `write_curves_png`.
         name: Unique on the page.
 
     Returns:
         Markup of a `<div class="panels">`; the page puts its children side by side where there is room.
     """
     drawings = []
-    for index, (draw, rows) in enumerate(((_loss, metrics), (_accuracy, metrics), (_sad, sad))):
+    labels = (
+        curves_label(metrics, sad, score=score),
+        f"Test {score.name} over the steps.",
+        "Sparse architecture divergence of every layer over the steps.",
+    )
+    for index, label in enumerate(labels):
         with house_style():
             figure = new_figure(3.9, 2.8)
-            draw(figure.subplots(), rows)
-        label = curves_label(metrics, sad) if index == 0 else draw.__doc__ or ""
+            axes = figure.subplots()
+            if index == 0:
+                _loss(axes, metrics)
+            elif index == 1:
+                _score(axes, metrics, score)
+            else:
+                _sad(axes, sad)
         drawings.append(svg_markup(figure, name=f"{name}{index}", label=label))
     return f'<div class="panels">{"".join(drawings)}</div>'
 
 
-def curves_figure(metrics: Rows, sad: Rows, *, title: str = "") -> Figure:
+def curves_figure(metrics: Rows, sad: Rows, *, title: str = "", score: Score = ACCURACY) -> Figure:
     """Draw three panels side by side; arguments as `write_curves_png`."""
     with house_style():
         figure = new_figure(10.5, 3.3)
@@ -63,19 +87,19 @@ def curves_figure(metrics: Rows, sad: Rows, *, title: str = "") -> Figure:
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
         _loss(panels[0], metrics)
-        _accuracy(panels[1], metrics)
+        _score(panels[1], metrics, score)
         _sad(panels[2], sad)
     return figure
 
 
-def curves_label(metrics: Rows, sad: Rows) -> str:
+def curves_label(metrics: Rows, sad: Rows, *, score: Score = ACCURACY) -> str:
     """Say in one sentence where the curves end."""
     epochs = _epochs(metrics)
     if not epochs:
         return "Training curves: no epoch was recorded."
     last = epochs[-1]
     words = f"Training curves over {int(last['step'])} steps: test loss {float(last['test_loss']):.3f}"
-    words += f", test accuracy {100 * float(last['test_accuracy']):.2f} % at the end"
+    words += f", test {score.name} {100 * float(last['test_score']):.2f} % at the end"
     layers = {str(row["layer"]) for row in sad} - {_TOTAL}
     return f"{words}; SAD of {len(layers)} layers." if layers else f"{words}."
 
@@ -109,19 +133,31 @@ def _loss(axes: Axes, metrics: Rows) -> None:
     axes.legend(loc="upper right")
 
 
-def _accuracy(axes: Axes, metrics: Rows) -> None:
-    """Test accuracy over the steps."""
-    axes.set_title("Test accuracy, %")
+def _score(axes: Axes, metrics: Rows, score: Score) -> None:
+    """Test score over the steps."""
+    axes.set_title(f"Test {score.name}, %")
     epochs = _epochs(metrics)
     if not epochs:
         note(axes, "no epoch was recorded")
         return
-    step, percent = _column(epochs, "step"), 100 * _column(epochs, "test_accuracy")
+    step, percent = _column(epochs, "step"), 100 * _column(epochs, "test_score")
     axes.plot(step, percent, color=SPARSE, marker="o" if len(epochs) == 1 else "")
     axes.set_xlabel("step")
-    axes.set_ylim(top=min(100.0, float(np.nanmax(percent)) + 2) if np.isfinite(percent).any() else 100.0)
+    if score.better == "lower":
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("lower is better")
+    else:
+        axes.set_ylim(top=min(100.0, float(np.nanmax(percent)) + 2) if np.isfinite(percent).any() else 100.0)
     if np.isfinite(percent[-1]):
-        axes.set_title(f"{percent[-1]:.2f} at the end", loc="right", color=SPARSE, fontweight="normal")
+        axes.annotate(
+            f"{percent[-1]:.2f}",
+            (step[-1], percent[-1]),
+            xytext=(0, 6 if score.better == "lower" else -12),
+            textcoords="offset points",
+            ha="right",
+            color=SPARSE,
+            fontsize=8.5,
+        )
 
 
 def _sad(axes: Axes, sad: Rows) -> None:

@@ -48,7 +48,7 @@ def test_the_folder_holds_every_stage(demo):
     for row in document["rows"]:
         assert list(folder.glob(row["source"])), row["source"]
     assert rows["engines compiled"] == ("0 of 0" if missing_requirements(rtx=True) else "2 of 2")
-    accuracy = json.loads((folder / "runs/sr-ste-0/run.json").read_text())["result"]["test_accuracy"]
+    accuracy = json.loads((folder / "runs/sr-ste-0/run.json").read_text())["result"]["test_score"]
     assert rows["accuracy, SR-STE"] == f"{accuracy:.2%}"
 
 

@@ -65,7 +65,7 @@ def test_records_agree_with_each_other(run):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [row for row in rows if row["kind"] == "epoch"]
     assert [row["epoch"] for row in epochs] == [1, 2]
-    assert epochs[-1]["test_accuracy"] == document["result"]["test_accuracy"] > 0.5
+    assert epochs[-1]["test_score"] == document["result"]["test_score"] > 0.5
     with (folder / "sad.csv").open() as file:
         sad = list(csv.DictReader(file))
     layers = {row["layer"] for row in sad}

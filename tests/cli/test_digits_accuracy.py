@@ -29,7 +29,7 @@ def test_sr_ste_keeps_the_dense_accuracy_over_three_seeds(tmp_path):
         for seed in SEEDS:
             folder = tmp_path / f"{method}-{seed}"
             document = train(load_config(None, {"method": method, "seed": seed}), folder)
-            values.append(document.result.test_accuracy)
+            values.append(document.result.test_score)
     for seed in SEEDS:
         checkpoint = load_file(tmp_path / f"sr-ste-{seed}" / "checkpoint.safetensors")
         export_run(tmp_path / f"sr-ste-{seed}", tmp_path / f"build-{seed}", builder="none")

@@ -61,10 +61,10 @@ def test_the_loss_is_per_phoneme_and_finite_where_a_target_does_not_fit():
     assert losses.tolist() == pytest.approx([float(whole) / 2, 0.0])
 
 
-def test_the_score_is_one_minus_the_error_rate():
+def test_the_score_is_the_error_rate():
     y = torch.tensor([[1, 2, 0], [2, 2, 1]])
     right = torch.nn.functional.one_hot(torch.tensor([[1, 1, 0, 2, 0], [2, 0, 2, 1, 1]]), 3).float()
-    assert TASK.score(right, y).tolist() == [[2, 2], [3, 3]]
+    assert TASK.score(right, y).tolist() == [[0, 2], [0, 3]]
     # 1 for 1 2 lacks one; 2 1 for 2 2 1 lacks one.
     worse = torch.nn.functional.one_hot(torch.tensor([[1, 1, 0, 0, 0], [2, 2, 2, 1, 1]]), 3).float()
-    assert TASK.score(worse, y).tolist() == [[1, 2], [2, 3]]
+    assert TASK.score(worse, y).tolist() == [[1, 2], [1, 3]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from nm2trt.report.curves import curves_figure, curves_svg, write_curves_png
+from nm2trt.report.curves import Score, curves_figure, curves_label, curves_svg, write_curves_png
 from nm2trt.report.figure import COLOURS
 
 SAD_COLUMNS = ["step", "epoch", "layer", "weights", "sad_previous", "sad_previous_normalised", "flips_cumulative"]
@@ -26,7 +26,7 @@ def metrics_rows(epochs=3, steps_per_epoch=4):
                     "step": step,
                     "train_loss": 2.0 / step,
                     "test_loss": 2.1 / step,
-                    "test_accuracy": 1 - 1 / step,
+                    "test_score": 1 - 1 / step,
                 }
             )
     return rows
@@ -89,7 +89,7 @@ def test_same_rows_same_bytes(tmp_path):
         (metrics_rows(epochs=1, steps_per_epoch=1), []),
         (metrics_rows(), sad_rows(steps=(5,))),
         ([row for row in metrics_rows() if row["kind"] == "epoch"], sad_rows(layers=[f"l{i}" for i in range(80)])),
-        ([{**row, "test_accuracy": float("nan")} for row in metrics_rows() if row["kind"] == "epoch"], []),
+        ([{**row, "test_score": float("nan")} for row in metrics_rows() if row["kind"] == "epoch"], []),
     ],
 )
 def test_poor_rows_are_drawn_too(metrics, sad, tmp_path):
@@ -113,3 +113,13 @@ def test_svg_takes_colours_fonts_and_size_from_the_page():
     assert len(ids) == len(set(ids))
     assert all(found.startswith("here") for found in ids)
     assert set(re.findall(r'href="#([^"]+)"', markup)) <= set(ids)
+
+
+def test_the_score_keeps_its_name_and_direction():
+    score = Score("phoneme error rate", "lower")
+    axes = curves_figure(metrics_rows(), sad_rows(), score=score).axes[1]
+    assert axes.get_title(loc="left") == "Test phoneme error rate, %"
+    assert axes.get_ylabel() == "lower is better"
+    assert axes.get_ylim()[0] == 0
+    assert "test phoneme error rate 91.67 % at the end" in curves_label(metrics_rows(), [], score=score)
+    assert "ccuracy" not in curves_svg(metrics_rows(), sad_rows(), score=score)

@@ -133,7 +133,7 @@ def everything(tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(small_network(), path)
     build = build_document(path, name="a_module_with_a_very_long_name." * 4)
-    metrics = [{"kind": "epoch", "step": 9, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": 0.9}]
+    metrics = [{"kind": "epoch", "step": 9, "train_loss": 1.0, "test_loss": 1.0, "test_score": 0.9}]
     sad = [{"step": step, "layer": "conv", "sad_previous_normalised": 0.1} for step in (1, 2)]
     sections = (
         Section("Training", (Drawing(curves_svg(metrics, sad), "Curves."), Prose("Words. " * 40))),

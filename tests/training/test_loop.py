@@ -126,3 +126,15 @@ def test_phases_that_do_not_fit(options, message):
 
     with pytest.raises(ConfigError, match=message):
         config(**options)
+
+
+def test_a_state_of_before_scores_had_names_goes_on(tmp_path):
+    settings = config(epochs=2)
+    whole = train(settings, tmp_path / "whole")
+    path = tmp_path / "whole" / "state" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    content["history"] = content["history"].replace("test_score", "test_accuracy")
+    assert "test_accuracy" in content["history"]
+    torch.save(content, path)
+    (tmp_path / "whole" / "run.json").unlink()
+    assert train(settings, tmp_path / "whole", resume=True).result == whole.result
