@@ -130,7 +130,7 @@ def plan_record(folder: Path, build: BuildDocument, arm: Arm) -> EngineRecord:
         )
     if found[0].builder != "tensorrt":
         raise InputError(
-            f"{found[0].file} was built by {found[0].builder}: Triton's TensorRT backend loads plans of full TensorRT only",
+            f"{found[0].file} was built by {found[0].builder}; Triton's backend loads plans of full TensorRT only",
             where=folder,
             mend="export with --builder tensorrt on the GPU, or package the ONNX with --platform onnxruntime",
         )
