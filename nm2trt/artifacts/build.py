@@ -59,8 +59,22 @@ class BatchRange(BaseModel):
     max: int
 
 
+class OutputNumerics(BaseModel):
+    """One output of the graph against the reference."""
+
+    model_config = _FROZEN
+
+    name: str
+    max_abs_error: float
+    max_abs_error_at: str
+    max_rel_error: float
+    """Largest absolute error divided by the largest magnitude of this output in the reference."""
+    argmax_agreement: float | None
+    """Over the last axis, axis 1 for maps of rank 4 and more; None where that axis has one entry."""
+
+
 class NumericsRecord(BaseModel):
-    """ONNX Runtime's output against torch's in float32, on the same inputs."""
+    """ONNX Runtime's output against the reference's (torch in float32, or the ONNX as found), on the same inputs."""
 
     model_config = _FROZEN
 
@@ -76,7 +90,12 @@ class NumericsRecord(BaseModel):
     tolerance: float
     """Bound on max_rel_error."""
     argmax_agreement: float
+    """Of the output that agrees least; 1 where no output has a class axis."""
     passed: bool
+    outputs: tuple[OutputNumerics, ...] = ()
+    """Each output by itself; the figures above are those of the worst."""
+    notes: tuple[str, ...] = ()
+    """What the conversion changed beside types, and how near activations come to its range."""
 
 
 class EngineRecord(BaseModel):
