@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+NO_WEIGHTS = "has no weights that could be sparse"
+"""`why` of a layer that multiplies by no weights."""
+
 
 class LayerEvidence(BaseModel):
     """One layer of a built engine.
@@ -30,3 +33,8 @@ class LayerEvidence(BaseModel):
     """A sparse kernel runs."""
     why: str = ""
     """What the two answers rest on, or why they cannot be given."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it may multiply by weights at all; layers that do not are no part of any count."""
+        return self.why != NO_WEIGHTS

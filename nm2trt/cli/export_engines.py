@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts import BatchRange, EngineRecord, GraphPort
-    from nm2trt.engine import Chosen, EngineSettings
+    from nm2trt.artifacts import Arm, BatchRange, EngineRecord, GraphPort
+    from nm2trt.engine import BuildProgress, Chosen, EngineSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+DENSE_MODEL = "dense.onnx"
+_BAR = 24
 
 _OPTIONS = (
     click.option(
@@ -24,15 +28,32 @@ _OPTIONS = (
         help="auto: tensorrt where it and a GPU are present, else tensorrt-rtx, else none.",
     ),
     click.option(
+        "--sm", metavar="NN", help="Compute capability to compile for. Default: the GPU's; 80 for tensorrt-rtx."
+    ),
+    click.option(
+        "--dense",
+        type=click.Path(path_type=Path),
+        metavar="BUILD_OR_ONNX",
+        help="The same network with dense weights: adds the dense engine, what sparsity is to be compared with.",
+    ),
+    click.option(
+        "--timing-cache",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Kernel timings to read and extend. Default: one in BUILD, shared by its engines.",
+    ),
+    click.option("--workspace", metavar="SIZE", help="Most scratch memory of a kernel: 512M, 2G. Default: the GPU's."),
+    click.option(
+        "--optimization-level", type=int, metavar="0-5", help="How long TensorRT searches. Default: its own, 3."
+    ),
+    click.option("--refittable", is_flag=True, help="Let `nm2trt refit` change the weights later. Not tensorrt-rtx."),
+    click.option(
         "--rebuilds",
         type=int,
         default=1,
         show_default=True,
         metavar="N",
         help="How often each engine is built; builds of one network differ, and `profile` can tell by how much.",
-    ),
-    click.option(
-        "--sm", metavar="NN", help="Compute capability to compile for. Default: the GPU's; 80 for tensorrt-rtx."
     ),
 )
 
@@ -68,30 +89,36 @@ def build_engines(
         progress: Called with what is being done, in words.
 
     Raises:
+        ConfigError: The builder cannot do what the settings ask.
+        InputError: The graph refuses the batch sizes, or the dense network is another one.
         OSError: The disk is full.
     """
-    from nm2trt.artifacts import Arm
-    from nm2trt.engine import EngineJob
+    from nm2trt.engine import Network, build_arms
 
     if chosen.builder is None:
         return []
-    arms: tuple[Arm, ...] = ("control", "sparse")
-    records = []
-    for rebuild, arm in itertools.product(range(settings.rebuilds), arms):
+    name = chosen.builder.name
+
+    def tell(arm: Arm, rebuild: int, step: BuildProgress | None) -> None:
         again = f", {rebuild + 1} of {settings.rebuilds}" if settings.rebuilds > 1 else ""
-        progress(f"building the {arm} engine with {chosen.builder.name}{again}")
-        job = EngineJob(
-            backend=chosen.builder.name,
-            onnx=folder / onnx,
-            folder=folder,
-            arm=arm,
-            rebuild=rebuild,
-            sm=sm,
-            profile=profile_of(inputs, batch),
-            batch=batch,
-        )
-        records.append(chosen.builder.build(job))
-    return records
+        bar = "" if step is None else f"  {progress_bar(step)}"
+        progress(f"building the {arm} engine with {name}{again}{bar}")
+
+    network = Network(
+        folder=folder,
+        onnx=onnx,
+        dense_onnx=_take_dense(settings.dense, folder, onnx) if settings.dense is not None else None,
+        profile=profile_of(inputs, batch),
+        batch=batch,
+        sm=sm,
+    )
+    return build_arms(chosen.builder, network, settings, tell)
+
+
+def progress_bar(step: BuildProgress) -> str:
+    """One line: how far the builder's present phase is, and its name."""
+    full = _BAR * step.done // step.of
+    return f"{'━' * full}{'─' * (_BAR - full)} {step.done} of {step.of}, {step.phase}"
 
 
 def profile_of(
@@ -122,3 +149,56 @@ def profile_of(
         )
         profile[port.name] = (smallest, optimal, largest)
     return profile
+
+
+def _take_dense(source: Path, folder: Path, sparse: str) -> str:
+    """Copy the dense network into the build folder, with its external data, once it has proved to be the same one."""
+    import onnx
+
+    from nm2trt.errors import InputError
+
+    path = source / "model.onnx" if source.is_dir() else source
+    mend = "--dense takes the same network with other weights, exported with the same options"
+    if not path.is_file():
+        raise InputError("no ONNX file", where=path, mend=mend)
+    found, expected = _anatomy(path), _anatomy(folder / sparse)
+    for what, mine in found.items():
+        if mine != expected[what]:
+            less, more = expected[what] - mine, mine - expected[what]
+            listed = [f"lacks {one}" for one in sorted(less)] + [f"has {one}" for one in sorted(more)]
+            raise InputError(
+                f"is not the sparse network with other weights: {what}: {', '.join(listed[:4])}", where=path, mend=mend
+            )
+    model = onnx.load(str(path), load_external_data=False)
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        onnx.load_external_data_for_model(model, str(path.parent))
+        data = f"{DENSE_MODEL}.data"
+        onnx.save(model, str(folder / DENSE_MODEL), save_as_external_data=True, location=data, size_threshold=1024)
+    else:
+        shutil.copyfile(path, folder / DENSE_MODEL)
+    return DENSE_MODEL
+
+
+def _anatomy(path: Path) -> dict[str, Counter[str]]:
+    """What two networks must share for their engines to be comparable."""
+    import onnx
+
+    from nm2trt.layers.onnx_file import read_model
+
+    graph = read_model(path).graph
+    name_of = onnx.TensorProto.DataType.Name
+    constants = {tensor.name for tensor in graph.initializer}
+
+    def port(value: onnx.ValueInfoProto) -> str:
+        tensor = value.type.tensor_type
+        sizes = [str(size.dim_value) if size.HasField("dim_value") else "*" for size in tensor.shape.dim]
+        return f"{value.name} {'x'.join(sizes)} {name_of(tensor.elem_type)}"
+
+    return {
+        "inputs": Counter(port(value) for value in graph.input if value.name not in constants),
+        "outputs": Counter(port(value) for value in graph.output),
+        "nodes": Counter(node.op_type for node in graph.node),
+        "weights": Counter(
+            f"{'x'.join(map(str, tensor.dims))} {name_of(tensor.data_type)}" for tensor in graph.initializer
+        ),
+    }

@@ -1,5 +1,6 @@
 """ONNX -> TensorRT and TensorRT-RTX engines, and what their builds prove."""
 
+from nm2trt.engine.arms import Network, build_arms
 from nm2trt.engine.builders import (
     AUTO,
     BUILDER_CHOICES,
@@ -11,8 +12,8 @@ from nm2trt.engine.builders import (
     choose_builder,
     known_builders,
 )
-from nm2trt.engine.evidence import chosen_fact, faster_fact
-from nm2trt.engine.job import Backend, EngineJob
+from nm2trt.engine.evidence import chosen_fact, faster_fact, legal_nodes, read_evidence
+from nm2trt.engine.job import Backend, BuildProgress, EngineJob
 from nm2trt.engine.plans import PlanComparison, compare_plans
 from nm2trt.engine.settings import EngineSettings
 
@@ -21,16 +22,21 @@ __all__ = [
     "BUILDER_CHOICES",
     "Availability",
     "Backend",
+    "BuildProgress",
     "Chosen",
     "EngineBuilder",
     "EngineJob",
     "EngineSettings",
+    "Network",
     "PlanComparison",
     "TensorrtBuilder",
     "TensorrtRtxBuilder",
+    "build_arms",
     "choose_builder",
     "chosen_fact",
     "compare_plans",
     "faster_fact",
     "known_builders",
+    "legal_nodes",
+    "read_evidence",
 ]

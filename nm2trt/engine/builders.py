@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from nm2trt.artifacts import EngineRecord
 from nm2trt.artifacts.host import installed_version
-from nm2trt.engine.job import Backend, EngineJob
+from nm2trt.engine.job import Backend, BuildProgress, EngineJob
 from nm2trt.engine.process import run_job, run_probe
 from nm2trt.errors import ConfigError, MachineError
+
+Progress = Callable[[BuildProgress], None]
 
 AUTO, NONE = "auto", "none"
 BUILDER_CHOICES = (AUTO, "tensorrt", "tensorrt-rtx", NONE)
@@ -48,7 +51,7 @@ class EngineBuilder(Protocol):
         """
         ...
 
-    def build(self, job: EngineJob) -> EngineRecord:
+    def build(self, job: EngineJob, progress: Progress | None = None) -> EngineRecord:
         """Build one engine; a failed build is a record with an error.
 
         Raises:
@@ -86,9 +89,9 @@ class TensorrtRtxBuilder:
             )
         return wanted
 
-    def build(self, job: EngineJob) -> EngineRecord:
+    def build(self, job: EngineJob, progress: Progress | None = None) -> EngineRecord:
         """Build one engine."""
-        return run_job(job)
+        return run_job(job, progress)
 
 
 class TensorrtBuilder:
@@ -125,9 +128,9 @@ class TensorrtBuilder:
             )
         return present
 
-    def build(self, job: EngineJob) -> EngineRecord:
+    def build(self, job: EngineJob, progress: Progress | None = None) -> EngineRecord:
         """Build one engine and write its layers."""
-        return run_job(job)
+        return run_job(job, progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

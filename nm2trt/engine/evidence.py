@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from nm2trt.artifacts import EngineRecord, Fact, FactState
+from nm2trt.artifacts import EngineRecord, Fact, FactState, LayerEvidence
 from nm2trt.engine.plans import compare_plans
+from nm2trt.errors import InputError
+from nm2trt.evidence import EngineEvidence, OnnxNodes, engine_evidence, read_inspection, read_log
+from nm2trt.verify import Judgement
 
-_SPARSE_TACTIC = re.compile(r"sparse|spmma|sptensor|sp_?gemm", re.IGNORECASE)
+
+def legal_nodes(judged: Judgement) -> dict[str, str]:
+    """ONNX node name -> "eligible", or why TensorRT does not consider a sparse kernel for it."""
+    return {node: layer.tensorrt for layer in judged.layers for node in layer.node.split(", ") if node}
+
+
+def read_evidence(
+    record: EngineRecord, folder: Path, graph: OnnxNodes | None, legal: Mapping[str, str] | None
+) -> EngineEvidence:
+    """Read the log and the inspector file of one engine of a build folder; what cannot be read is noted.
+
+    Args:
+        record: The engine.
+        folder: Where its files are.
+        graph: The network that it was built from.
+        legal: As `legal_nodes` gives it.
+    """
+    log_file = folder / record.log
+    log = read_log(log_file) if log_file.is_file() else None
+    layers_file = folder / f"{Path(record.log).stem}.layers.json"
+    inspection, trouble = None, ""
+    if layers_file.is_file():
+        try:
+            inspection = read_inspection(layers_file)
+        except InputError as error:
+            trouble = f"{layers_file.name}: {error.what}"
+    found = engine_evidence(inspection, log, graph, legal=legal if record.arm == "sparse" else None)
+    if not trouble:
+        return found
+    return EngineEvidence(
+        layers=found.layers,
+        log_eligible=found.log_eligible,
+        log_chosen=found.log_chosen,
+        notes=(trouble, *found.notes),
+    )
 
 
 def chosen_fact(engines: Sequence[EngineRecord], folder: Path, *, why_none: str) -> Fact:
     """Tell whether sparse kernels were chosen, as far as these builds show it.
 
     Args:
-        engines: Records of one build folder.
+        engines: Records of one build folder, with their layers.
         folder: Where their files are.
         why_none: The sentence for a build without engines.
     """
-    built = [engine for engine in engines if engine.file is not None]
+    built = [engine for engine in engines if engine.file is not None and engine.rebuild == 0]
     sparse = next((engine for engine in built if engine.arm == "sparse"), None)
     if sparse is None:
         failed = [f"the {engine.arm} arm did not build: {engine.error}" for engine in engines if engine.error]
         return Fact(state=FactState.UNKNOWN, evidence="; ".join(failed) or why_none)
-    layers = folder / "sparse.layers.json"
-    if layers.is_file():
-        return _from_layers(layers, sparse)
+    weighted = [layer for layer in sparse.layers if layer.has_weights]
+    # TensorRT-RTX chooses kernels on the GPU, after the build: whatever its layers say is no observation.
+    if sparse.builder == "tensorrt" and any(layer.chosen is not None for layer in weighted):
+        return _from_layers(sparse, weighted)
     prefix = f"{sparse.builder} {sparse.builder_version} compiles for SM{sparse.sm}; sparsity not observable"
     control = next((engine for engine in built if engine.arm == "control"), None)
     if control is None:
@@ -43,27 +79,13 @@ def faster_fact() -> Fact:
     return Fact(state=FactState.UNKNOWN, evidence="not measured by export; run `nm2trt profile` on this folder")
 
 
-def sparse_tactics(layers: list[dict[str, Any]]) -> list[str]:
-    """Names of the layers whose kernel is a sparse one, by `TacticName` alone.
-
-    `HasSparseWeights` tells that the weights have the pattern and not that a sparse kernel runs
-    (NVIDIA/TensorRT issue 4694).
-    """
-    return [str(layer.get("Name", "")) for layer in layers if _SPARSE_TACTIC.search(str(layer.get("TacticName", "")))]
-
-
-def _from_layers(path: Path, engine: EngineRecord) -> Fact:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return Fact(state=FactState.UNKNOWN, evidence=f"{path.name}: the engine inspector wrote no readable JSON")
-    layers = [layer for layer in raw.get("Layers", []) if isinstance(layer, dict)] if isinstance(raw, dict) else []
-    named = [layer for layer in layers if layer.get("TacticName")]
-    if not named:
-        return Fact(state=FactState.UNKNOWN, evidence=f"{path.name}: no layer names its tactic")
-    sparse = sparse_tactics(named)
+def _from_layers(engine: EngineRecord, weighted: Sequence[LayerEvidence]) -> Fact:
+    counts = Counter(layer.chosen for layer in weighted)
+    hidden = f", {counts[None]} do not show it" if counts[None] else ""
     evidence = (
-        f"{engine.builder} {engine.builder_version} on SM{engine.sm}: {len(sparse)} of {len(named)} layers that name "
-        f"their tactic run a sparse kernel ({path.name})"
+        f"{engine.builder} {engine.builder_version} on SM{engine.sm}: {counts[True]} of {len(weighted)} layers with "
+        f"weights run a sparse kernel, {counts[False]} a dense one{hidden} (nm2trt inspect)"
     )
-    return Fact(state=FactState.PROVED if sparse else FactState.DISPROVED, evidence=evidence)
+    if counts[True]:
+        return Fact(state=FactState.PROVED, evidence=evidence)
+    return Fact(state=FactState.UNKNOWN if counts[None] else FactState.DISPROVED, evidence=evidence)

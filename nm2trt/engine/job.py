@@ -33,6 +33,11 @@ class EngineJob(BaseModel):
     """Input name -> its smallest, optimal and largest shape; inputs of fixed shape are left out."""
     batch: BatchRange | None = None
     """For the record."""
+    timing_cache: Path | None = None
+    """Kernel timings, read if the file exists and written back. TensorRT-RTX does not use it."""
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    refittable: bool = False
 
     @property
     def stem(self) -> str:
@@ -55,6 +60,16 @@ class EngineJob(BaseModel):
         return self.folder / f"{self.stem}.layers.json"
 
 
+class BuildProgress(BaseModel):
+    """A step of the builder, as its progress monitor reports it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phase: str
+    done: int
+    of: int
+
+
 class WorkerAnswer(BaseModel):
     """The worker's last word. A worker that dies gives none."""
 
@@ -70,6 +85,10 @@ class WorkerAnswer(BaseModel):
     error: str | None = None
     errno: int | None = None
     """Set when the operating system refused a write."""
+    filename: str = ""
+    """The file that it refused."""
     note: str = ""
+    timing_cache: str = ""
+    """How the timing cache was used."""
     targets: list[str] = []
     """Compute capabilities that a probe found the builder able to compile for; empty where the GPU decides."""

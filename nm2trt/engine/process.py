@@ -8,18 +8,25 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from nm2trt.artifacts import EngineRecord, sha256_of, this_platform, write_atomic
 from nm2trt.artifacts.host import installed_version
-from nm2trt.engine.job import Backend, EngineJob, WorkerAnswer
+from nm2trt.engine.job import Backend, BuildProgress, EngineJob, WorkerAnswer
 from nm2trt.errors import MachineError
 
 _WORKER = "nm2trt.engine.worker"
+PROGRESS = b"progress "
+"""Begins the lines of a worker's output that tell its progress; the last line is the answer."""
 
 
-def run_job(job: EngineJob) -> EngineRecord:
+def run_job(job: EngineJob, progress: Callable[[BuildProgress], None] | None = None) -> EngineRecord:
     """Build one engine in a process of its own.
+
+    Args:
+        job: What to build.
+        progress: Called with each step that the builder reports.
 
     Returns:
         The record; a build that failed has `error` set and `file` None, and its log is kept.
@@ -30,9 +37,9 @@ def run_job(job: EngineJob) -> EngineRecord:
     with tempfile.TemporaryDirectory(prefix="nm2trt-engine-") as temporary:
         path = Path(temporary) / "job.json"
         path.write_text(job.model_dump_json(), encoding="utf-8")
-        answer = _answer([str(path)])
+        answer = _answer([str(path)], progress)
     if answer.errno is not None:
-        raise OSError(answer.errno, os.strerror(answer.errno), str(job.plan))
+        raise OSError(answer.errno, os.strerror(answer.errno), answer.filename or str(job.plan))
     scrub_log(job.log, job.folder)
     built = answer.error is None and job.plan.is_file()
     error = answer.error or (None if built else "the builder wrote no plan")
@@ -47,6 +54,7 @@ def run_job(job: EngineJob) -> EngineRecord:
         batch=job.batch,
         onnx=job.onnx.name,
         flags=answer.flags,
+        timing_cache=scrub(answer.timing_cache, job.folder),
         sha256=sha256_of(job.plan) if built else None,
         size_bytes=job.plan.stat().st_size if built else None,
         seconds=answer.seconds,
@@ -94,7 +102,7 @@ def scrub_log(log: Path, folder: Path) -> None:
     write_atomic(log, scrub(text, folder))
 
 
-def _answer(arguments: list[str]) -> WorkerAnswer:
+def _answer(arguments: list[str], progress: Callable[[BuildProgress], None] | None = None) -> WorkerAnswer:
     # -P keeps a tensorrt.py that lies in the user's folder from being imported; 3.10 does not know it.
     isolated = ["-P"] if sys.version_info >= (3, 11) else []
     process = subprocess.Popen(
@@ -104,13 +112,19 @@ def _answer(arguments: list[str]) -> WorkerAnswer:
         stderr=subprocess.PIPE,
         env={**os.environ, "POLYGRAPHY_AUTOINSTALL_DEPS": "0"},
     )
+    last = b""
     try:
         stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
         assert stdin is not None
         assert stdout is not None
         assert stderr is not None
         # The open stdin is the worker's sign that we live; communicate() would close it.
-        raw = stdout.read()
+        for line in stdout:
+            if line.startswith(PROGRESS):
+                if progress is not None:
+                    progress(BuildProgress.model_validate_json(line[len(PROGRESS) :]))
+            else:
+                last = line
         said = stderr.read().decode(errors="replace").strip()
         code = process.wait()
         stdin.close()
@@ -120,8 +134,8 @@ def _answer(arguments: list[str]) -> WorkerAnswer:
         process.kill()
         process.wait()
         raise
-    if code == 0 and raw:
-        return WorkerAnswer.model_validate_json(raw)
+    if code == 0 and last:
+        return WorkerAnswer.model_validate_json(last)
     return WorkerAnswer(error=_death(code, said))
 
 

@@ -40,6 +40,20 @@ class EngineSettings(BaseModel):
             raise PydanticCustomError("workspace", "write a size such as 512M or 2G")
         return int(number) * _UNITS[unit]
 
+    @field_validator("timing_cache")
+    @classmethod
+    def _writable(cls, value: Path | None) -> Path | None:
+        if value is not None and (value.is_dir() or not value.resolve().parent.is_dir()):
+            raise PydanticCustomError("cache", "must be a file in a folder that exists")
+        return value
+
+    @field_validator("dense")
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.exists():
+            raise PydanticCustomError("dense", "does not exist; name an ONNX file or a folder of `nm2trt export`")
+        return value
+
     @field_validator("optimization_level")
     @classmethod
     def _level(cls, value: int | None) -> int | None:

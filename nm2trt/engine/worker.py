@@ -18,6 +18,7 @@ from typing import Any
 
 from nm2trt.artifacts import write_atomic
 from nm2trt.engine.job import Backend, EngineJob, WorkerAnswer
+from nm2trt.engine.worker_progress import progress_monitor
 
 _RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 _PARSER_ERROR = re.compile(r"^.*?In node (\d+) with name: (.*?) and operator: (\S+) \(\w+\): (.*)$", re.MULTILINE)
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
         log_fd = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         os.dup2(log_fd, 1)
         os.dup2(log_fd, 2)
-        answer = _answered(lambda: build(job))
+        answer = _answered(lambda: build(job, answer_fd))
         if answer.error is not None and answer.errno is None:
             sys.stdout.flush()
             log = job.log.read_text(encoding="utf-8", errors="replace")
@@ -63,8 +64,12 @@ def probe(backend: Backend) -> WorkerAnswer:
     return WorkerAnswer(version=str(trt.__version__), targets=targets)
 
 
-def build(job: EngineJob) -> WorkerAnswer:
+def build(job: EngineJob, progress_fd: int) -> WorkerAnswer:
     """Build one engine and write its plan, and its layers where a GPU lets them be read.
+
+    Args:
+        job: What to build.
+        progress_fd: File descriptor that progress lines are written to.
 
     Raises:
         OSError: A file cannot be written.
@@ -75,7 +80,8 @@ def build(job: EngineJob) -> WorkerAnswer:
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ULTRA_VERBOSE
-    create_config = _config(job)
+    create_config = _config(job, trt, progress_monitor(trt, progress_fd))
+    cache, cache_words = _timing_cache(job)
     flags: list[str] = []
 
     def config(builder: Any, network: Any) -> Any:
@@ -84,12 +90,18 @@ def build(job: EngineJob) -> WorkerAnswer:
         return made
 
     started = time.perf_counter()
-    plan = bytes(EngineBytesFromNetwork(_network(job, NetworkFromOnnxPath), config=config)())
+    network = _network(job, NetworkFromOnnxPath)
+    plan = bytes(EngineBytesFromNetwork(network, config=config, save_timing_cache=cache)())
     seconds = time.perf_counter() - started
     write_atomic(job.plan, plan)
     note = _inspect(job, trt, plan) if job.backend == "tensorrt" else ""
     return WorkerAnswer(
-        version=str(trt.__version__), flags=sorted(flags), sm=job.sm or _present_sm(), seconds=seconds, note=note
+        version=str(trt.__version__),
+        flags=sorted(flags),
+        sm=job.sm or _present_sm(),
+        seconds=seconds,
+        note=note,
+        timing_cache=cache_words,
     )
 
 
@@ -114,7 +126,7 @@ def _answered(work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
     try:
         return work()
     except OSError as error:
-        return WorkerAnswer(error=str(error), errno=error.errno)
+        return WorkerAnswer(error=str(error), errno=error.errno, filename=str(error.filename or ""))
     except BaseException as error:  # noqa: BLE001 -- polygraphy's fatal errors are no Exceptions everywhere; all are told
         return WorkerAnswer(error=f"{type(error).__name__}: {error}")
 
@@ -142,13 +154,36 @@ def _network(job: EngineJob, loader: Any) -> Any:
     return loader(str(job.onnx), strongly_typed=True) if job.backend == "tensorrt" else loader(str(job.onnx))
 
 
-def _config(job: EngineJob) -> Callable[[Any, Any], Any]:
+def _timing_cache(job: EngineJob) -> tuple[str | None, str]:
+    """File for polygraphy to read and write, and what is done with it in words."""
+    if job.backend == "tensorrt-rtx":
+        return None, "not used: TensorRT-RTX chooses no kernels when it builds"
+    if job.timing_cache is None:
+        return None, "none"
+    known = "read and extended" if job.timing_cache.is_file() else "started"
+    return str(job.timing_cache), f"{job.timing_cache.name} {known}"
+
+
+def _config(job: EngineJob, trt: Any, monitor: Any) -> Callable[[Any, Any], Any]:
+    """The builder's configuration.
+
+    STRICT_NANS is never set, since it forbids sparse kernels; nor is hardware compatibility, which takes away tactics.
+    """
     from polygraphy.backend.trt import Profile
 
     profile = Profile()
     for name, (smallest, optimal, largest) in job.profile.items():
         profile.add(name, smallest, optimal, largest)
-    common: dict[str, Any] = {"profiles": [profile], "sparse_weights": job.arm == "sparse"}
+    common: dict[str, Any] = {
+        "profiles": [profile],
+        "sparse_weights": job.arm == "sparse",
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        "progress_monitor": monitor,
+        "refittable": job.refittable,
+        "builder_optimization_level": job.optimization_level,
+    }
+    if job.workspace_bytes is not None:
+        common["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: job.workspace_bytes}
     create: Callable[[Any, Any], Any]
     if job.backend == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx.config import CreateConfigRTX
@@ -159,17 +194,20 @@ def _config(job: EngineJob) -> Callable[[Any, Any], Any]:
             common["use_gpu"] = True
         create = CreateConfigRTX(**common)
         return create
-    import tensorrt as trt
     from polygraphy.backend.trt import CreateConfig
 
-    # TensorRT's own default, which polygraphy turns off and RTX keeps.
-    create = CreateConfig(tf32=True, profiling_verbosity=trt.ProfilingVerbosity.DETAILED, **common)
+    cache = job.timing_cache
+    # TF32 is TensorRT's own default, which polygraphy turns off and RTX keeps.
+    create = CreateConfig(
+        tf32=True, load_timing_cache=str(cache) if cache is not None and cache.is_file() else None, **common
+    )
     return create
 
 
 def _inspect(job: EngineJob, trt: Any, plan: bytes) -> str:
     """Write the engine inspector's layers; the plan is this process's own, made a moment ago."""
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    runtime.engine_host_code_allowed = False
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return "the engine was built but could not be loaded for inspection"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nm2trt.artifacts.layer_evidence import LayerEvidence
+from nm2trt.artifacts.layer_evidence import NO_WEIGHTS, LayerEvidence
 from nm2trt.evidence.inspector import InspectedLayer, Inspection
 from nm2trt.evidence.log import BuildLog
 from nm2trt.evidence.matching import OnnxNodes, match_layer, match_name, weights_of
@@ -19,7 +19,6 @@ _NO_WEIGHTS = frozenset(
         "DeviceToShapeHostCopy",
     }
 )  # fmt: skip
-_NOTHING = "has no weights that could be sparse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,7 @@ def _layer(layer: InspectedLayer, nodes: tuple[str, ...], names: list[str], sigh
     if not names and _weightless(layer, nodes, weights, sight):
         eligible: bool | None = False
         chosen: bool | None = False
-        why = _NOTHING
+        why = NO_WEIGHTS
     else:
         eligible, why_eligible = _eligible(layer, names, nodes, sight)
         chosen, why_chosen = _chosen(layer, names, sight, eligible=eligible)

@@ -167,7 +167,7 @@ def _whole(lines: Iterable[str]) -> Iterator[str]:
     for raw in lines:
         line = raw.rstrip("\r\n")
         if held is not None:
-            if not _NEW_MESSAGE.match(line):
+            if not _NEW_MESSAGE.match(line) and "(Sparsity) " not in line:
                 # A break after a comma took the space with it; one within a name took nothing.
                 held += (" " if held.endswith(",") else "") + line
                 continue

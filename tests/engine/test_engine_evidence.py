@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nm2trt.artifacts import EngineRecord, FactState
 from nm2trt.engine import builders, choose_builder, chosen_fact, compare_plans, faster_fact
 from nm2trt.engine.builders import Availability
-from nm2trt.engine.evidence import sparse_tactics
+from nm2trt.engine.evidence import read_evidence
 from nm2trt.errors import ConfigError, MachineError
 
 
@@ -72,38 +72,51 @@ def test_failed_and_absent_engines_prove_nothing(tmp_path):
     assert faster_fact().state is FactState.UNKNOWN
 
 
-LAYERS = [
-    {"Name": "conv1", "TacticName": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc"},
-    {"Name": "conv2", "TacticName": "sm80_xmma_fprop_sparse_conv_f16f16_f16f16_f16_nhwckrsc_nhwc_sptensor"},
-    {"Name": "conv3", "TacticName": "ampere_h16816cudnn_dense", "HasSparseWeights": 1},
-    {"Name": "gemm", "TacticName": "sm80_xmma_sparse_gemm_i8i8_i8i32_f32_tn_t_tilesize128x128x128"},
-    {"Name": "{ForeignNode[sparse]}", "LayerType": "Myelin"},
-]
+SPARSE = "sm80_xmma_fprop_sparse_conv_f16f16_f16f16_f16_nhwckrsc_nhwc_sptensor"
+DENSE = "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc"
 
 
-def test_only_the_tactics_name_proves_a_sparse_kernel(tmp_path):
-    assert sparse_tactics(LAYERS) == ["conv2", "gemm"]
-    engines = plans(tmp_path, b"a", b"b")
-    (tmp_path / "sparse.layers.json").write_text(json.dumps({"Layers": LAYERS}))
-    fact = chosen_fact(engines, tmp_path, why_none="")
-    assert fact.state is FactState.PROVED
-    assert "2 of 4 layers" in fact.evidence
-    (tmp_path / "sparse.layers.json").write_text(json.dumps({"Layers": [LAYERS[0], LAYERS[2]]}))
-    assert chosen_fact(engines, tmp_path, why_none="").state is FactState.DISPROVED
+def inspected(folder, *tactics, builder="tensorrt"):
+    """The sparse arm of a build whose layers run these kernels, all with weights that hold the pattern."""
+    layers = [
+        {"Name": f"conv{index}", "LayerType": "CaskConvolution", "HasSparseWeights": 1, "TacticName": tactic}
+        for index, tactic in enumerate(tactics)
+    ]
+    (folder / "sparse.layers.json").write_text(json.dumps({"Layers": layers}))
+    plans(folder, b"a", b"b")
+    made = record("sparse", builder=builder)
+    return made.model_copy(update={"layers": read_evidence(made, folder, None, None).layers})
+
+
+@pytest.mark.parametrize(
+    ("tactics", "state", "words"),
+    [
+        ((SPARSE, DENSE), FactState.PROVED, "1 of 2 layers with weights run a sparse kernel, 1 a dense one"),
+        ((DENSE, DENSE), FactState.DISPROVED, "0 of 2 layers"),
+        ((DENSE, ""), FactState.UNKNOWN, "1 do not show it"),
+        (("", ""), FactState.UNKNOWN, "sparsity not observable"),
+    ],
+)
+def test_only_kernels_prove_what_was_chosen(tmp_path, tactics, state, words):
+    fact = chosen_fact([inspected(tmp_path, *tactics)], tmp_path, why_none="")
+    assert fact.state is state
+    assert words in fact.evidence
+
+
+def test_what_rtx_writes_is_no_observation(tmp_path):
+    engines = [record("control"), inspected(tmp_path, SPARSE, builder="tensorrt-rtx")]
+    assert chosen_fact(engines, tmp_path, why_none="").state is FactState.UNKNOWN
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"Layers": ["conv1"]}', '{"Layers": [{"Name": "a"}]}'])
 def test_unreadable_layers_leave_the_fact_unknown(tmp_path, text):
     engines = plans(tmp_path, b"a", b"b")
     (tmp_path / "sparse.layers.json").write_text(text)
+    found = read_evidence(engines[1], tmp_path, None, None)
+    engines[1] = engines[1].model_copy(update={"layers": found.layers})
     assert chosen_fact(engines, tmp_path, why_none="").state is FactState.UNKNOWN
-
-
-def test_recorded_dense_layers_hold_no_sparse_kernel(reference_data):
-    for path in sorted(reference_data.glob("a100-resnet18/*/graph.json")):
-        layers = json.loads(path.read_text())["Layers"]
-        assert any(layer.get("TacticName") for layer in layers)
-        assert sparse_tactics(layers) == []
+    if text in ("", "{", "null"):
+        assert "sparse.layers.json" in found.notes[0]
 
 
 def available(monkeypatch, **versions):

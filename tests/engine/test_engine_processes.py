@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nm2trt.engine import process
-from nm2trt.engine.job import EngineJob
+from nm2trt.engine import process, worker_progress
+from nm2trt.engine.job import BuildProgress, EngineJob
 from nm2trt.engine.worker import explain
 from nm2trt.errors import MachineError
 
@@ -59,11 +59,43 @@ def test_an_answer_without_a_plan_is_no_success(worker, tmp_path):
     assert (record.file, record.error) == (None, "the builder wrote no plan")
 
 
+def test_progress_reaches_the_caller_before_the_answer(worker, tmp_path):
+    step = '{\\"phase\\": \\"Tactics\\", \\"done\\": 1, \\"of\\": 4}'
+    worker(f'print("progress {step}"); print("progress {step}"); print(\'{{"error": "enough"}}\')')
+    steps = []
+    assert process.run_job(job(tmp_path), steps.append).error == "enough"
+    assert [(step.phase, step.done, step.of) for step in steps] == [("Tactics", 1, 4)] * 2
+    assert process.run_job(job(tmp_path)).error == "enough"
+
+
+def test_the_monitor_writes_few_lines_and_never_more_steps_than_there_are(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(worker_progress.time, "monotonic", lambda: now[0])
+    reader, writer = os.pipe()
+    reporter = worker_progress.Reporter(writer)
+    now[0] = 1.0
+    reporter.start("Building", None, 2)
+    reporter.start("Tactics", "Building", 1000)
+    for step in range(1001):
+        now[0] += 0.001
+        reporter.step("Tactics", step)
+    reporter.finish("Tactics")
+    reporter.step("Tactics", 3)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        lines = file.read().splitlines()
+    steps = [BuildProgress.model_validate_json(line.removeprefix(process.PROGRESS)) for line in lines]
+    assert 9 <= len(steps) <= 12
+    assert {step.phase for step in steps} == {"Building", "Building: Tactics"}
+    assert all(0 <= step.done <= step.of for step in steps)
+
+
 def test_a_full_disk_in_the_worker_is_a_full_disk_here(worker, tmp_path):
     worker(f'print(\'{{"error": "no space", "errno": {errno.ENOSPC}}}\')')
     with pytest.raises(OSError, match="No space left") as caught:
         process.run_job(job(tmp_path))
     assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename.endswith("sparse.plan")
 
 
 def test_the_worker_ends_with_its_parent():
