@@ -79,6 +79,10 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Automatic mixed precision of the forward pass; weights stay float32."""
+    fsdp: bool = False
+    """Shard the weights over the processes (FSDP2) instead of copying them (DDP)."""
+    tensorboard: bool = False
+    """Record live in TensorBoard's event files, too."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` takes the accelerator that is there; a CPU never falls back silently, run.json names it."""
 
@@ -178,7 +182,7 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(count + "; ".join(mistakes), where=path or "", mend="see nm2trt train --help") from None
 
 
-_FREE_ON_RESUME = frozenset({"data_dir", "workers"})
+_FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard"})
 
 
 def resumed_config(run: Path, options: Mapping[str, Any]) -> TrainConfig:

@@ -24,8 +24,10 @@ from nm2trt.training.history import History
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
 from nm2trt.training.optimizer import make_optimizer
 from nm2trt.training.schedule import cosine_cycles
+from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
 from nm2trt.training.sparsifier import Method, Sparsifier, sparsify
 from nm2trt.training.state import FILE, Parts, Position, position_of, read_state, restore, save_state
+from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
 
 _STEP_RECORDS_PER_EPOCH = 10
 
@@ -41,9 +43,11 @@ class DivergedError(Nm2trtError):
 
 @dataclass(slots=True)
 class Trained:
-    """A finished run, the network back on the CPU without wrappers."""
+    """A finished run."""
 
-    model: nn.Module
+    state: dict[str, torch.Tensor]
+    """The network's state dict, whole and on the CPU."""
+    parameters: int
     sparsifier: Sparsifier
     history: History
     accelerator: Accelerator
@@ -83,9 +87,14 @@ class Trainer:
             data, batch_size=config.batch_size, seed=config.seed, workers=config.workers, pin_memory=pin
         )
         test = evaluation_loader(data, workers=config.workers, pin_memory=pin)
-        bare = make_optimizer(config, model)
-        self._model, self._optimizer, self._train, self._test = self._accelerator.prepare(model, bare, train, test)
-        self._bare = bare
+        if config.fsdp:
+            # Not accelerate's: its FSDP2 needs a GPU and takes the optimizer's parameters over.
+            model = shard(model, self._accelerator.device)
+            self._model = self._accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        else:
+            self._model = self._accelerator.prepare(model)
+        self._bare = make_optimizer(config, model)
+        self._optimizer, self._train, self._test = self._accelerator.prepare(self._bare, train, test)
         self._prune_after = config.phases()[0] if config.method == "asp" else None
         self._sparsifier = self._sparsify("dense" if self._prune_after else config.method)
         per_epoch = math.ceil(len(self._train) / config.accumulation)
@@ -93,10 +102,11 @@ class Trainer:
         warmup = round(config.warmup_epochs * per_epoch)
         cycles = [epochs * per_epoch for epochs in config.phases()]
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            bare, lambda step: cosine_cycles(step, cycles=cycles, warmup_steps=warmup)
+            self._bare, lambda step: cosine_cycles(step, cycles=cycles, warmup_steps=warmup)
         )
         self._position, self._history = Position(), History()
         self._resumed_at = 0.0
+        self._recorder: Recorder = NoRecorder()
 
     def _sparsify(self, method: Method) -> Sparsifier:
         config = self._config
@@ -151,13 +161,22 @@ class Trainer:
             InterruptedRunError: Somebody asked to stop; the state is saved.
         """
         self._resumed_at = time.perf_counter() - self._history.seconds
-        with stop_request() as request:
-            while self._position.epoch <= self._config.epochs:
-                self._epoch(request)
-                self._save()
+        if self._config.tensorboard and self._accelerator.is_main_process:
+            self._recorder = TensorBoard(
+                self._folder, after_step=self._schedule.last_epoch, before=self._history.last_sad
+            )
+        try:
+            with stop_request() as request:
+                while self._position.epoch <= self._config.epochs:
+                    self._epoch(request)
+                    self._save()
+        finally:
+            self._recorder.close()
         self._sparsifier.remove()
+        model = self._accelerator.unwrap_model(self._model)
         return Trained(
-            model=self._accelerator.unwrap_model(self._model).cpu(),
+            state={name: value.cpu() for name, value in whole(model.state_dict()).items()},
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
             sparsifier=self._sparsifier,
             history=self._history,
             accelerator=self._accelerator,
@@ -181,7 +200,7 @@ class Trainer:
         mean = self._mean_loss()
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
-        score, test_loss = evaluate(self._accelerator, self._model, self._test, self._task)
+        score, test_loss = self._evaluate()
         row = {
             "step": self._schedule.last_epoch,
             "train_loss": mean,
@@ -190,11 +209,22 @@ class Trainer:
             "lr": self._schedule.get_last_lr()[0],
             "seconds": time.perf_counter() - started,
         }
-        self._history.record_epoch(epoch, self._sparsifier.sad(), row)
+        sad = self._sparsifier.sad()
+        self._history.record_epoch(epoch, sad, row)
+        self._recorder.epoch(row, self._task.score_name, sad)
         self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: {self._task.score_name} {score:.2%}")
         self._position = Position(epoch=epoch + 1)
         if epoch == self._prune_after:
             self._prune_once()
+
+    def _evaluate(self) -> tuple[float, float]:
+        sharded = is_sharded(self._accelerator.unwrap_model(self._model))
+        if sharded:
+            share_buffers(self._model)
+        found = evaluate(self._accelerator, self._model, self._test, self._task)
+        if sharded:
+            reshard(self._model)
+        return found
 
     def _mean_loss(self) -> float:
         """Of the epoch so far, over all processes."""
@@ -229,6 +259,7 @@ class Trainer:
             self._history.metrics.append(
                 {"kind": "step", "step": step, "epoch": position.epoch, "loss": value, "lr": rate}
             )
+            self._recorder.step(step, value, rate)
             self._progress(step, self._steps, f"epoch {position.epoch}: loss {value:.3f}")
 
     def _stop_asked(self, request: StopRequest) -> bool:

@@ -36,6 +36,9 @@ from nm2trt.training.init import load_init
 from nm2trt.training.loop import Progress, Trained, Trainer
 from nm2trt.training.run_folder import run_folder
 from nm2trt.training.sad import COLUMNS, Sad
+from nm2trt.training.sharding import check_launch
+from nm2trt.training.tensorboard import FOLDER as TENSORBOARD
+from nm2trt.training.tensorboard import check_tensorboard
 
 
 def train(
@@ -59,13 +62,18 @@ def train(
         progress: Called after steps and epochs.
 
     Raises:
-        ConfigError: The folder exists; no layer can take the pattern; the state is of another run.
+        MachineError: TensorBoard was asked for and is not installed.
+        ConfigError: The folder exists; there is nothing to shard over; no layer can take the pattern; the state is
+            of another run.
         InputError: The data or the state cannot be used.
         DivergedError: The loss is no number; the last state is kept.
         InterruptedRunError: SIGINT or SIGTERM came; the state is saved.
     """
     if resume and (output / RunDocument.FILE).is_file():
         return RunDocument.read(output)
+    check_launch(fsdp=config.fsdp, precision=config.precision)
+    if config.tensorboard:
+        check_tensorboard()
     main = is_first_process()
     with run_folder(output, force=force, resume=resume) if main else nullcontext(output) as folder:
         if main and not resume:
@@ -93,7 +101,7 @@ def is_first_process() -> bool:
 
 def _write_files(folder: Path, config: TrainConfig, task: Task, trained: Trained) -> None:
     history = trained.history
-    content = checkpoint_bytes(trained.model.state_dict(), trained.sparsifier.patterns(), config.method)
+    content = checkpoint_bytes(trained.state, trained.sparsifier.patterns(), config.method)
     write_atomic(folder / checkpoint.FILE, content)
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history.metrics))
     write_atomic(folder / "sad.csv", _csv(history.sad))
@@ -126,7 +134,7 @@ def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained
             name=config.model,
             input_shape=data.input_shape,
             classes=data.classes,
-            parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+            parameters=trained.parameters,
         ),
         result=RunResult(
             score_name=data.task.score_name,
@@ -151,7 +159,8 @@ def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained
             for entry in trained.sparsifier.report()
         ],
         device=_device(trained),
-        files=file_records(folder),
+        # Event files go on growing when a run is resumed, and carry the machine's name.
+        files={name: record for name, record in file_records(folder).items() if not name.startswith(f"{TENSORBOARD}/")},
         host=host_record(),
     )
 

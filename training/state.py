@@ -20,6 +20,7 @@ from nm2trt.artifacts import write_atomic
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.training.history import History
 from nm2trt.training.sad import LayerSad, Sad
+from nm2trt.training.sharding import is_sharded, like, own_sparsifier_state, whole, whole_sparsifier_state
 from nm2trt.training.sparsifier import Sparsifier
 
 FILE = "state/last.pt"
@@ -57,6 +58,11 @@ def save_state(folder: Path, parts: Parts, position: Position, history: History)
         OSError: The disk is full; the state before is untouched.
     """
     generators = gather_object([_generators()])
+    model = parts.accelerator.unwrap_model(parts.model)
+    sparsifier = parts.sparsifier.state_dict()
+    if is_sharded(model):
+        sparsifier = whole_sparsifier_state(sparsifier, model)
+    model_state, optimizer_state = whole(model.state_dict()), whole(parts.optimizer.state_dict())
     if not parts.accelerator.is_main_process:
         return
     scaler = parts.accelerator.scaler
@@ -64,10 +70,10 @@ def save_state(folder: Path, parts: Parts, position: Position, history: History)
         "schema": SCHEMA,
         "processes": parts.accelerator.num_processes,
         "position": asdict(position),
-        "model": parts.accelerator.unwrap_model(parts.model).state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
+        "model": model_state,
+        "optimizer": optimizer_state,
         "schedule": {"last_epoch": parts.schedule.last_epoch},
-        "sparsifier": parts.sparsifier.state_dict(),
+        "sparsifier": sparsifier,
         "scaler": scaler.state_dict() if scaler is not None else {},
         "generators": generators,
         "history": _history_json(history),
@@ -115,18 +121,36 @@ def restore(content: dict[str, Any], parts: Parts) -> History:
     processes = parts.accelerator.num_processes
     if content["processes"] != processes:
         raise ConfigError(f"the run had {content['processes']} processes, not {processes}", mend="start as many")
+    model = parts.accelerator.unwrap_model(parts.model)
+    targets = model.state_dict()
     try:
-        parts.accelerator.unwrap_model(parts.model).load_state_dict(content["model"])
+        model.load_state_dict(
+            {name: like(value, targets[name]) if name in targets else value for name, value in content["model"].items()}
+        )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the state is of another network: {reason[:200]}") from None
-    parts.optimizer.load_state_dict(content["optimizer"])
-    parts.sparsifier.load_state_dict(content["sparsifier"])
+    parts.optimizer.load_state_dict(_placed(content["optimizer"], parts.optimizer))
+    sparsifier = content["sparsifier"]
+    parts.sparsifier.load_state_dict(own_sparsifier_state(sparsifier, model) if is_sharded(model) else sparsifier)
     _set_schedule(parts.schedule, content["schedule"]["last_epoch"], content["optimizer"])
     if parts.accelerator.scaler is not None and content["scaler"]:
         parts.accelerator.scaler.load_state_dict(content["scaler"])
     _set_generators(content["generators"][parts.accelerator.process_index])
     return _history(content["history"])
+
+
+def _placed(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state with what belongs to sharded parameters sharded like them."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    placed = {
+        index: {
+            key: like(value, parameters[index]) if isinstance(value, torch.Tensor) else value
+            for key, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": placed}
 
 
 def _set_schedule(schedule: Any, last_epoch: int, optimizer: dict[str, Any]) -> None:

@@ -63,6 +63,14 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--weight-decay", metavar="X", help="Default 5e-4.")
 @click.option("--warmup-epochs", metavar="X", help="Default 1.")
 @click.option("--precision", metavar="NAME", help="fp32 (default), or bf16 / fp16 automatic mixed precision.")
+@click.option(
+    "--fsdp/--no-fsdp",
+    default=None,
+    help="Shard weights and optimizer over the processes (FSDP2); under torchrun or accelerate launch.",
+)
+@click.option(
+    "--tensorboard/--no-tensorboard", default=None, help="Record live in RUN/tensorboard, too (extra tensorboard)."
+)
 @click.option("--device", metavar="NAME", help="auto (default) or cpu.")
 @click.option("--seed", metavar="N", help="Default 0.")
 @click.option("--resume", is_flag=True, help="Go on from the state in RUN, to the end it would have come to.")
