@@ -15,7 +15,21 @@ import click
 from nm2trt._version import __version__
 from nm2trt.errors import EXIT_BUG, EXIT_INPUT, EXIT_MACHINE, Nm2trtError
 
-COMMANDS = ("train", "verify", "prune", "export", "profile", "package", "serve", "check-server", "demo", "doctor")
+COMMANDS = (
+    "train",
+    "verify",
+    "prune",
+    "calibrate",
+    "export",
+    "inspect",
+    "refit",
+    "profile",
+    "package",
+    "serve",
+    "check-server",
+    "demo",
+    "doctor",
+)
 """In the order a network passes through them; each lives in nm2trt/cli/NAME.py as `command`."""
 
 _INTERRUPTED = 130

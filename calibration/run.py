@@ -1,0 +1,363 @@
+"""From a float ONNX file and samples to a Q/DQ ONNX file with its proof."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from nm2trt.artifacts import host_record, sha256_of, write_atomic
+from nm2trt.artifacts.calibration import (
+    Agreement,
+    CalibrationDocument,
+    CompileRecord,
+    ModelFile,
+    Sensitivity,
+    document_path,
+)
+from nm2trt.calibration.agreement import Judge
+from nm2trt.calibration.cache import read_cache
+from nm2trt.calibration.collection import collect, ranges_of, scales_of
+from nm2trt.calibration.feeds import Batch, Source
+from nm2trt.calibration.graph import Graph, Layer, load_proto, open_float_graph
+from nm2trt.calibration.insertion import STORAGES, Storage, insert
+from nm2trt.calibration.placement import PLACEMENTS, Placement, Rule, place
+from nm2trt.calibration.proof import chosen_layers, layer_records, pattern_problems, sparse_weights, tensor_ranges
+from nm2trt.calibration.ranges import LEVELS, Method
+from nm2trt.calibration.sensitivity import rank, within_drop
+from nm2trt.calibration.sessions import Runner, with_outputs
+from nm2trt.calibration.sources import open_data
+from nm2trt.calibration.statistics import TensorStatistics
+from nm2trt.calibration.stripping import without_quantisation
+from nm2trt.errors import ConfigError, InputError
+from nm2trt.verify import Judgement, verify_path
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, samples or layers done, of how many)."""
+Compile = Callable[[Path, Graph, Placement, dict[str, tuple[int, ...]]], CompileRecord | None]
+"""Called with the result, the float graph, the placement, and the shape of one sample's input, for free sizes."""
+
+_BATCH_BYTES = 128 * 2**20
+_LARGEST_BATCH = 64
+_SENSITIVITY_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the user asked for.
+
+    Raises:
+        ConfigError: A value is not allowed, or options do not go together.
+    """
+
+    data: str | None = None
+    cache: Path | None = None
+    method: str = "entropy"
+    placement: str = "default"
+    weights: str = "qdq"
+    samples: int = 512
+    held_out: int = 10_000
+    batch_size: int | None = None
+    exclude: tuple[str, ...] = ()
+    sensitivity: bool = False
+    max_drop: float | None = None
+    resymmetrize: bool = False
+    preprocess: str | None = None
+    data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        Method.parse(self.method)
+        if self.placement not in PLACEMENTS:
+            raise ConfigError(
+                f"unknown placement {self.placement!r}", where="--placement", mend=f"choose {', '.join(PLACEMENTS)}"
+            )
+        if self.weights not in STORAGES:
+            raise ConfigError(f"unknown storage {self.weights!r}", where="--weights", mend="choose qdq or int8")
+        for option, value in (("--samples", self.samples), ("--held-out", self.held_out)):
+            if value < 1:
+                raise ConfigError(f"{value} is less than 1", where=option)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"{self.batch_size} is less than 1", where="--batch-size")
+        if self.data is None and self.cache is None:
+            raise ConfigError(
+                "there is nothing to take ranges from", mend="give --data, or --cache of TensorRT 8 to 10"
+            )
+        if self.data is None and (self.sensitivity or self.max_drop is not None):
+            raise ConfigError("--sensitivity and --max-drop need samples", mend="give --data")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"{self.max_drop:g} is not between 0 and 100 points", where="--max-drop")
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Of the placement."""
+        return PLACEMENTS[self.placement]
+
+
+@dataclass
+class _Work:
+    """What is known so far; statistics are gathered as tensors are asked for."""
+
+    graph: Graph
+    settings: Settings
+    source: Source | None
+    progress: Progress
+    before: Judgement
+    size: int = 1
+    notes: list[str] = field(default_factory=list)
+    statistics: dict[str, TensorStatistics] = field(default_factory=dict)
+    cached: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def place(self, layers: tuple[Layer, ...]) -> Placement:
+        return place(self.graph, self.settings.rules, layers, sparse_weights(self.before))
+
+    def scales(self, placement: Placement) -> dict[str, float]:
+        """Choose the scale of every tensor of a placement; runs the calibration samples for those not seen yet."""
+        missing = [name for name in placement.edges if name not in self.statistics and name not in self.cached]
+        if missing and self.source is None:
+            raise InputError(
+                f"has no scale for {len(missing)} of {len(placement.edges)} tensors, first {missing[0]!r}",
+                where=self.settings.cache,
+                mend="give --data for those, or check that the cache belongs to this model",
+            )
+        if missing:
+            self.statistics |= collect(self.graph, missing, self._feeds(), self._collected)
+        measured = {name: stats for name, stats in self.statistics.items() if name in placement.edges}
+        ranges = ranges_of(measured, Method.parse(self.settings.method))
+        ranges |= {name: scale * LEVELS for name, scale in self.cached.items() if name in placement.edges}
+        return scales_of(ranges, placement)
+
+    def model(self, placement: Placement, **options: Any) -> onnx.ModelProto:
+        storage: Storage = "int8" if self.settings.weights == "int8" else "qdq"
+        return insert(self.graph, placement, self.scales(placement), storage=storage, **options)
+
+    def held_out(self) -> Iterator[Batch]:
+        assert self.source is not None
+        return self.source.held_out(self.size)
+
+    def first_samples(self) -> Iterator[Batch]:
+        """Calibration samples for the ranking, so that held-out ones stay unseen."""
+        assert self.source is not None
+        done = 0
+        for batch in self.source.calibration(min(self.size, _SENSITIVITY_SAMPLES)):
+            if done >= _SENSITIVITY_SAMPLES:
+                return
+            done += batch.count
+            yield batch
+
+    def _feeds(self) -> Iterator[tuple[dict[str, Any], int]]:
+        assert self.source is not None
+        for batch in self.source.calibration(self.size):
+            yield batch.feed, batch.count
+
+    def _collected(self, done: int) -> None:
+        self.samples = max(self.samples, done)
+        self.progress("calibrating", done, self.settings.samples)
+
+
+def calibrate(
+    model: Path,
+    output: Path,
+    settings: Settings,
+    *,
+    force: bool = False,
+    progress: Progress = lambda *_: None,
+    compile_check: Compile | None = None,
+) -> CalibrationDocument:
+    """Quantise a float ONNX model; OUT.onnx and OUT.calibration.json appear together or not at all.
+
+    Args:
+        model: Float32 or float16 ONNX.
+        output: `.onnx` to write.
+        settings: See `Settings`.
+        force: Replace an output that nm2trt wrote.
+        progress: Told of samples and layers done.
+        compile_check: Called with the result, the float graph and the placement.
+
+    Returns:
+        What was written as OUT.calibration.json; its verdict is "fail" when a check failed, and the files are still
+        there to look at.
+
+    Raises:
+        ConfigError: Wrong options, or the output exists.
+        InputError: The model or the samples cannot be used; nothing is written.
+        OSError: The disk is full.
+    """
+    started = time.perf_counter()
+    check_target(model, output, force=force)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.partial-", dir=_folder(output)) as staging:
+        folder = Path(staging)
+        work = _open(model, folder, settings, progress)
+        layers, why_not = chosen_layers(work.graph, settings.exclude)
+        if not layers:
+            raise ConfigError("leaves no layer to quantise", where="--exclude")
+        placement, sensitivity, kept, agreement = _decided(work, layers)
+        why_not |= chosen_layers(work.graph, settings.exclude, kept)[1]
+        note = {"method": settings.method, "placement": settings.placement, "weights": settings.weights}
+        result = folder / "result" / output.name
+        result.parent.mkdir()
+        result.write_bytes(work.model(placement, note=note).SerializeToString())
+        after = verify_path(result, source=output.name)
+        compiled = compile_check(result, work.graph, placement, work.shapes) if compile_check is not None else None
+        records = layer_records(work.graph, placement, work.before, after, why_not)
+        problems = [*pattern_problems(records), *_misses(settings, agreement, compiled)]
+        document = CalibrationDocument(
+            source=_file(model),
+            output=_file(result),
+            data=work.source.words if work.source is not None else "none",
+            method=f"cache {settings.cache.name}" if settings.cache is not None else str(Method.parse(settings.method)),
+            placement=settings.placement,
+            weights="int8" if settings.weights == "int8" else "qdq",
+            samples=work.samples,
+            tensors=tensor_ranges(placement, work.scales(placement), work.statistics),
+            layers=records,
+            agreement=agreement,
+            sensitivity=tuple(sensitivity),
+            kept_float=tuple(layer.name for layer in kept),
+            compiled=compiled,
+            notes=tuple(work.notes),
+            problems=tuple(problems),
+            verdict="fail" if problems else "pass",
+            seconds=time.perf_counter() - started,
+            host=host_record(),
+        )
+        write_atomic(document_path(output), document.to_json())
+        shutil.move(result, output)
+    return document
+
+
+def check_target(model: Path, output: Path, *, force: bool) -> None:
+    """Refuse an output that would cost the user data.
+
+    Raises:
+        ConfigError: It is no `.onnx`, is the model itself, has no folder, or exists and is not nm2trt's to replace.
+    """
+    if output.suffix.lower() != ".onnx":
+        raise ConfigError("is no .onnx", where=f"-o {output}", mend="name the file OUT.onnx")
+    if not _folder(output).is_dir():
+        raise ConfigError("its folder does not exist", where=f"-o {output}", mend="make it first")
+    if not output.exists() and not document_path(output).exists():
+        return
+    if output.exists() and model.exists() and output.samefile(model):
+        raise ConfigError("is the model itself", where=f"-o {output}", mend="choose another -o")
+    if not force:
+        raise ConfigError("exists", where=f"-o {output}", mend="choose another -o, or replace it with --force")
+    if output.is_dir() or not document_path(output).is_file():
+        raise ConfigError(
+            f"exists without {document_path(output).name}, so nm2trt did not write it and --force leaves it alone",
+            where=f"-o {output}",
+            mend="choose another -o",
+        )
+
+
+def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> _Work:
+    """Open model and samples; everything a user can get wrong is found here or in the first batch."""
+    progress("opening the model", 0, 0)
+    if not model.is_file():
+        raise InputError("no such file" if not model.exists() else "is no file", where=model, mend="pass an .onnx file")
+    judged, notes = model, []
+    if settings.resymmetrize:
+        judged = folder / "float.onnx"
+        proto = without_quantisation(load_proto(model), model)
+        judged.write_bytes(proto.SerializeToString())
+        notes.append("the model's own quantisation was taken out; ranges and scales are new, zero points 0")
+    graph = open_float_graph(judged)
+    graph.path = model
+    source = None
+    if settings.data is not None:
+        source = open_data(
+            settings.data,
+            graph.ports,
+            samples=settings.samples,
+            held_out=settings.held_out,
+            preprocess=settings.preprocess,
+            data_dir=settings.data_dir,
+        )
+        if settings.max_drop is not None and source.task is None:
+            raise ConfigError("needs labels, and the data hold none", where="--max-drop", mend="leave it out")
+    work = _Work(graph, settings, source, progress, verify_path(judged, source=model.name), notes=notes)
+    if settings.cache is not None:
+        work.cached = read_cache(settings.cache)
+    if source is not None:
+        work.size = _batch_size(work, source)
+    return work
+
+
+def _decided(
+    work: _Work, layers: tuple[Layer, ...]
+) -> tuple[Placement, list[Sensitivity], list[Layer], Agreement | None]:
+    """Settle which layers are INT8, by --max-drop if it was given, and judge the outcome on held-out samples."""
+    placement = work.place(layers)
+    scales = work.scales(placement)
+    settings, path = work.settings, work.graph.path
+    if work.source is None:
+        work.notes.append("no samples were given, so nothing tells how well the quantised network does")
+        return placement, [], [], None
+    judge = Judge(work.graph.proto, work.held_out, work.source.task, path)
+    most = settings.held_out
+
+    def agreement(chosen: Placement) -> Agreement:
+        return judge.agreement(work.model(chosen), lambda done: work.progress("judging", done, most))
+
+    found = agreement(placement)
+    drop = found.drop_points
+    too_much = settings.max_drop is not None and drop is not None and drop > settings.max_drop
+    ranking: list[Sensitivity] = []
+    if settings.sensitivity or too_much:
+        alone = Judge(work.graph.proto, work.first_samples, work.source.task, path)
+        ranking = rank(work.graph, placement, scales, alone, lambda i, n: work.progress("ranking layers", i, n))
+    if not too_much:
+        return placement, ranking, [], found
+    assert settings.max_drop is not None
+    worst = [next(layer for layer in layers if layer.name == entry.layer) for entry in ranking]
+    placement, kept, found = within_drop(
+        worst, settings.max_drop, found, lambda rest: work.place(tuple(x for x in layers if x in rest)), agreement
+    )
+    work.notes.append("--max-drop counted the drop on the same held-out samples that the score is of")
+    return placement, ranking, kept, found
+
+
+def _batch_size(work: _Work, source: Source) -> int:
+    """Choose how many samples run at once: so that their activations take about 128 MiB."""
+    first = next(iter(source.calibration(1)), None)
+    if first is None:
+        raise InputError(
+            "there is no sample to calibrate with, or fewer than the network's fixed batch", where="--data"
+        )
+    work.shapes = {name: array.shape for name, array in first.feed.items()}
+    fixed = next((port.batch for port in work.graph.ports if port.batch is not None), None)
+    if fixed is not None or work.settings.batch_size is not None:
+        return fixed or work.settings.batch_size or 1
+    fed = set(first.feed)
+    placement = work.place(tuple(work.graph.layers))
+    tensors = [name for name in placement.edges if name not in fed]
+    if not tensors:
+        return _LARGEST_BATCH
+    arrays = Runner(with_outputs(work.graph, tensors), work.graph.path).run(first.feed)
+    bytes_each = max(1, sum(array.nbytes for array in arrays) // max(first.count, 1))
+    return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // bytes_each))
+
+
+def _misses(settings: Settings, agreement: Agreement | None, compiled: CompileRecord | None) -> list[str]:
+    problems = []
+    drop = agreement.drop_points if agreement is not None else None
+    if settings.max_drop is not None and drop is not None and drop > settings.max_drop:
+        problems.append(f"the score drops by {drop:.2f} points, more than --max-drop {settings.max_drop:g}")
+    if compiled is not None and compiled.error is not None:
+        problems.append(f"{compiled.builder} cannot build it: {compiled.error}")
+    return problems
+
+
+def _file(path: Path) -> ModelFile:
+    return ModelFile(name=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if str(path.parent) else Path()

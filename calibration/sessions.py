@@ -1,0 +1,74 @@
+"""ONNX Runtime as calibration uses it: on the CPU, with activations as outputs, Q/DQ computed as written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from nm2trt.calibration.graph import Graph
+from nm2trt.errors import InputError
+
+Array = NDArray[Any]
+Feed = dict[str, Array]
+
+
+class Runner:
+    """One model, ready to run.
+
+    Args:
+        model: Serialised, or a proto.
+        where: For error lines.
+
+    Raises:
+        InputError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, model: bytes | onnx.ModelProto, where: object) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        # The CPU's INT8 kernels may saturate where TensorRT's do not, so Q/DQ stay what they say: rounding in float.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if threads := os.environ.get("OMP_NUM_THREADS", ""):
+            options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
+        content = model if isinstance(model, bytes) else model.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # onnxruntime's exception classes have no public base.
+            raise InputError(f"ONNX Runtime refuses the model: {_first_line(error)}", where=where) from error
+        self.outputs = [output.name for output in self._session.get_outputs()]
+        self._where = where
+
+    def run(self, feed: Feed) -> list[Array]:
+        """Run one batch; outputs in the graph's order.
+
+        Raises:
+            InputError: ONNX Runtime refuses the batch.
+        """
+        try:
+            found: list[Array] = self._session.run(None, feed)
+        except Exception as error:
+            raise InputError(f"ONNX Runtime cannot run the batch: {_first_line(error)}", where=self._where) from error
+        return found
+
+
+def with_outputs(graph: Graph, tensors: Sequence[str]) -> onnx.ModelProto:
+    """Return the float model with these tensors as its only outputs."""
+    import onnx_ir as ir
+
+    model = graph.fresh()
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(values[tensor] for tensor in tensors)
+    proto: onnx.ModelProto = ir.to_proto(model)
+    return proto
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
