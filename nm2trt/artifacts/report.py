@@ -1,19 +1,35 @@
-"""report.json: what `nm2trt profile` measured. Read by the HTML report and by whoever compares two reports."""
+"""report.json: what `nm2trt profile` measured. Read by the HTML report and by `nm2trt compare`."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.facts import Facts
 from nm2trt.artifacts.host import HostRecord
+from nm2trt.artifacts.ratio import Bound
+from nm2trt.artifacts.ratio import RatioRecord as RatioRecord
+from nm2trt.artifacts.report_layers import LayersRecord, LoadRecord, RooflineRecord
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 NOISY = 0.05
 """An A/A noise floor above this share hides gains of the size that sparsity brings."""
+
+LAUNCH_BOUND = 0.8
+"""Enqueueing that takes more than this share of the computing holds the device up."""
+
+CLOCK_SPREAD = 1.02
+"""A GPU clock that moved by more than this factor was not locked."""
+
+ArmName = Literal["dense", "control", "sparse", "sparse-again", "torch-eager", "torch-compiled"]
+"""dense: dense weights. control: the sparse weights with sparse kernels not allowed. sparse: the sparse weights with
+sparse kernels allowed (where the backend knows them). sparse-again: the same once more, the noise floor. torch-*: the
+network in PyTorch, for reference."""
+
+Finding = Literal["no-difference", "sparse-faster", "sparse-slower", "too-few-rounds", "unpaired"]
 
 
 class NetworkRecord(BaseModel):
@@ -21,17 +37,18 @@ class NetworkRecord(BaseModel):
 
     model_config = _FROZEN
 
-    kind: Literal["build", "onnx", "filled"]
-    """`filled`: the sparse network's own graph with the pruned weights filled in; for timing only."""
+    kind: Literal["build", "onnx", "filled", "trtexec", "table"]
+    """`filled`: the sparse network's own graph with the pruned weights filled in; for timing only. `trtexec` and
+    `table`: others' measurements; the network itself was not seen."""
     name: str
     """The file's or folder's own name, without the folders above it."""
     sha256: str
-    """Of the ONNX file; of the ONNX file that was filled."""
+    """Of the ONNX file; of the ONNX file that was filled; of the first file of a measurement."""
     method: str | None = None
     pattern: str | None = None
     model: str | None = None
-    zero_share: float
-    """Share of zeros among the weights of convolutions and matrix products, 0 to 1."""
+    zero_share: float | None
+    """Share of zeros among the weights of convolutions and matrix products, 0 to 1; None where they were not seen."""
     note: str = ""
 
 
@@ -40,9 +57,10 @@ class RunnerRecord(BaseModel):
 
     model_config = _FROZEN
 
-    backend: Literal["onnxruntime", "tensorrt"]
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "torch", "trtexec", "table"]
     version: str
     provider: str
+    """Execution provider, GPU, or who measured."""
     threads: int | None
     settings: dict[str, str]
     clock: str
@@ -63,14 +81,27 @@ class ProtocolRecord(BaseModel):
     seed: int
     confidence: float
     resamples: int
+    rebuilds: int = 1
+    """How many times every arm was built (or opened) anew and timed."""
 
 
-class ArmRecord(BaseModel):
-    """One arm at one batch size; latencies of single calls."""
+class SpreadRecord(BaseModel):
+    """Latencies of single calls in ms."""
 
     model_config = _FROZEN
 
-    name: Literal["dense", "sparse", "sparse-again"]
+    calls: int
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+class ArmRecord(BaseModel):
+    """One arm at one batch size; latencies of single calls, inputs and outputs on the device."""
+
+    model_config = _FROZEN
+
+    name: ArmName
     calls: int
     median_ms: float
     p90_ms: float
@@ -81,16 +112,42 @@ class ArmRecord(BaseModel):
     """Samples per second: batch over mean latency."""
     quantiles_ms: tuple[float, ...]
     """Latency at 0, 1, ... 100 % of the calls."""
+    with_transfers: SpreadRecord | None = None
+    """Copies to the device and back included; None where there is nothing to copy."""
+    enqueue_ms: float | None = None
+    """Median time the host needs to launch a call; None on backends that do not enqueue."""
+    memory_bytes: int | None = None
+    """Device memory of weights and working space, where the backend tells."""
 
 
-class RatioRecord(BaseModel):
-    """Ratio of two arms' latencies: median over rounds of the paired ratio, with its bootstrap interval."""
+class ContrastRecord(BaseModel):
+    """Two arms against each other, beside the main pair."""
 
     model_config = _FROZEN
 
-    value: float
-    low: float
-    high: float
+    over: ArmName
+    under: ArmName
+    ratio: RatioRecord
+    finding: Finding
+    sentence: str
+
+
+class DeviceState(BaseModel):
+    """Clocks and load at one moment; None where the device does not tell."""
+
+    model_config = _FROZEN
+
+    device: str
+    clock_sm_mhz: int | None = None
+    clock_sm_max_mhz: int | None = None
+    clock_memory_mhz: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    memory_used_bytes: int | None = None
+    throttle_reasons: tuple[str, ...] = ()
+    cpu_load: float | None = None
+    """Processes that wanted a CPU over the last minute, for measurements on the host."""
 
 
 class BatchRecord(BaseModel):
@@ -100,25 +157,39 @@ class BatchRecord(BaseModel):
 
     batch: int
     rounds: int
+    """0: the arms were timed one after the other by somebody else."""
     calls_per_round: int
     warmup_s: float
     steady: bool
     """Warm-up ended because latencies were steady, not because its time was up."""
+    baseline: ArmName = "dense"
+    """What the sparse arm is held against."""
     arms: tuple[ArmRecord, ...]
     ratio: RatioRecord
-    """Dense over sparse: above 1, the sparse arm took less time."""
+    """Baseline over sparse: above 1, the sparse arm took less time."""
     noise: RatioRecord
     """Sparse-again over sparse: the same network twice, so whatever is not 1 here is noise."""
-    noise_floor: float
-    """The farthest that `noise` reaches from 1, as a share: 0.021 is 2.1 %."""
-    finding: Literal["no-difference", "sparse-faster", "sparse-slower", "too-few-rounds"]
+    noise_floor: Bound
+    """The farthest that `noise` reaches from 1, as a share: 0.021 is 2.1 %; null: unknown."""
+    finding: Finding
     sentence: str
+    build_ratios: tuple[RatioRecord, ...] = ()
+    """One for each time the arms were built anew, where that was more than once."""
+    contrasts: tuple[ContrastRecord, ...] = ()
+    tuned_for: int | None = None
+    """Batch that the engines were tuned for; None where the backend does not tune."""
+    device_before: DeviceState | None = None
+    device_after: DeviceState | None = None
+
+    def arm(self, name: str) -> ArmRecord | None:
+        """Find an arm; None where it was not timed."""
+        return next((arm for arm in self.arms if arm.name == name), None)
 
 
 class ReportDocument(Document):
     """Written by `nm2trt profile`."""
 
-    SCHEMA: ClassVar[str] = "nm2trt.report/1"
+    SCHEMA: ClassVar[str] = "nm2trt.report/2"
     FILE: ClassVar[str] = "report.json"
 
     sparse: NetworkRecord
@@ -129,22 +200,77 @@ class ReportDocument(Document):
     """Which backend was asked for and why this one ran."""
     protocol: ProtocolRecord
     batches: list[BatchRecord]
+    layers: LayersRecord | None = None
+    roofline: RooflineRecord | None = None
+    load: LoadRecord | None = None
     headline: str
     facts: Facts
+    notes: tuple[str, ...] = ()
+    """What a reader must know and no figure says: arms that could not run, defaults of others' tools."""
     command: str
     """Repeats the measurement, with names in place of this machine's folders."""
     host: HostRecord
 
     def remarks(self) -> list[str]:
         """What a reader must know before trusting the numbers, in sentences; often empty."""
-        remarks = []
-        noisy = [str(batch.batch) for batch in self.batches if batch.noise_floor > NOISY]
-        if noisy:
-            remarks.append(
-                f"The same network differed from itself by more than {100 * NOISY:.0f} % at batch {', '.join(noisy)}: "
-                "the machine was busy or its clocks moved. Measure on an idle machine, or raise --duration."
-            )
-        unsteady = [str(batch.batch) for batch in self.batches if not batch.steady]
-        if unsteady:
-            remarks.append(f"Latencies were not yet steady when warm-up ended at batch {', '.join(unsteady)}.")
-        return remarks
+        return [*_timing_remarks(self.batches), *_device_remarks(self.batches), *self.notes]
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON Schema (draft 2020-12) of report.json."""
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **cls.model_json_schema(by_alias=True, mode="serialization"),
+            "title": cls.SCHEMA,
+        }
+
+
+def _timing_remarks(batches: list[BatchRecord]) -> list[str]:
+    remarks = []
+    noisy = [str(one.batch) for one in batches if one.rounds and one.noise_floor > NOISY]
+    if noisy:
+        remarks.append(
+            f"The same network differed from itself by more than {100 * NOISY:.0f} % at batch {', '.join(noisy)}: "
+            "the machine was busy or its clocks moved. Measure on an idle machine, or raise --duration."
+        )
+    unsteady = [str(one.batch) for one in batches if not one.steady]
+    if unsteady:
+        remarks.append(f"Latencies were not yet steady when warm-up ended at batch {', '.join(unsteady)}.")
+    foreign = [one for one in batches if one.tuned_for is not None and one.tuned_for != one.batch]
+    if foreign:
+        remarks.append(
+            f"The engines were tuned for batch {foreign[0].tuned_for}, so batch "
+            f"{', '.join(str(one.batch) for one in foreign)} was not measured on engines tuned for it: kernels, sparse "
+            "ones too, were chosen for another size. Export once more with --batch MIN:OPT:MAX and that batch as OPT."
+        )
+    bound = [
+        str(one.batch)
+        for one in batches
+        for arm in one.arms
+        if arm.name == "sparse" and arm.enqueue_ms is not None and arm.enqueue_ms > LAUNCH_BOUND * arm.median_ms
+    ]
+    if bound:
+        remarks.append(
+            f"Launching took more than {100 * LAUNCH_BOUND:.0f} % of the computing at batch {', '.join(bound)}: the "
+            "host held the device up, and faster kernels cannot show. Use CUDA graphs or a larger batch."
+        )
+    return remarks
+
+
+def _device_remarks(batches: list[BatchRecord]) -> list[str]:
+    states = [state for one in batches for state in (one.device_before, one.device_after) if state is not None]
+    remarks = []
+    clocks = [state.clock_sm_mhz for state in states if state.clock_sm_mhz]
+    if clocks and max(clocks) > CLOCK_SPREAD * min(clocks):
+        remarks.append(
+            f"The GPU's clock moved between {min(clocks)} and {max(clocks)} MHz. Lock it (nvidia-smi -lgc) and measure "
+            "again: a sparse engine draws less power, so a moving clock can pass for a gain or hide one."
+        )
+    held = sorted({reason for state in states for reason in state.throttle_reasons})
+    if held:
+        remarks.append(f"The GPU held its clock down during the measurement: {', '.join(held)}.")
+    loads = [state.cpu_load for state in states if state.cpu_load is not None]
+    cpus = next((state.device for state in states if state.cpu_load is not None), "")
+    if loads and loads[0] > 1.5:
+        remarks.append(f"{cpus} was busy when the measurement began: {loads[0]:.1f} processes wanted a CPU.")
+    return remarks

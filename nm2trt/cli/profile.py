@@ -90,7 +90,7 @@ class _Progress:
         columns = (*Progress.get_default_columns(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("measuring", total=total)
-        self._batch = 0
+        self._what = ""
         self._done = -1
 
     def __enter__(self) -> _Progress:
@@ -100,11 +100,11 @@ class _Progress:
     def __exit__(self, *_error: object) -> None:
         self._bar.stop()
 
-    def update(self, batch: int, share: float) -> None:
-        if batch != self._batch:
-            self._batch = batch
+    def update(self, what: str, share: float) -> None:
+        if what != self._what:
+            self._what = what
             self._done += 1
-        self._bar.update(self._task, completed=self._done + share, description=f"batch {batch}")
+        self._bar.update(self._task, completed=self._done + share, description=what)
 
 
 def _show(report: ReportDocument, output: Path) -> None:
@@ -137,7 +137,7 @@ def _table(batch: BatchRecord) -> Table:
     from rich import box
     from rich.table import Table
 
-    from nm2trt.report.sections import ARM_COLUMNS, arm_cells
+    from nm2trt.report.latency_section import ARM_COLUMNS, arm_cells
 
     table = Table(box=box.SIMPLE_HEAD, title=f"batch {batch.batch}", title_justify="left")
     name, *figures = ARM_COLUMNS

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nm2trt.errors import ConfigError
 
-Backend = Literal["auto", "onnxruntime", "tensorrt"]
+Backend = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 _MAX_BATCH = 65536
 
@@ -19,11 +20,52 @@ class ProfileConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: Backend = "auto"
+    provider: Provider = "auto"
+    """Execution provider of ONNX Runtime."""
     batches: tuple[int, ...] = (1, 8, 32)
     """Batch sizes, measured one after another."""
     duration_s: float = Field(default=6.0, gt=0, le=3600, allow_inf_nan=False)
     """Seconds of measuring per batch size."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    rebuilds: int = Field(default=1, ge=1, le=100)
+    """How many builds of each arm are timed."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    """Whole shapes of inputs with dynamic dimensions; the first number gives way to the batch."""
+    layers: bool = True
+    """Time every layer in a run of its own."""
+    streams: int = Field(default=0, ge=0, le=1024)
+    """Concurrent streams of the measurement under load; 0 leaves it out."""
+    rates: tuple[float, ...] = ()
+    """Requests a second; none: shares of the capacity that is measured first."""
+    trust: bool = False
+    """Load plans that the manifest does not vouch for; the user made them."""
+
+    @field_validator("shapes", mode="before")
+    @classmethod
+    def _parse_shapes(cls, value: Any) -> Any:
+        """Take `("x=1x3x224x224", ...)` apart."""
+        if isinstance(value, dict):
+            return value
+        shapes: dict[str, tuple[int, ...]] = {}
+        for entry in value:
+            name, equals, sizes = str(entry).rpartition("=")
+            parts = sizes.lower().split("x")
+            if not equals or not name or not all(_is_size(part) for part in parts):
+                raise ValueError(f"{entry!r}: write INPUT=1x3x224x224, positive whole numbers")
+            shapes[name] = tuple(int(part) for part in parts)
+        return shapes
+
+    @field_validator("rates", mode="before")
+    @classmethod
+    def _parse_rates(cls, value: Any) -> Any:
+        """Take `50,100` apart."""
+        if not isinstance(value, str):
+            return value
+        entries = [entry.strip() for entry in value.split(",") if entry.strip()]
+        wrong = [repr(entry) for entry in entries if not _is_rate(entry)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: each must be a number of requests a second above 0")
+        return tuple(dict.fromkeys(float(entry) for entry in entries))
 
     @field_validator("batches", mode="before")
     @classmethod
@@ -32,17 +74,24 @@ class ProfileConfig(BaseModel):
         if not isinstance(value, str):
             return value
         entries = [entry.strip() for entry in value.split(",")]
-        wrong = [
-            repr(entry)
-            for entry in entries
-            if not (entry.isascii() and entry.isdigit() and 0 < int(entry[:9]) <= _MAX_BATCH and len(entry) <= 9)
-        ]
+        wrong = [repr(entry) for entry in entries if not _is_size(entry) or int(entry) > _MAX_BATCH]
         if wrong:
             raise ValueError(f"{', '.join(wrong)}: each must be a whole number from 1 to {_MAX_BATCH}")
         return tuple(dict.fromkeys(int(entry) for entry in entries))
 
 
-_OPTION = {"batches": "--batch", "duration_s": "--duration"}
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1e9
+    except ValueError:
+        return False
+
+
+_OPTION = {"batches": "--batch", "duration_s": "--duration", "shapes": "--shape", "rates": "--rate"}
 
 
 def profile_config(**options: Any) -> ProfileConfig:

@@ -1,56 +1,38 @@
-"""Dense against sparse on one backend: the arms, the measurement, the document."""
+"""Dense against sparse on one backend: opens the arms, times them, looks below, and hands over to the document."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from importlib import util
 from pathlib import Path
-from typing import Literal
 
-from nm2trt.artifacts import (
-    BatchRecord,
-    Fact,
-    Facts,
-    FactState,
-    NetworkRecord,
-    ProtocolRecord,
-    ReportDocument,
-    RunnerRecord,
-    host_record,
-)
-from nm2trt.errors import MachineError
+import numpy as np
+
+from nm2trt.artifacts import ReportDocument, RunnerRecord
+from nm2trt.artifacts.report import ArmName, DeviceState
+from nm2trt.errors import ConfigError
 from nm2trt.profile import statistics
+from nm2trt.profile.arms import Lineup, choose_backend, lineup, with_reference
 from nm2trt.profile.config import ProfileConfig
-from nm2trt.profile.graph import check_same_graph, fill_pruned, precision_of, zero_share
-from nm2trt.profile.measure import measure
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner, best_device
+from nm2trt.profile.device_state import cpu_state, gpu_state
+from nm2trt.profile.document import ArmExtras, BatchMeasurement, Found, document
+from nm2trt.profile.graph import check_same_graph, fill_pruned, zero_share
+from nm2trt.profile.layers import layer_tables
+from nm2trt.profile.load import measure_load
+from nm2trt.profile.measure import LONGEST_SHARE, measure
+from nm2trt.profile.roofline import measured_roofline
 from nm2trt.profile.runner import Runner
 from nm2trt.profile.source import Source, read_source
 
-Arm = Literal["dense", "sparse", "sparse-again"]
-ARMS: tuple[Arm, ...] = ("dense", "sparse", "sparse-again")
+Progress = Callable[[str, float], None]
 
 _FILLED_NOTE = (
     "No dense-trained network was given: the sparse network's zeros were filled with draws from the same layer's "
     "non-zeros. Good for timing only; its outputs mean nothing."
 )
-
-
-def choose_backend(wanted: str) -> tuple[Literal["onnxruntime"], str]:
-    """Return the backend that will run and the reason in words.
-
-    Raises:
-        MachineError: TensorRT was asked for; the line says what is missing.
-    """
-    missing = _missing_for_tensorrt()
-    if wanted == "tensorrt":
-        raise MachineError(f"--backend tensorrt: {missing}", mend="use --backend onnxruntime")
-    if wanted == "onnxruntime":
-        return "onnxruntime", "onnxruntime was asked for"
-    return "onnxruntime", f"auto picked onnxruntime: for TensorRT {missing}"
+_EXTRA_CALLS = 30
+_CPU = "CPUExecutionProvider"
 
 
 def profile(
@@ -58,158 +40,174 @@ def profile(
     config: ProfileConfig,
     *,
     dense: Path | None = None,
-    progress: Callable[[int, float], None] = lambda _batch, _share: None,
+    reference: Path | None = None,
+    progress: Progress = lambda _what, _share: None,
 ) -> ReportDocument:
     """Time a sparse-trained network against a dense one.
 
     Args:
         sparse: Build folder or ONNX file of the sparse-trained network.
-        config: Backend, batch sizes, duration, seed.
-        dense: Same of the dense-trained network; None fills the sparse network's zeros instead.
-        progress: Called with (batch size, share of it done).
+        config: Backend, batch sizes, duration, seed, and what else to measure.
+        dense: Same of the dense-trained network. None: on ONNX Runtime the sparse network's zeros are filled instead;
+            on TensorRT the sparse weights without the flag are the baseline.
+        reference: Run folder whose module is timed in PyTorch beside the others.
+        progress: Called with (what is measured, share of it done).
 
     Raises:
+        ConfigError: The duration is too short for an interval.
         InputError: An input cannot be read, the two are not the same graph, or a batch does not fit.
         MachineError: The backend is not on this machine.
     """
-    _, choice = choose_backend(config.backend)
     sparse_source = read_source(sparse)
-    dense_source = _dense_source(sparse_source, dense, seed=config.seed)
-    device = best_device()
-    models = {"dense": dense_source.model, "sparse": sparse_source.model, "sparse-again": sparse_source.model}
-    names = {"dense": dense_source.record.name, "sparse": sparse_source.record.name}
-    with ExitStack() as stack:
-        runners: dict[str, Runner] = {}
-        for arm in ARMS:
-            runners[arm] = OnnxRuntimeRunner(models[arm], name=names.get(arm, names["sparse"]), device=device)
-            stack.callback(runners[arm].close)
-        record = runners["sparse"].record
-        for batch in config.batches:
-            # Every batch is tried before any is timed, so that a wrong one costs no minutes.
-            for runner in runners.values():
-                runner.prepare(batch)
-        batches = [_measure_batch(runners, batch, config, record, partial(progress, batch)) for batch in config.batches]
-    return _document(sparse_source, dense_source, config, choice, record, batches, with_dense=dense is not None)
+    backend, choice = choose_backend(config.backend, sparse_source)
+    dense_source = _dense_source(sparse_source, dense, fill=backend == "onnxruntime", seed=config.seed)
+    arms = lineup(backend, sparse_source, dense_source, config)
+    if reference is not None:
+        arms = with_reference(arms, reference, config)
+    found = _measure(arms, config, progress)
+    return document(
+        found,
+        arms,
+        config,
+        sparse_source,
+        dense_source,
+        choice=choice,
+        dense_given=dense is not None,
+        reference=reference,
+    )
 
 
-def _missing_for_tensorrt() -> str:
-    if util.find_spec("tensorrt") is None:
-        return "the package tensorrt is not installed (pip install 'nm2trt[tensorrt]', on a machine with an NVIDIA GPU)"
-    return "this version of nm2trt has no runner yet"
+def _dense_source(sparse: Source, dense: Path | None, *, fill: bool, seed: int) -> Source | None:
+    if dense is not None:
+        source = read_source(dense)
+        check_same_graph(source.model, sparse.model, where=f"{dense} and {sparse.record.name}")
+        return source
+    if not fill:
+        return None
+    model = fill_pruned(sparse.model, seed=seed)
+    changes = {
+        "kind": "filled",
+        "note": _FILLED_NOTE,
+        "zero_share": zero_share(model),
+        "method": None,
+        "pattern": None,
+    }
+    return Source(path=sparse.path, model=model, record=sparse.record.model_copy(update=changes), build=None)
 
 
-def _dense_source(sparse: Source, dense: Path | None, *, seed: int) -> Source:
-    if dense is None:
-        model = fill_pruned(sparse.model, seed=seed)
-        record = sparse.record.model_copy(
-            update={
-                "kind": "filled",
-                "note": _FILLED_NOTE,
-                "zero_share": zero_share(model),
-                "method": None,
-                "pattern": None,
-            }
+def _measure(arms: Lineup, config: ProfileConfig, progress: Progress) -> Found:
+    batches: dict[int, list[BatchMeasurement]] = {batch: [] for batch in config.batches}
+    found: Found | None = None
+    for build in range(config.rebuilds):
+        with ExitStack() as stack:
+            runners: dict[ArmName, Runner] = {}
+            for name, opener in arms.openers.items():
+                runners[name] = opener(build)
+                stack.callback(runners[name].close)
+            record = _try_all(runners, config)
+            for batch in config.batches:
+                count = f", build {build + 1} of {config.rebuilds}" if config.rebuilds > 1 else ""
+                watch = partial(progress, f"batch {batch}{count}")
+                batches[batch].append(_measure_batch(runners, record, batch, config, watch))
+            if build == config.rebuilds - 1:
+                found = _look_below(runners, record, arms, config, batches, progress)
+    if found is None:
+        raise ValueError("no build was measured")
+    return found
+
+
+def _try_all(runners: Mapping[ArmName, Runner], config: ProfileConfig) -> RunnerRecord:
+    """Try every batch before any is timed, so that a wrong one, or too short a time for one, costs no minutes.
+
+    Raises:
+        ConfigError: The slowest batch cannot make enough rounds in its time.
+    """
+    needed_s = {}
+    for batch in config.batches:
+        round_ms = 0.0
+        for runner in runners.values():
+            runner.prepare(batch)
+            round_ms += min(runner.run_once() for _ in range(3))
+        # Each arm of a round makes an untimed call and at least one that counts.
+        needed_s[batch] = 2 * round_ms / 1000 * statistics.MIN_ROUNDS / LONGEST_SHARE
+    worst = max(needed_s, key=lambda batch: needed_s[batch])
+    if needed_s[worst] > config.duration_s:
+        raise ConfigError(
+            f"--duration {config.duration_s:g} is too short: at batch {worst} it holds fewer than the "
+            f"{statistics.MIN_ROUNDS} rounds that an interval needs",
+            mend=f"use --duration {np.ceil(1.2 * needed_s[worst]):g}, or a smaller --batch",
         )
-        return Source(model=model, record=record, build=None)
-    source = read_source(dense)
-    check_same_graph(source.model, sparse.model, where=f"{dense} and {sparse.record.name}")
-    return source
+    return runners["sparse"].record
 
 
 def _measure_batch(
-    runners: dict[str, Runner],
+    runners: Mapping[ArmName, Runner],
+    record: RunnerRecord,
     batch: int,
     config: ProfileConfig,
-    record: RunnerRecord,
     progress: Callable[[float], None],
-) -> BatchRecord:
+) -> BatchMeasurement:
     for runner in runners.values():
         runner.prepare(batch)
+    before = _state(record)
     measured = measure(runners, duration_s=config.duration_s, seed=config.seed, progress=progress)
-    timings = measured.latency_ms
-    comparison = statistics.compare(timings["dense"], timings["sparse"], timings["sparse-again"], seed=config.seed)
-    return BatchRecord(
-        batch=batch,
-        rounds=measured.rounds,
-        calls_per_round=measured.calls_per_round,
-        warmup_s=measured.warmup_s,
-        steady=measured.steady,
-        arms=tuple(statistics.summarise(arm, timings[arm], batch=batch) for arm in ARMS),
-        ratio=comparison.ratio,
-        noise=comparison.noise,
-        noise_floor=comparison.noise_floor,
-        finding=comparison.finding,
-        sentence=statistics.sentence(comparison, rounds=measured.rounds, sparse_kernels=record.sparse_kernels),
+    after = _state(record)
+    extras = {name: _extras(runner) for name, runner in runners.items()}
+    return BatchMeasurement(measured=measured, extras=extras, before=before, after=after)
+
+
+def _extras(runner: Runner) -> ArmExtras:
+    """Transfers and launches, in calls of their own: their clocks would disturb the paired rounds."""
+    transfers = [runner.run_with_transfers() for _ in range(_EXTRA_CALLS if runner.run_with_transfers() else 0)]
+    launches = []
+    if runner.enqueue_ms() is not None:
+        for _ in range(_EXTRA_CALLS):
+            runner.run_once()
+            launches.append(runner.enqueue_ms() or 0.0)
+    timed = np.array([one for one in transfers if one is not None], dtype=np.float64)
+    return ArmExtras(
+        with_transfers=statistics.spread(timed) if timed.size else None,
+        enqueue_ms=float(np.median(launches)) if launches else None,
+        memory_bytes=runner.memory_bytes(),
     )
 
 
-def _document(
-    sparse: Source,
-    dense: Source,
-    config: ProfileConfig,
-    choice: str,
+def _look_below(
+    runners: Mapping[ArmName, Runner],
     record: RunnerRecord,
-    batches: list[BatchRecord],
-    *,
-    with_dense: bool,
-) -> ReportDocument:
-    headline = statistics.headline(
-        {one.batch: one.sentence for one in batches},
-        {one.batch: one.noise_floor for one in batches},
-        {one.batch: one.finding for one in batches},
-    )
-    return ReportDocument(
-        sparse=sparse.record,
-        dense=dense.record,
-        precision=precision_of(sparse.model),
-        runner=record,
-        backend_choice=choice,
-        protocol=ProtocolRecord(
-            duration_s=config.duration_s,
-            seed=config.seed,
-            confidence=statistics.CONFIDENCE,
-            resamples=statistics.RESAMPLES,
-        ),
+    arms: Lineup,
+    config: ProfileConfig,
+    batches: dict[int, list[BatchMeasurement]],
+    progress: Progress,
+) -> Found:
+    batch = max(config.batches)
+    pair = {name: runners[name] for name in (arms.baseline, "sparse")}
+    if config.layers or config.streams:
+        for runner in runners.values():
+            runner.prepare(batch)
+    tables = layer_tables(pair, seed=config.seed, progress=partial(progress, "layers")) if config.layers else {}
+    roofline = measured_roofline() if tables and record.provider == _CPU else None
+    load = None
+    if config.streams:
+        load = measure_load(pair, config, batch=batch, progress=partial(progress, f"load, {config.streams} streams"))
+    return Found(
+        record=record,
         batches=batches,
-        headline=headline,
-        facts=facts(sparse, record, headline),
-        command=_command(sparse.record, dense.record if with_dense else None, config),
-        host=host_record(),
+        layers=tables,
+        layers_batch=batch,
+        roofline=roofline,
+        multiprocessors=_multiprocessors(record),
+        load=load,
     )
 
 
-def facts(sparse: Source, record: RunnerRecord, headline: str) -> Facts:
-    """State the four facts: the first two as the build proved them, the others as observed in this run."""
-    unjudged = Fact(
-        state=FactState.UNKNOWN,
-        evidence="a bare ONNX file was profiled and nothing judged it here; nm2trt verify does",
-    )
-    known = sparse.build.facts if sparse.build else None
-    where = f"ONNX Runtime {record.version}, {record.provider}"
-    if record.sparse_kernels is False:
-        chosen = Fact(
-            state=FactState.DISPROVED,
-            evidence=f"in this run ({where}): no 2:4 kernels exist there, so none ran; "
-            "TensorRT's choice was not observed",
-        )
-    else:
-        chosen = Fact(state=FactState.UNKNOWN, evidence=f"in this run ({where}): the kernels that ran are not reported")
-    faster = Fact(
-        state=FactState.UNKNOWN,
-        evidence=f"a gain from sparsity cannot show in this run ({where}). Measured: {headline}",
-    )
-    return Facts(
-        legal=known.legal if known else unjudged,
-        eligible=known.eligible if known else unjudged,
-        chosen=chosen,
-        faster=faster,
-    )
+def _multiprocessors(record: RunnerRecord) -> int | None:
+    if record.provider == _CPU:
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).multi_processor_count) if torch.cuda.is_available() else None
 
 
-def _command(sparse: NetworkRecord, dense: NetworkRecord | None, config: ProfileConfig) -> str:
-    words = ["nm2trt", "profile", sparse.name]
-    if dense is not None:
-        words += ["--dense", dense.name]
-    words += ["--backend", "onnxruntime", "--batch", ",".join(map(str, config.batches))]
-    words += ["--duration", f"{config.duration_s:g}", "--seed", str(config.seed), "-o", "report"]
-    return shlex.join(words)
+def _state(record: RunnerRecord) -> DeviceState | None:
+    return cpu_state() if record.provider == _CPU else gpu_state()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nm2trt.artifacts.report import ArmName
 from nm2trt.profile.runner import Runner
 from nm2trt.profile.statistics import MIN_ROUNDS, Timings
 
@@ -18,7 +19,7 @@ _STEADY = 0.02
 _WARMUP_LIMIT_S = 4.0
 _WARMUP_MIN_CALLS = 2
 _AIM_ROUNDS = 100
-_OVERTIME = 3.0
+LONGEST_SHARE = 3.0
 """A slow network gets up to this many times its budget to reach `MIN_ROUNDS`."""
 
 
@@ -26,7 +27,7 @@ _OVERTIME = 3.0
 class Measurement:
     """Timings of all arms at one batch size, paired by round."""
 
-    latency_ms: dict[str, Timings]
+    latency_ms: dict[ArmName, Timings]
     """Arm -> milliseconds, rounds by calls."""
     warmup_s: float
     steady: bool
@@ -43,7 +44,7 @@ class Measurement:
 
 
 def measure(
-    runners: Mapping[str, Runner],
+    runners: Mapping[ArmName, Runner],
     *,
     duration_s: float,
     seed: int,
@@ -70,7 +71,7 @@ def measure(
     calls = max(1, int(duration_s / (_AIM_ROUNDS * max(round_s, 1e-9))) - 1)
     rng = np.random.default_rng(seed)
     names = list(runners)
-    rows: dict[str, list[list[float]]] = {name: [] for name in names}
+    rows: dict[ArmName, list[list[float]]] = {name: [] for name in names}
     started = clock()
     while True:
         for index in rng.permutation(len(names)):
@@ -79,17 +80,17 @@ def measure(
             rows[names[index]].append([runner.run_once() for _ in range(calls)])
         spent_s, done = clock() - started, len(rows[names[0]])
         progress(min(1.0, max(spent_s / duration_s, 0.0)))
-        if spent_s >= _OVERTIME * duration_s or (spent_s >= duration_s and done >= MIN_ROUNDS):
+        if spent_s >= LONGEST_SHARE * duration_s or (spent_s >= duration_s and done >= MIN_ROUNDS):
             break
     latency_ms = {name: np.asarray(values, dtype=np.float64) for name, values in rows.items()}
     return Measurement(latency_ms=latency_ms, warmup_s=warmup_s, steady=steady)
 
 
 def _warm_up(
-    runners: Mapping[str, Runner], *, limit_s: float, clock: Callable[[], float]
-) -> tuple[dict[str, float], bool]:
+    runners: Mapping[ArmName, Runner], *, limit_s: float, clock: Callable[[], float]
+) -> tuple[dict[ArmName, float], bool]:
     """Run all arms in turn until each is steady or the limit is reached; returns the median of their last calls."""
-    last: dict[str, deque[float]] = {name: deque(maxlen=2 * _WINDOW) for name in runners}
+    last: dict[ArmName, deque[float]] = {name: deque(maxlen=2 * _WINDOW) for name in runners}
     started = clock()
     calls = 0
     steady = False

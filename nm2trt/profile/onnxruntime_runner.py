@@ -1,18 +1,25 @@
-"""Runs an ONNX network on ONNX Runtime: CPU, or CUDA where its provider can be loaded."""
+"""Runs an ONNX network on ONNX Runtime: CPU, or CUDA and TensorRT where their providers can be loaded."""
 
 from __future__ import annotations
 
 import ctypes
+import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from nm2trt.artifacts import RunnerRecord
 from nm2trt.artifacts.host import available_cpus
-from nm2trt.errors import InputError
+from nm2trt.errors import InputError, MachineError
+from nm2trt.profile.graph import precision_of
+from nm2trt.profile.onnxruntime_layers import OnnxRuntimeLayers
 
 _CPU_NOTE = (
     "ONNX Runtime's CPU provider has no 2:4 kernels: it multiplies stored zeros like any other value, "
@@ -22,24 +29,54 @@ _CUDA_NOTE = (
     "ONNX Runtime's CUDA provider is not known to use 2:4 kernels and does not report which kernels ran, "
     "so no difference measured here can be put down to sparsity."
 )
+_TENSORRT_NOTE = (
+    "TensorRT's execution provider may pick 2:4 kernels where it is allowed to, but does not report which kernels ran: "
+    "only a build of `nm2trt export --builder tensorrt` shows whether a sparse kernel was chosen."
+)
+_NOTES = {"cpu": _CPU_NOTE, "cuda": _CUDA_NOTE, "tensorrt": _TENSORRT_NOTE}
+_SESSION = {"session.intra_op.allow_spinning": "0", "session.set_denormal_as_zero": "1"}
+_FLOATS: dict[str, Any] = {"float": np.float32, "double": np.float64, "float16": np.float16}
 _QUIET = 3
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 
 
 def best_device() -> str:
     """`cuda` where ONNX Runtime can open its CUDA provider, else `cpu`."""
-    if _PROVIDERS["cuda"] not in ort.get_available_providers() or not _has_driver():
-        return "cpu"
+    return "cuda" if not _why_not("cuda") else "cpu"
+
+
+def require_device(device: str) -> None:
+    """Check that a provider can be opened.
+
+    Raises:
+        MachineError: It cannot; the line says why.
+    """
+    reason = "" if device == "cpu" else _why_not(device)
+    if reason:
+        raise MachineError(
+            f"ONNX Runtime cannot open {_PROVIDERS[device]}: {reason}", where="--provider", mend="use --provider cpu"
+        )
+
+
+def _why_not(device: str) -> str:
+    if _PROVIDERS[device] not in ort.get_available_providers():
+        return "this onnxruntime was built without it"
+    if not _has_driver():
+        return "no NVIDIA driver here"
     # Listed only means compiled in. The libraries it needs come with torch's wheels; loading them first lets it open.
     ort.preload_dlls()
     tensor, result = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [tensor], [result])
     probe = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     try:
-        session = ort.InferenceSession(probe.SerializeToString(), providers=[_PROVIDERS["cuda"], _PROVIDERS["cpu"]])
-    except Exception:  # noqa: BLE001 -- whatever the driver or the loader says, it does not open
-        return "cpu"
-    return "cuda" if _PROVIDERS["cuda"] in session.get_providers() else "cpu"
+        session = ort.InferenceSession(probe.SerializeToString(), providers=[_PROVIDERS[device], _PROVIDERS["cpu"]])
+    except Exception as error:  # noqa: BLE001 -- whatever the driver or the loader says, it does not open
+        return _one_line(error)
+    return "" if _PROVIDERS[device] in session.get_providers() else "its libraries or the GPU are missing"
 
 
 def _has_driver() -> bool:
@@ -57,60 +94,95 @@ class OnnxRuntimeRunner:
     """One session with fixed threads and inputs bound on its device.
 
     Args:
-        model: The network; read once, not kept.
+        model: The network; kept only for the profiler's own session.
         name: Names it in errors.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, or `tensorrt` (TensorRT's execution provider, CUDA for what it leaves).
         seed: Of the input values.
+        sparsity: With `tensorrt`, whether sparse kernels are allowed (`trt_sparsity_enable`).
+        shapes: Whole shapes of inputs with dynamic dimensions besides the batch.
 
     Raises:
         InputError: ONNX Runtime cannot open the network.
     """
 
-    def __init__(self, model: onnx.ModelProto, *, name: str, device: str = "cpu", seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        name: str,
+        device: str = "cpu",
+        seed: int = 0,
+        sparsity: bool = False,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        self._model = model
         self._name = name
-        self._device = device
+        self._provider = device
+        self._device = "cpu" if device == "cpu" else "cuda"
         self._seed = seed
+        self._sparsity = sparsity
+        self._given = dict(shapes or {})
         self._threads = available_cpus()
-        self._settings = {
-            "session.intra_op.allow_spinning": "0",
-            "session.set_denormal_as_zero": "1",
-        }
+        self._session: Any = self._open()
+        self._binding: Any = None
+        self._feed: dict[str, NDArray[Any]] = {}
+        self._values: dict[str, Any] = {}
+        self._batch = 0
+
+    def _open(self, profile_prefix: str = "") -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _QUIET
-        for key, value in self._settings.items():
+        if profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        for key, value in _SESSION.items():
             options.add_session_config_entry(key, value)
-        providers = [_PROVIDERS[device]] + ([_PROVIDERS["cpu"]] if device != "cpu" else [])
         try:
-            self._session: Any = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+            return ort.InferenceSession(self._model.SerializeToString(), options, providers=self._providers())
         except Exception as error:  # noqa: BLE001 -- onnxruntime's exceptions share no public base
             raise InputError(
-                f"ONNX Runtime cannot open it: {_one_line(error)}", where=name, mend="check it with onnx.checker"
+                f"ONNX Runtime cannot open it: {_one_line(error)}", where=self._name, mend="check it with onnx.checker"
             ) from None
-        self._binding: Any = None
+
+    def _providers(self) -> list[Any]:
+        if self._provider == "cpu":
+            return [_PROVIDERS["cpu"]]
+        if self._provider == "cuda":
+            return [_PROVIDERS["cuda"], _PROVIDERS["cpu"]]
+        kinds = precision_of(self._model)
+        tensorrt = {
+            "trt_sparsity_enable": str(int(self._sparsity)),
+            "trt_fp16_enable": str(int("fp16" in kinds)),
+            "trt_int8_enable": str(int("int8" in kinds)),
+            "trt_engine_cache_enable": "0",
+        }
+        return [(_PROVIDERS["tensorrt"], tensorrt), _PROVIDERS["cuda"], _PROVIDERS["cpu"]]
 
     @property
     def record(self) -> RunnerRecord:
         """Backend, version, provider, threads and settings."""
-        on_cpu = self._device == "cpu"
+        settings = {
+            "execution": "sequential",
+            "graph optimization": "all",
+            "intra-op spinning": "off: idle threads of one arm would take the other arms' cores",
+            "denormals": "flushed to zero: they slow a CPU down, and one network may hold more than the other",
+            "inputs": "normal draws, bound on the device; integers 0 and 1",
+        }
+        if self._provider == "tensorrt":
+            settings["trt_sparsity_enable"] = "1 in the sparse arms, 0 in the others"
         return RunnerRecord(
             backend="onnxruntime",
             version=ort.__version__,
-            provider=_PROVIDERS[self._device],
+            provider=_PROVIDERS[self._provider],
             threads=self._threads,
-            settings={
-                "execution": "sequential",
-                "graph optimization": "all",
-                "intra-op spinning": "off: idle threads of one arm would take the other arms' cores",
-                "denormals": "flushed to zero: they slow a CPU down, and one network may hold more than the other",
-                "inputs": "normal draws, bound on the device",
-            },
+            settings=settings,
             clock="one blocking call with inputs and outputs on the device, host clock (time.perf_counter)",
-            sparse_kernels=False if on_cpu else None,
-            note=_CPU_NOTE if on_cpu else _CUDA_NOTE,
+            sparse_kernels={"cpu": False, "cuda": None, "tensorrt": True}[self._provider],
+            note=_NOTES[self._provider],
         )
 
     def prepare(self, batch: int) -> None:
@@ -121,13 +193,13 @@ class OnnxRuntimeRunner:
                 network fails on these inputs.
         """
         rng = np.random.default_rng(self._seed)
-        device, number = self._device, 0
-        binding = self._session.io_binding()
+        self._batch = batch
+        self._feed = {}
+        self._values = {}
         for port in self._session.get_inputs():
             shape = self._shape(port, batch)
-            binding.bind_ortvalue_input(port.name, self._values(port, shape, rng))
-        for port in self._session.get_outputs():
-            binding.bind_output(port.name, device, number)
+            self._values[port.name] = self._draw(port, shape, rng)
+        binding = self._bind(self._session)
         self._binding = binding
         try:
             self.run_once()
@@ -141,10 +213,49 @@ class OnnxRuntimeRunner:
         self._binding.synchronize_outputs()
         return (time.perf_counter() - started) * 1000
 
+    def run_with_transfers(self) -> float | None:
+        """Run once from arrays in the host's memory to arrays there; None on the CPU, which reads them in place."""
+        if self._device == "cpu" or not self._feed:
+            return None
+        started = time.perf_counter()
+        self._session.run(None, self._feed)
+        return (time.perf_counter() - started) * 1000
+
+    def enqueue_ms(self) -> float | None:
+        """ONNX Runtime's call returns when the work is done: no launch to time."""
+        return None
+
+    def memory_bytes(self) -> int | None:
+        """ONNX Runtime does not tell."""
+        return None
+
+    def streams(self, count: int) -> list[Callable[[], None]]:
+        """Give calls on this one session, each with its own buffers: a session may run from several threads."""
+        session = self._session
+        bindings = [self._bind(session) for _ in range(count)]
+        return [partial(_run_bound, session, binding) for binding in bindings]
+
+    def layer_profiler(self) -> OnnxRuntimeLayers | None:
+        """Open a second session with ONNX Runtime's profiler; None on a GPU, where it times launches, not kernels."""
+        if self._device != "cpu":
+            return None
+        folder = tempfile.TemporaryDirectory(prefix="nm2trt-profile-")
+        session = self._open(profile_prefix=str(Path(folder.name) / "layers"))
+        return OnnxRuntimeLayers(session, self._bind(session), self._model, folder)
+
     def close(self) -> None:
         """Drop the session and its buffers."""
         self._binding = None
         self._session = None
+        self._values = {}
+
+    def _bind(self, session: Any) -> Any:
+        binding = session.io_binding()
+        for name, value in self._values.items():
+            binding.bind_ortvalue_input(name, value)
+        for port in session.get_outputs():
+            binding.bind_output(port.name, self._device, 0)
+        return binding
 
     def _shape(self, port: Any, batch: int) -> list[int]:
         if not port.shape:
@@ -156,26 +267,41 @@ class OnnxRuntimeRunner:
                 where=self._name,
                 mend=f"use --batch {first}, or export with a dynamic batch",
             )
+        given = self._given.get(port.name, tuple(port.shape))
+        if len(given) != len(port.shape):
+            raise InputError(
+                f"input {port.name!r} has {len(port.shape)} dimensions, not {len(given)}", where=self._name
+            )
+        rest = [own if isinstance(own, int) else other for own, other in zip(rest, given[1:], strict=True)]
         free = [str(size) for size in rest if not isinstance(size, int)]
         if free:
+            sizes = "x".join(str(size) if isinstance(size, int) else "?" for size in rest)
             raise InputError(
                 f"input {port.name!r} has dynamic dimensions besides the batch: {', '.join(free)}",
                 where=self._name,
-                mend="export it with these dimensions fixed",
+                mend=f"give them with --shape {port.name}={batch}x{sizes}",
             )
         return [batch, *rest]
 
-    def _values(self, port: Any, shape: list[int], rng: np.random.Generator) -> Any:
+    def _draw(self, port: Any, shape: list[int], rng: np.random.Generator) -> Any:
         dtype = port.type.removeprefix("tensor(").removesuffix(")")
-        if dtype in ("float", "double", "float16"):
-            kind = {"float": np.float32, "double": np.float64, "float16": np.float16}[dtype]
-            return ort.OrtValue.ortvalue_from_numpy(rng.standard_normal(shape).astype(kind), self._device, 0)
+        if dtype in _FLOATS:
+            return self._kept(port, rng.standard_normal(shape).astype(_FLOATS[dtype]))
         if dtype == "bfloat16":
             bits = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
         if dtype in ("int8", "uint8", "int32", "int64", "bool"):
-            return ort.OrtValue.ortvalue_from_numpy(rng.integers(0, 2, shape).astype(dtype), self._device, 0)
+            return self._kept(port, rng.integers(0, 2, shape).astype(dtype))
         raise InputError(f"input {port.name!r} has type {port.type}, for which no values are drawn", where=self._name)
+
+    def _kept(self, port: Any, values: NDArray[Any]) -> Any:
+        self._feed[port.name] = values
+        return ort.OrtValue.ortvalue_from_numpy(values, self._device, 0)
+
+
+def _run_bound(session: Any, binding: Any) -> None:
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
 
 
 def _one_line(error: Exception) -> str:

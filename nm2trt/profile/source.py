@@ -18,9 +18,13 @@ ONNX_FILE = "model.onnx"
 class Source:
     """One network with what is known of it."""
 
+    path: Path
+    """The ONNX file."""
     model: onnx.ModelProto
     record: NetworkRecord
     build: BuildDocument | None
+    folder: Path | None = None
+    """The build folder, where there is one."""
 
 
 def read_source(path: Path) -> Source:
@@ -34,7 +38,7 @@ def read_source(path: Path) -> Source:
     if path.is_file():
         model = read_model(path)
         record = NetworkRecord(kind="onnx", name=path.name, sha256=sha256_of(path), zero_share=zero_share(model))
-        return Source(model=model, record=record, build=None)
+        return Source(path=path, model=model, record=record, build=None)
     build = BuildDocument.read(path, mend="name a folder that `nm2trt export` wrote, or an ONNX file")
     digest = _checked_digest(path, build)
     model = read_model(path / ONNX_FILE)
@@ -47,7 +51,7 @@ def read_source(path: Path) -> Source:
         model=build.source.model.name if build.source.model else None,
         zero_share=zero_share(model),
     )
-    return Source(model=model, record=record, build=build)
+    return Source(path=path / ONNX_FILE, model=model, record=record, build=build, folder=path)
 
 
 def _checked_digest(folder: Path, build: BuildDocument) -> str:

@@ -7,17 +7,18 @@ The interval is a percentile bootstrap (Efron, 1979) of the median over rounds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from nm2trt.artifacts import ArmRecord, RatioRecord
+from nm2trt.artifacts.report import ArmName, Finding, SpreadRecord
 
 Timings = NDArray[np.float64]
-Finding = Literal["no-difference", "sparse-faster", "sparse-slower", "too-few-rounds"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -35,15 +36,15 @@ class Comparison:
     finding: Finding
 
 
-def summarise(name: Literal["dense", "sparse", "sparse-again"], latency_ms_RC: Timings, *, batch: int) -> ArmRecord:
+def summarise(name: ArmName, calls_ms: Timings, *, batch: int) -> ArmRecord:
     """Describe the distribution of one arm's calls.
 
     Args:
         name: The arm.
-        latency_ms_RC: Milliseconds of every call, rounds by calls.
+        calls_ms: Milliseconds of every call, in any shape.
         batch: Samples per call.
     """
-    calls_ms = latency_ms_RC.ravel()
+    calls_ms = calls_ms.ravel()
     mean_ms = float(calls_ms.mean())
     quantiles_ms = np.quantile(calls_ms, np.linspace(0, 1, 101))
     return ArmRecord(
@@ -57,6 +58,12 @@ def summarise(name: Literal["dense", "sparse", "sparse-again"], latency_ms_RC: T
         throughput_per_s=1000 * batch / mean_ms,
         quantiles_ms=tuple(float(value) for value in quantiles_ms),
     )
+
+
+def spread(calls_ms: Timings) -> SpreadRecord:
+    """Describe calls by three quantiles."""
+    median_ms, p90_ms, p99_ms = np.quantile(calls_ms, [0.5, 0.9, 0.99])
+    return SpreadRecord(calls=calls_ms.size, median_ms=float(median_ms), p90_ms=float(p90_ms), p99_ms=float(p99_ms))
 
 
 def paired_ratio(over_ms_RC: Timings, under_ms_RC: Timings, *, seed: int) -> RatioRecord:
@@ -106,48 +113,63 @@ def compare(dense_ms_RC: Timings, sparse_ms_RC: Timings, again_ms_RC: Timings, *
     """
     ratio = paired_ratio(dense_ms_RC, sparse_ms_RC, seed=seed)
     noise = paired_ratio(again_ms_RC, sparse_ms_RC, seed=seed + 1)
+    return judge(ratio, noise, rounds=dense_ms_RC.shape[0])
+
+
+def judge(ratio: RatioRecord, noise: RatioRecord, *, rounds: int) -> Comparison:
+    """Hold a ratio against the noise of the same network twice."""
     floor = max(noise.high, 1 / noise.low if noise.low > 0 else float("inf")) - 1
     floor = max(floor, 0.0)
-    finding: Finding = "no-difference"
-    if dense_ms_RC.shape[0] < MIN_ROUNDS:
-        finding = "too-few-rounds"
-    elif ratio.low > 1 + floor:
-        finding = "sparse-faster"
-    elif ratio.high < 1 / (1 + floor):
-        finding = "sparse-slower"
-    return Comparison(ratio=ratio, noise=noise, noise_floor=floor, finding=finding)
+    return Comparison(ratio=ratio, noise=noise, noise_floor=floor, finding=finding_of(ratio, floor, rounds=rounds))
 
 
-def sentence(comparison: Comparison, *, rounds: int, sparse_kernels: bool | None) -> str:
-    """Say a finding in words; never as a gain of sparsity unless the backend has sparse kernels.
+def finding_of(ratio: RatioRecord, floor: float, *, rounds: int) -> Finding:
+    """Say which side of 1 a whole interval lies on, beyond the noise floor."""
+    if rounds < MIN_ROUNDS:
+        return "too-few-rounds"
+    if ratio.low > 1 + floor:
+        return "sparse-faster"
+    if ratio.high < 1 / (1 + floor):
+        return "sparse-slower"
+    return "no-difference"
 
-    Args:
-        comparison: From `compare`.
-        rounds: Rounds that were measured.
-        sparse_kernels: Whether the backend has 2:4 kernels; None if unknown.
+
+def over_builds(ratios: Sequence[RatioRecord]) -> RatioRecord:
+    """Join the ratios of several builds of the same arms.
+
+    The autotuner picks other kernels in every build, so builds differ by more than rounds do. A handful of them makes
+    no distribution: the interval reaches from the lowest end of any to the highest, and the value is their median.
     """
-    noise = f"A/A noise {100 * comparison.noise_floor:.1f} %"
-    if comparison.finding == "too-few-rounds":
-        return f"undecided: {rounds} rounds are too few for an interval (needs {MIN_ROUNDS}); raise --duration"
-    if comparison.finding == "no-difference":
-        return f"no difference that this run could show ({noise})"
-    ratio = comparison.ratio
-    words = f"sparse is {ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] ({noise})"
-    if sparse_kernels is False:
-        words += ", which is not from sparsity: no 2:4 kernel exists here"
-    elif sparse_kernels is None:
-        words += "; whether 2:4 kernels ran was not observed"
-    return words
+    return RatioRecord(
+        value=float(np.median([ratio.value for ratio in ratios])),
+        low=min(ratio.low for ratio in ratios),
+        high=max(ratio.high for ratio in ratios),
+    )
 
 
-def headline(sentences: dict[int, str], floors: dict[int, float], findings: dict[int, Finding]) -> str:
-    """One sentence over all batch sizes (the keys)."""
-    if all(finding == "no-difference" for finding in findings.values()):
-        at = f"batch {next(iter(findings))}" if len(findings) == 1 else f"any of {len(findings)} batch sizes"
-        noise = (
-            f"A/A noise {100 * max(floors.values()):.1f} %"
-            if len(floors) == 1
-            else (f"A/A noise up to {100 * max(floors.values()):.1f} %")
-        )
-        return f"No difference that this run could show at {at} ({noise})."
-    return " ".join(f"Batch {batch}: {words}." for batch, words in sentences.items())
+def median_ratio(ratios: Sequence[float], *, seed: int) -> RatioRecord:
+    """Median of ratios of different things (layers), with a bootstrap interval over them."""
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    return paired_ratio(np.exp(logs)[:, None], np.ones((logs.size, 1)), seed=seed)
+
+
+def unpaired_ratio(over_ms: Timings, under_ms: Timings, *, seed: int) -> RatioRecord:
+    """Ratio of the medians of two runs that were timed one after the other, each call in its order.
+
+    Neighbouring calls resemble each other, so blocks of a fiftieth of the run are resampled (moving block bootstrap,
+    Kuensch, 1989). The interval knows nothing of what changed between the two runs.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [_block_medians(calls_ms, rng) for calls_ms in (over_ms, under_ms)]
+    logs = np.log(draws[0]) - np.log(draws[1])
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.exp(np.percentile(logs, [tail, 100 - tail]))
+    return RatioRecord(value=float(np.median(over_ms) / np.median(under_ms)), low=float(low), high=float(high))
+
+
+def _block_medians(calls_ms: Timings, rng: np.random.Generator) -> Timings:
+    size = max(1, calls_ms.size // 50)
+    count = -(-calls_ms.size // size)
+    starts_BN = rng.integers(0, calls_ms.size - size + 1, (RESAMPLES // 4, count))
+    picked_BNC = calls_ms[starts_BN[..., None] + np.arange(size)]
+    return np.asarray(np.median(picked_BNC.reshape(len(starts_BN), -1), axis=1), dtype=np.float64)

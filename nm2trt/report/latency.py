@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nm2trt.artifacts import BatchRecord
-from nm2trt.report.figure import AGAIN, DENSE, INK, MUTED, SPARSE, house_style, new_figure, svg_markup
+from nm2trt.report.figure import ACCENT, AGAIN, DENSE, INK, MUTED, SPARSE, house_style, new_figure, svg_markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ARM_COLOURS = {"dense": DENSE, "sparse": SPARSE, "sparse-again": AGAIN}
+_ARM_COLOURS = {
+    "dense": DENSE,
+    "control": ACCENT,
+    "sparse": SPARSE,
+    "sparse-again": AGAIN,
+    "torch-eager": MUTED,
+    "torch-compiled": INK,
+}
 _SHOWN_PERCENT = 99
 
 
@@ -84,3 +91,30 @@ def _ratio_row(axes: Axes, row: int, batch: BatchRecord) -> None:
     if np.isfinite(high):
         axes.plot([low, high], [row, row], color=INK, linewidth=1.8, solid_capstyle="butt")
     axes.plot([batch.ratio.value], [row], marker="o", markersize=6, color=INK)
+
+
+def sweep_svg(batches: list[BatchRecord], *, name: str) -> str:
+    """Draw samples a second of every arm over the batch size."""
+    with house_style():
+        figure = new_figure(4.4, 2.6)
+        axes = figure.subplots()
+        sizes = [batch.batch for batch in batches]
+        axes.set_xscale("log", base=2)
+        for arm_name in dict.fromkeys(arm.name for batch in batches for arm in batch.arms):
+            arms = [(batch.batch, arm) for batch in batches for arm in batch.arms if arm.name == arm_name]
+            axes.plot(
+                [size for size, _ in arms],
+                [arm.throughput_per_s for _, arm in arms],
+                marker="o",
+                markersize=4,
+                color=_ARM_COLOURS[arm_name],
+                linestyle=(0, (3, 2)) if arm_name == "sparse-again" else "-",
+                label=arm_name,
+            )
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("batch")
+        axes.set_ylabel("samples/s")
+        axes.legend(loc="lower right")
+    return svg_markup(figure, name=name, label="Throughput over the batch size, a line per arm")

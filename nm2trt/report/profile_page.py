@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 from nm2trt.artifacts import NetworkRecord, ReportDocument
+from nm2trt.report.latency_section import contrasts_section, device_section, latency_section
+from nm2trt.report.layer_section import layer_times_section, load_section
 from nm2trt.report.page import Commands, KeyFigure, Properties, Section, render_page
-from nm2trt.report.sections import environment_section, facts_section, latency_section
+from nm2trt.report.sections import environment_section, facts_section
 
 
 def profile_page(report: ReportDocument) -> str:
     """Render a measurement as one HTML file."""
-    sections = (
+    sections = [
         latency_section(report),
+        contrasts_section(report),
+        layer_times_section(report),
+        load_section(report.load) if report.load is not None else None,
         facts_section(report.facts),
         _networks_section(report),
         _method_section(report),
+        device_section(report),
         environment_section(report.host),
-    )
+    ]
     return render_page(
         f"Dense against sparse: {report.sparse.name}",
         _subtitle(report),
-        sections,
+        [section for section in sections if section is not None],
         headline=report.headline,
         key_figures=_key_figures(report),
         created_utc=report.created_utc,
@@ -36,13 +44,24 @@ def _key_figures(report: ReportDocument) -> list[KeyFigure]:
     figures = [
         KeyFigure(
             f"{batch.ratio.value:.3f}x",
-            f"dense / sparse, batch {batch.batch}",
-            f"[{batch.ratio.low:.3f}, {batch.ratio.high:.3f}], A/A noise {100 * batch.noise_floor:.1f} %",
+            f"{batch.baseline} / sparse, batch {batch.batch}",
+            f"[{batch.ratio.low:.3f}, {batch.ratio.high:.3f}], {_noise(batch.noise_floor)}",
         )
         for batch in report.batches[:3]
+        if len(batch.arms) > 1
     ]
-    best = max((batch.arms[1] for batch in report.batches), key=lambda arm: arm.throughput_per_s)
-    return [*figures, KeyFigure(f"{best.throughput_per_s:,.0f}", "samples/s, sparse arm, best batch")]
+    layers = report.layers
+    if layers is not None and layers.chosen is not None:
+        figures.append(KeyFigure(f"{layers.chosen} of {layers.weighted}", "layers on sparse kernels"))
+    best = [arm for batch in report.batches for arm in batch.arms if arm.name == "sparse"]
+    if best:
+        fastest = max(best, key=lambda arm: arm.throughput_per_s)
+        figures.append(KeyFigure(f"{fastest.throughput_per_s:,.0f}", "samples/s, sparse arm, best batch"))
+    return figures
+
+
+def _noise(floor: float) -> str:
+    return f"A/A noise {100 * floor:.1f} %" if math.isfinite(floor) else "noise not known"
 
 
 def _networks_section(report: ReportDocument) -> Section:
@@ -51,22 +70,42 @@ def _networks_section(report: ReportDocument) -> Section:
 
 
 def _network(arm: str, record: NetworkRecord) -> list[tuple[str, str]]:
-    kind = {"build": "build folder", "onnx": "ONNX file", "filled": "sparse network, zeros filled"}[record.kind]
+    kind = {
+        "build": "build folder",
+        "onnx": "ONNX file",
+        "filled": "sparse network, zeros filled",
+        "trtexec": "trtexec's files",
+        "table": "a table of layer times",
+    }[record.kind]
     trained = " ".join(part for part in (record.method, record.pattern) if part)
     described = f"{record.name} ({kind}{', ' + trained if trained else ''})"
+    zeros = f"; {100 * record.zero_share:.1f} % of its weights are zero" if record.zero_share is not None else ""
     return [
-        (arm, f"{described}; {100 * record.zero_share:.1f} % of its weights are zero"),
+        (arm, described + zeros),
         (f"{arm}, sha256", record.sha256),
     ]
+
+
+_ARMS = {
+    "dense": "dense: dense weights",
+    "control": "control: the sparse weights, sparse kernels not allowed",
+    "sparse": "sparse: the sparse weights, sparse kernels allowed where the backend has any",
+    "sparse-again": "sparse again, a second copy of the sparse network: the noise floor",
+    "torch-eager": "PyTorch, eager",
+    "torch-compiled": "PyTorch, torch.compile",
+}
 
 
 def _method_section(report: ReportDocument) -> Section:
     protocol, runner = report.protocol, report.runner
     rounds = ", ".join(f"batch {one.batch}: {one.rounds} of {one.calls_per_round}" for one in report.batches)
+    order = f"interleaved rounds, shuffled within each, seed {protocol.seed}"
+    if not any(one.rounds for one in report.batches):
+        order = "one arm after the other, as somebody else ran them"
     items = (
-        ("Arms", "dense; sparse; sparse again, a second copy of the sparse network: the noise floor"),
-        ("Order", f"interleaved rounds, shuffled within each, seed {protocol.seed}"),
-        ("Rounds of timed calls", rounds),
+        ("Arms", "; ".join(_ARMS[arm.name] for arm in report.batches[0].arms) if report.batches else "layers only"),
+        ("Order", order),
+        ("Rounds of timed calls", rounds or "none"),
         ("Budget", f"{protocol.duration_s:g} s per batch size, after warm-up"),
         ("Latency", runner.clock),
         (

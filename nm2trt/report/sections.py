@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nm2trt.artifacts import ArmRecord, BuildDocument, Facts, HostRecord, ReportDocument
-from nm2trt.report.latency import distribution_svg, ratio_svg
+from nm2trt.artifacts import BuildDocument, Facts, HostRecord
+from nm2trt.report.latency_section import latency_section as latency_section
 from nm2trt.report.page import (
     Badge,
     Block,
     Callout,
     Cell,
     Commands,
-    Drawing,
     FactList,
     Properties,
     Prose,
@@ -56,63 +55,6 @@ def environment_section(host: HostRecord, *, title: str = "Environment") -> Sect
 def commands_section(lines: tuple[str, ...], *, title: str = "Repeat it") -> Section:
     """The lines that make the same again."""
     return Section(title, (Commands(lines),))
-
-
-def latency_section(report: ReportDocument, *, title: str = "Latency", name: str = "latency") -> Section:
-    """Ratio, distributions and numbers of a measurement; `name` must be unique on the page."""
-    blocks: list[Block] = [Callout(report.runner.note)]
-    if report.dense.kind == "filled":
-        blocks.append(Callout(report.dense.note, "unknown"))
-    blocks.append(
-        Drawing(
-            f'<div class="narrow">{ratio_svg(report.batches, name=f"{name}-ratio")}</div>',
-            "Right of 1, the sparse arm took less time. Dot and line: median of the paired ratios with its "
-            f"{100 * report.protocol.confidence:.0f} % interval. Band: how far the same network differs from itself "
-            "(A/A); what does not leave it is no difference.",
-        )
-    )
-    panels = "".join(distribution_svg(batch, name=f"{name}-b{batch.batch}") for batch in report.batches)
-    blocks.append(Drawing(f'<div class="panels">{panels}</div>'))
-    blocks.append(_latency_table(report))
-    blocks += [Prose(remark, quiet=True) for remark in report.remarks()]
-    return Section(title, tuple(blocks), lead=_setting(report))
-
-
-def _setting(report: ReportDocument) -> str:
-    runner = report.runner
-    threads = f", {runner.threads} threads" if runner.threads else ""
-    backend = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}[runner.backend]
-    return f"{backend} {runner.version}, {runner.provider}{threads}, {report.precision}."
-
-
-ARM_COLUMNS = ("arm", "median ms", "p90 ms", "p99 ms", "samples/s", "variation", "calls")
-"""Headings of `arm_cells`, here and on the terminal."""
-
-
-def arm_cells(arm: ArmRecord) -> tuple[str, ...]:
-    """One arm's figures as they are read."""
-    return (
-        arm.name,
-        f"{arm.median_ms:.4g}",
-        f"{arm.p90_ms:.4g}",
-        f"{arm.p99_ms:.4g}",
-        f"{arm.throughput_per_s:,.0f}",
-        f"{100 * arm.coefficient_of_variation:.1f} %",
-        f"{arm.calls:,}",
-    )
-
-
-def _latency_table(report: ReportDocument) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for batch in report.batches:
-        for index, arm in enumerate(batch.arms):
-            rows.append(
-                (
-                    str(batch.batch) if index == 0 else "",
-                    *arm_cells(arm),
-                )
-            )
-    return Table(("batch", *ARM_COLUMNS), tuple(rows), numeric=frozenset(range(2, 8)))
 
 
 def layers_section(verdict: Mapping[str, Any], *, title: str = "Layers") -> Section:

@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_one_error_line, nm2trt
 from small_networks import build_folder, small_network
 
-QUICK = ("--batch", "1,2", "--duration", "0.05")
+QUICK = ("--batch", "1,2", "--duration", "0.2")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_json_is_one_document_and_nothing_else(networks, tmp_path):
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document == json.loads((tmp_path / "r" / "report.json").read_text())
-    assert document["schema"] == "nm2trt.report/1"
+    assert document["schema"] == "nm2trt.report/2"
     assert document["dense"]["kind"] == "filled"
 
 
@@ -88,4 +88,4 @@ def test_existing_output_is_kept_unless_forced(networks, tmp_path):
     (output / "thesis.txt").unlink()
     (output / "report.json").write_text("{}")
     assert nm2trt("profile", networks / "sparse", *QUICK, "-o", output, "--force").returncode == 0
-    assert json.loads((output / "report.json").read_text())["schema"] == "nm2trt.report/1"
+    assert json.loads((output / "report.json").read_text())["schema"] == "nm2trt.report/2"

@@ -16,7 +16,7 @@ from nm2trt.profile import choose_backend, profile, profile_config
 from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 from nm2trt.profile.source import read_source
 
-QUICK = {"batches": "1,2", "duration_s": 0.05}
+QUICK = {"batches": "1,2", "duration_s": 0.2, "backend": "onnxruntime"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_facts_come_from_the_build_or_from_this_run_never_from_hope(measured):
 def test_document_round_trip(measured, tmp_path):
     measured.write(tmp_path)
     assert ReportDocument.read(tmp_path) == measured
-    assert json.loads((tmp_path / "report.json").read_text())["schema"] == "nm2trt.report/1"
+    assert json.loads((tmp_path / "report.json").read_text())["schema"] == "nm2trt.report/2"
 
 
 def test_document_holds_no_path_of_this_machine(measured):
@@ -70,7 +70,9 @@ def test_without_a_dense_network_the_zeros_are_filled_and_the_report_says_so(tmp
 
 
 def test_remarks_warn_of_noise(measured):
-    batch = measured.batches[0].model_copy(update={"noise_floor": 0.3, "steady": False})
+    batch = measured.batches[0].model_copy(
+        update={"noise_floor": 0.3, "steady": False, "device_before": None, "device_after": None}
+    )
     remarks = measured.model_copy(update={"batches": [batch]}).remarks()
     assert len(remarks) == 2
     assert "5 % at batch 1" in remarks[0]

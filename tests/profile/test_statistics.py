@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nm2trt.profile.statistics import MIN_ROUNDS, compare, headline, paired_ratio, sentence, summarise
+from nm2trt.profile.statistics import MIN_ROUNDS, compare, paired_ratio, summarise
+from nm2trt.profile.wording import Kernels, headline, sentence
 
 ROUNDS, CALLS, NOISE = 100, 3, 0.02
 TRIALS = 80
@@ -154,14 +155,20 @@ def test_words():
     rng = np.random.default_rng(2)
     same = compare(*timings(rng), seed=0)
     gain = compare(*timings(rng, gain=1.13), seed=0)
-    assert sentence(same, rounds=ROUNDS, sparse_kernels=False).startswith("no difference that this run could show (A/A")
-    without = sentence(gain, rounds=ROUNDS, sparse_kernels=False)
+    assert sentence(same, rounds=ROUNDS, kernels=Kernels(exist=False)).startswith(
+        "no difference that this run could show (A/A"
+    )
+    without = sentence(gain, rounds=ROUNDS, kernels=Kernels(exist=False))
     assert without.startswith("sparse is 1.13x [1.1")
     assert "not from sparsity" in without
-    assert "not observed" in sentence(gain, rounds=ROUNDS, sparse_kernels=None)
-    assert "sparsity" not in sentence(gain, rounds=ROUNDS, sparse_kernels=True)
+    assert "not observed" in sentence(gain, rounds=ROUNDS, kernels=Kernels(exist=None))
+    none = sentence(gain, rounds=ROUNDS, kernels=Kernels(exist=True, chosen=0, weighted=47, noun="convolutions"))
+    assert none.endswith("which is not from sparsity: none of 47 convolutions runs a sparse kernel")
+    some = sentence(gain, rounds=ROUNDS, kernels=Kernels(exist=True, chosen=36, weighted=47, noun="convolutions"))
+    assert some.endswith("36 of 47 convolutions run sparse kernels")
+    assert "not observed" in sentence(gain, rounds=ROUNDS, kernels=Kernels(exist=True))
     short = compare(*timings(rng, rounds=3), seed=0)
-    assert "raise --duration" in sentence(short, rounds=3, sparse_kernels=False)
+    assert "raise --duration" in sentence(short, rounds=3, kernels=Kernels(exist=False))
 
 
 def test_headline_names_each_batch_unless_none_differs():

@@ -1,0 +1,352 @@
+"""Runs an engine on TensorRT (10, 11) or TensorRT-RTX: own device buffers, CUDA events, CUDA graph, streams.
+
+Buffers, events, graphs and streams are torch's: it is installed with the CUDA libraries that fit it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nm2trt.artifacts import RunnerRecord, check_plan, this_platform
+from nm2trt.artifacts.build import Arm
+from nm2trt.errors import InputError, MachineError
+from nm2trt.profile.runner import LayerTimes
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+
+_MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+}
+_NOTE = (
+    "TensorRT has 2:4 kernels and its builder chooses between them and dense ones layer by layer; the flag alone says "
+    "nothing."
+)
+
+
+def why_not(flavour: Flavour) -> str:
+    """Say what keeps engines from running here; empty where nothing does."""
+    package = _MODULES[flavour]
+    if importlib.util.find_spec(package) is None:
+        extra = "rtx" if flavour == "tensorrt-rtx" else "tensorrt"
+        return (
+            f"the package {package.replace('_', '-')} is not installed "
+            f"(pip install 'nm2trt[{extra}]', on a machine with an NVIDIA GPU)"
+        )
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU, or torch was installed without CUDA"
+    return ""
+
+
+class Engine:
+    """One deserialised plan. Loaded only after the manifest vouched for it; host code stays disallowed.
+
+    Args:
+        folder: Build folder.
+        arm: Which of its engines.
+        flavour: The library that built it.
+        rebuild: Which repetition of the arm.
+        trust: As `check_plan`.
+
+    Raises:
+        InputError: The plan is not the manifest's, does not fit this machine, or cannot be deserialised.
+        MachineError: The library or the GPU is missing.
+    """
+
+    def __init__(
+        self, folder: Path, arm: Arm, *, flavour: Flavour = "tensorrt", rebuild: int = 0, trust: bool = False
+    ) -> None:
+        missing = why_not(flavour)
+        if missing:
+            raise MachineError(f"--backend {flavour}: {missing}", mend="use --backend onnxruntime")
+        self.trt: Any = importlib.import_module(_MODULES[flavour])
+        self.flavour = flavour
+        major, minor = torch.cuda.get_device_capability()
+        path = check_plan(
+            folder,
+            arm,
+            tensorrt_version=self.trt.__version__,
+            sm=f"{major}{minor}",
+            platform=this_platform(),
+            rebuild=rebuild,
+            trust=trust,
+        )
+        runtime = self.trt.Runtime(self.trt.Logger(self.trt.Logger.ERROR))
+        runtime.engine_host_code_allowed = False
+        plan = path.read_bytes()
+        self.plan_bytes = len(plan)
+        self.name = f"{folder.resolve().name}/{path.name}"
+        self.cuda: Any = runtime.deserialize_cuda_engine(plan)
+        if self.cuda is None:
+            raise InputError("TensorRT could not deserialise it", where=path, mend="build it again on this machine")
+        self._runtime = runtime
+
+
+class _Context:
+    """An execution context with its buffers on a stream of its own."""
+
+    def __init__(self, engine: Engine, shapes: Mapping[str, tuple[int, ...]], seed: int, profiler: Any = None) -> None:
+        self.trt, cuda = engine.trt, engine.cuda
+        self.context: Any = cuda.create_execution_context()
+        if profiler is not None:
+            self.context.profiler = profiler
+        self.stream = torch.cuda.Stream()
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        names = [cuda.get_tensor_name(index) for index in range(cuda.num_io_tensors)]
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
+        for name in names:
+            if cuda.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT:
+                self._take_shape(engine, name, shapes[name])
+                self.inputs[name] = _draw(shapes[name], _dtype(cuda, name), generator)
+        for name in names:
+            if name not in self.inputs:
+                shape = tuple(self.context.get_tensor_shape(name))
+                self.outputs[name] = torch.empty(shape, dtype=_dtype(cuda, name), device="cuda")
+        for name, tensor in (self.inputs | self.outputs).items():
+            self.context.set_tensor_address(name, tensor.data_ptr())
+        torch.cuda.synchronize()
+
+    def enqueue(self) -> None:
+        if not self.context.execute_async_v3(self.stream.cuda_stream):
+            raise MachineError("TensorRT could not enqueue the engine; its own lines above say why")
+
+    def _take_shape(self, engine: Engine, name: str, shape: tuple[int, ...]) -> None:
+        if self.context.set_input_shape(name, shape):
+            return
+        low, best, high = (tuple(one) for one in engine.cuda.get_tensor_profile_shape(name, 0))
+        raise InputError(
+            f"input {name!r} takes {list(low)} to {list(high)} (tuned for {list(best)}), not {list(shape)}",
+            where=engine.name,
+            mend="measure another --batch, or export with a wider --batch MIN:OPT:MAX",
+        )
+
+
+class TensorrtRunner:
+    """One engine arm.
+
+    Args:
+        engine: Loaded through its manifest.
+        seed: Of the input values.
+        shapes: Whole shapes of inputs with dynamic dimensions besides the batch.
+    """
+
+    def __init__(self, engine: Engine, *, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        self._engine: Engine | None = engine
+        self._seed = seed
+        self._given = dict(shapes or {})
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._main: _Context | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._host: dict[str, torch.Tensor] = {}
+        self._enqueue_ms = 0.0
+
+    @property
+    def record(self) -> RunnerRecord:
+        """Backend, version, GPU and settings."""
+        engine = self._loaded()
+        graph = "on" if self._graph is not None else "off: this engine's stream cannot be captured"
+        return RunnerRecord(
+            backend=engine.flavour,
+            version=str(engine.trt.__version__),
+            provider=torch.cuda.get_device_name(),
+            threads=None,
+            settings={"CUDA graph": graph, "inputs": "normal draws on the device; integers 0 and 1"},
+            clock="GPU compute between two CUDA events on the stream, inputs and outputs on the device",
+            sparse_kernels=True,
+            note=_NOTE,
+        )
+
+    def prepare(self, batch: int) -> None:
+        """Make buffers for `batch` samples and capture the CUDA graph.
+
+        Raises:
+            InputError: The engine does not take this batch.
+        """
+        engine = self._loaded()
+        self._shapes = input_shapes(engine.cuda, engine.trt, batch, self._given, name=engine.name)
+        self._graph = None
+        self._main = main = _Context(engine, self._shapes, self._seed)
+        with torch.cuda.stream(main.stream):
+            main.enqueue()
+        main.stream.synchronize()
+        self._host = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            for name, tensor in (main.inputs | main.outputs).items()
+        }
+        self._graph = _captured(main)
+        self.run_once()
+
+    def run_once(self) -> float:
+        """Run between two events; milliseconds."""
+        main = self._prepared()
+        with torch.cuda.stream(main.stream):
+            self._marks[0].record()
+            self._launch(main)
+            self._marks[1].record()
+        self._marks[1].synchronize()
+        return float(self._marks[0].elapsed_time(self._marks[1]))
+
+    def run_with_transfers(self) -> float | None:
+        """The same with copies from and to pinned memory of the host."""
+        main = self._prepared()
+        with torch.cuda.stream(main.stream):
+            self._marks[0].record()
+            for name, tensor in main.inputs.items():
+                tensor.copy_(self._host[name], non_blocking=True)
+            self._launch(main)
+            for name, tensor in main.outputs.items():
+                self._host[name].copy_(tensor, non_blocking=True)
+            self._marks[1].record()
+        self._marks[1].synchronize()
+        return float(self._marks[0].elapsed_time(self._marks[1]))
+
+    def enqueue_ms(self) -> float | None:
+        """Host time of the last launch."""
+        return self._enqueue_ms
+
+    def memory_bytes(self) -> int | None:
+        """Plan and working space: what the engine itself keeps on the device, inputs and outputs apart."""
+        engine = self._loaded()
+        return engine.plan_bytes + int(engine.cuda.device_memory_size_v2)
+
+    def layer_profiler(self) -> TensorrtLayers | None:
+        """Open another context with TensorRT's profiler."""
+        engine = self._loaded()
+        return TensorrtLayers(engine, self._shapes, self._seed)
+
+    def streams(self, count: int) -> list[Callable[[], None]]:
+        """Give calls with a context, buffers and a stream each."""
+        engine = self._loaded()
+        return [partial(_run_blocking, _Context(engine, self._shapes, self._seed)) for _ in range(count)]
+
+    def close(self) -> None:
+        """Drop context, buffers and engine."""
+        self._graph = None
+        self._main = None
+        self._host = {}
+        self._engine = None
+
+    def _launch(self, main: _Context) -> None:
+        started = time.perf_counter()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            main.enqueue()
+        self._enqueue_ms = (time.perf_counter() - started) * 1000
+
+    def _loaded(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the runner was closed")
+        return self._engine
+
+    def _prepared(self) -> _Context:
+        if self._main is None:
+            raise RuntimeError("prepare() comes first")
+        return self._main
+
+
+class TensorrtLayers:
+    """A context with TensorRT's profiler, which times every layer of every call."""
+
+    def __init__(self, engine: Engine, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+        times: dict[str, list[float]] = {}
+
+        class Collector(engine.trt.IProfiler):  # type: ignore[misc]
+            def __init__(self) -> None:
+                engine.trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times.setdefault(layer_name, []).append(ms)
+
+        self._times = times
+        self._context: _Context | None = _Context(engine, shapes, seed, profiler=Collector())
+
+    def run_once(self) -> None:
+        """Execute once; the profiler reports when the stream is synchronised."""
+        if self._context is not None:
+            _run_blocking(self._context)
+
+    def finish(self) -> list[LayerTimes]:
+        """Drop the context and return what was reported."""
+        self._context = None
+        return [
+            LayerTimes(name=name, type="", times_ms=tuple(values[1:] or values)) for name, values in self._times.items()
+        ]
+
+
+def input_shapes(
+    cuda: Any, trt: Any, batch: int, given: Mapping[str, tuple[int, ...]], *, name: str
+) -> dict[str, tuple[int, ...]]:
+    """Fill the engine's dynamic dimensions: the first with the batch, the others from what the user gave.
+
+    Raises:
+        InputError: A dimension stays open, or a fixed one is not the batch.
+    """
+    shapes = {}
+    for index in range(cuda.num_io_tensors):
+        port = cuda.get_tensor_name(index)
+        if cuda.get_tensor_mode(port) != trt.TensorIOMode.INPUT:
+            continue
+        shape = tuple(cuda.get_tensor_shape(port))
+        first, *rest = shape
+        if first not in (-1, batch):
+            raise InputError(
+                f"input {port!r} has a fixed batch of {first}, not {batch}", where=name, mend=f"use --batch {first}"
+            )
+        wanted = given.get(port, shape)[1:]
+        filled = tuple(own if own != -1 else other for own, other in zip(rest, wanted, strict=False))
+        if len(filled) != len(rest) or -1 in filled:
+            sizes = "x".join("?" if size == -1 else str(size) for size in rest)
+            raise InputError(
+                f"input {port!r} has dynamic dimensions besides the batch: {sizes}",
+                where=name,
+                mend=f"give them with --shape {port}={batch}x{sizes}",
+            )
+        shapes[port] = (batch, *filled)
+    return shapes
+
+
+def _captured(context: _Context) -> torch.cuda.CUDAGraph | None:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=context.stream):
+            context.enqueue()
+    except (RuntimeError, MachineError):
+        torch.cuda.synchronize()
+        return None
+    return graph
+
+
+def _run_blocking(context: _Context) -> None:
+    context.enqueue()
+    context.stream.synchronize()
+
+
+def _dtype(cuda: Any, name: str) -> torch.dtype:
+    dtype = str(cuda.get_tensor_dtype(name)).rpartition(".")[2]
+    if dtype not in _DTYPES:
+        raise InputError(f"tensor {name!r} has type {dtype}, for which no values are drawn")
+    return _DTYPES[dtype]
+
+
+def _draw(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, device="cuda").to(dtype)
+    return torch.randint(0, 2, shape, generator=generator, device="cuda").to(dtype)
