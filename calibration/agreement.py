@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nm2trt.artifacts.calibration import Agreement
 from nm2trt.calibration.feeds import Batch
 from nm2trt.calibration.sessions import Array, Runner
+from nm2trt.data.tasks import better_of
 from nm2trt.errors import InputError
 
 _KEPT_BYTES = 256 * 2**20
@@ -30,7 +31,9 @@ class Judge:
         where: For error lines.
     """
 
-    def __init__(self, reference: onnx.ModelProto, batches: Callable[[], Iterable[Batch]], task: Any, where: object):
+    def __init__(
+        self, reference: onnx.ModelProto, batches: Callable[[], Iterable[Batch]], task: Any, where: object
+    ) -> None:
         self._reference = Runner(reference, where)
         self._batches = batches
         self._task = task
@@ -56,7 +59,7 @@ class Judge:
             raise InputError(
                 "no sample is left to hold out", where="--data", mend="give more samples, or fewer --samples"
             )
-        return sums.agreement(None if self._task is None else str(self._task.score_name))
+        return sums.agreement(self._task)
 
     def _keep(self, outputs: list[Array]) -> None:
         if self._kept is None:
@@ -97,13 +100,14 @@ class _Sums:
         if task is not None and batch.labels is not None:
             self.points += _points(before[0], after[0], batch.labels, task)
 
-    def agreement(self, score_name: str | None) -> Agreement:
-        scored = score_name is not None and self.points[2] > 0
+    def agreement(self, task: Any) -> Agreement:
+        scored = task is not None and self.points[2] > 0
         noiseless = self.noise == 0 or self.signal == 0
         sqnr = _NOISELESS_DB if noiseless else 10 * math.log10(self.signal / self.noise)
         return Agreement(
             samples=self.samples,
-            score_name=score_name if scored else None,
+            score_name=str(task.score_name) if scored else None,
+            score_better=better_of(task) if scored else "higher",
             score_before=float(self.points[0] / self.points[2]) if scored else None,
             score_after=float(self.points[1] / self.points[2]) if scored else None,
             cosine=self.cosines / self.samples,

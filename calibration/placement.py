@@ -190,17 +190,16 @@ def output_of(graph: Graph, layer: Layer) -> ir.Value:
         node, side = readers[0]
         if id(node) not in graph.place or not node.outputs:
             return value
-        if (
+        other = node.inputs[1 - side] if node.op_type == "Add" else None
+        fused = (
             node.op_type in _EPILOGUE
             or (node.op_type == "BatchNormalization" and side == 0)
-            or (
-                node.op_type == "Add"
-                and (graph.constant(node.inputs[1 - side]) or (layer.op == "Conv" and _is_main(graph, node, side)))
-            )
-        ):
-            value = node.outputs[0]
-        else:
+            or (other is not None and graph.constant(other))
+            or (other is not None and layer.op == "Conv" and _is_main(graph, node, side))
+        )
+        if not fused:
             return value
+        value = node.outputs[0]
 
 
 def ends_in_int8(graph: Graph, placement: Placement, value: ir.Value) -> bool:

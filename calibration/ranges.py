@@ -94,8 +94,8 @@ def entropy_bin(counts: Counts) -> int:
     TensorRT's entropy calibration (Migacz, 8-bit inference with TensorRT, GTC 2017): for each candidate i, the
     reference is the first i bins with all that lies beyond added to the last; the candidate is those bins merged into
     128 levels and spread evenly over the bins that are not empty. The first bin is given the second's count, so that
-    the exact zeros behind a ReLU, which any range represents, do not decide. Candidates are tried at every 16th bin, and
-    then one by one around the best.
+    the exact zeros behind a ReLU, which any range represents, do not decide. Candidates are tried at every 16th bin,
+    and then one by one around the best.
     """
     bins = counts.astype(np.float64)
     if len(bins) <= _ENTROPY_LEVELS:

@@ -55,8 +55,8 @@ def within_drop(
         judge: Measures a placement.
 
     Returns:
-        The placement, the layers kept in floating point, and its agreement. One layer stays INT8 in any case, so the bound
-        may be missed.
+        The placement, the layers kept in floating point, and its agreement. One layer stays INT8 in any case, so the
+        bound may be missed.
     """
     tried: dict[int, tuple[Placement, Agreement]] = {}
 

@@ -78,6 +78,7 @@ class Agreement(BaseModel):
     samples: int
     score_name: str | None
     """What the score is, such as "accuracy"; None where there are no labels."""
+    score_better: Literal["higher", "lower"] = "higher"
     score_before: float | None
     """0 to 1."""
     score_after: float | None
@@ -90,10 +91,11 @@ class Agreement(BaseModel):
 
     @property
     def drop_points(self) -> float | None:
-        """What quantisation cost, in percentage points; negative where the score rose."""
+        """What quantisation cost, in percentage points, whichever scores are better; negative where it helped."""
         if self.score_before is None or self.score_after is None:
             return None
-        return 100 * (self.score_before - self.score_after)
+        lost = 100 * (self.score_before - self.score_after)
+        return lost if self.score_better == "higher" else -lost
 
 
 class Sensitivity(BaseModel):
