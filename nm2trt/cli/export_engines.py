@@ -153,8 +153,6 @@ def profile_of(
 
 def _take_dense(source: Path, folder: Path, sparse: str) -> str:
     """Copy the dense network into the build folder, with its external data, once it has proved to be the same one."""
-    import onnx
-
     from nm2trt.errors import InputError
 
     path = source / "model.onnx" if source.is_dir() else source
@@ -169,14 +167,42 @@ def _take_dense(source: Path, folder: Path, sparse: str) -> str:
             raise InputError(
                 f"is not the sparse network with other weights: {what}: {', '.join(listed[:4])}", where=path, mend=mend
             )
-    model = onnx.load(str(path), load_external_data=False)
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        onnx.load_external_data_for_model(model, str(path.parent))
-        data = f"{DENSE_MODEL}.data"
-        onnx.save(model, str(folder / DENSE_MODEL), save_as_external_data=True, location=data, size_threshold=1024)
-    else:
-        shutil.copyfile(path, folder / DENSE_MODEL)
+    _check_dense(path, folder / sparse)
+    copy_onnx(path, folder / DENSE_MODEL)
     return DENSE_MODEL
+
+
+def _check_dense(path: Path, sparse: Path) -> None:
+    """Refuse an arm that would be called dense and is as sparse as the other."""
+    from nm2trt.engine import legal_nodes
+    from nm2trt.errors import InputError
+    from nm2trt.verify import ELIGIBLE, verify_path
+
+    count, most = (list(legal_nodes(verify_path(one)).values()).count(ELIGIBLE) for one in (path, sparse))
+    if count and count >= most:
+        raise InputError(
+            f"{count} of its layers hold 2:4, so its weights are not dense",
+            where=path,
+            mend="--dense takes dense weights",
+        )
+
+
+def copy_onnx(source: Path, target: Path) -> None:
+    """Copy an ONNX file; external data become one file beside it, whose name the copy holds.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    import onnx
+
+    model = onnx.load(str(source), load_external_data=False)
+    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        shutil.copyfile(source, target)
+        return
+    onnx.load_external_data_for_model(model, str(source.parent))
+    data = f"{target.name}.data"
+    (target.parent / data).unlink(missing_ok=True)
+    onnx.save(model, str(target), save_as_external_data=True, location=data, size_threshold=1024)
 
 
 def _anatomy(path: Path) -> dict[str, Counter[str]]:

@@ -13,8 +13,10 @@ from nm2trt.engine.builders import (
     known_builders,
 )
 from nm2trt.engine.evidence import chosen_fact, faster_fact, legal_nodes, read_evidence
-from nm2trt.engine.job import Backend, BuildProgress, EngineJob
+from nm2trt.engine.job import Backend, BuildProgress, EngineJob, RefitJob, WorkerAnswer
 from nm2trt.engine.plans import PlanComparison, compare_plans
+from nm2trt.engine.process import run_refit
+from nm2trt.engine.refit import Refitter, check_pattern, check_same_graph
 from nm2trt.engine.settings import EngineSettings
 
 __all__ = [
@@ -29,9 +31,14 @@ __all__ = [
     "EngineSettings",
     "Network",
     "PlanComparison",
+    "RefitJob",
+    "Refitter",
     "TensorrtBuilder",
     "TensorrtRtxBuilder",
+    "WorkerAnswer",
     "build_arms",
+    "check_pattern",
+    "check_same_graph",
     "choose_builder",
     "chosen_fact",
     "compare_plans",
@@ -39,4 +46,5 @@ __all__ = [
     "known_builders",
     "legal_nodes",
     "read_evidence",
+    "run_refit",
 ]

@@ -60,6 +60,19 @@ class EngineJob(BaseModel):
         return self.folder / f"{self.stem}.layers.json"
 
 
+class RefitJob(BaseModel):
+    """One engine to give new weights. Whoever makes it has checked the plan with `nm2trt.artifacts.check_plan`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Path
+    onnx: Path
+    """With the new weights."""
+    output: Path
+    """The new plan; `plan` is left as it is."""
+    log: Path
+
+
 class BuildProgress(BaseModel):
     """A step of the builder, as its progress monitor reports it."""
 

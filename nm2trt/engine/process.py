@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nm2trt.artifacts import EngineRecord, sha256_of, this_platform, write_atomic
 from nm2trt.artifacts.host import installed_version
-from nm2trt.engine.job import Backend, BuildProgress, EngineJob, WorkerAnswer
+from nm2trt.engine.job import Backend, BuildProgress, EngineJob, RefitJob, WorkerAnswer
 from nm2trt.errors import MachineError
 
 _WORKER = "nm2trt.engine.worker"
@@ -61,6 +61,24 @@ def run_job(job: EngineJob, progress: Callable[[BuildProgress], None] | None = N
         log=job.log.name,
         error=None if error is None else scrub(error, job.folder),
     )
+
+
+def run_refit(job: RefitJob) -> WorkerAnswer:
+    """Give an engine new weights in a process of its own; TensorRT only.
+
+    Raises:
+        OSError: The new plan cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="nm2trt-refit-") as temporary:
+        path = Path(temporary) / "job.json"
+        path.write_text(job.model_dump_json(), encoding="utf-8")
+        answer = _answer(["--refit", str(path)])
+    if answer.errno is not None:
+        raise OSError(answer.errno, os.strerror(answer.errno), answer.filename or str(job.output))
+    scrub_log(job.log, job.output.parent)
+    if answer.error is None and not job.output.is_file():
+        answer = answer.model_copy(update={"error": "TensorRT wrote no plan"})
+    return answer
 
 
 def run_probe(backend: Backend) -> WorkerAnswer:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nm2trt.artifacts import write_atomic
-from nm2trt.engine.job import Backend, EngineJob, WorkerAnswer
+from nm2trt.engine.job import Backend, EngineJob, RefitJob, WorkerAnswer
 from nm2trt.engine.worker_progress import progress_monitor
 
 _RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
@@ -34,23 +34,19 @@ _HARMLESS = re.compile(
 
 
 def main(arguments: list[str]) -> int:
-    """Answer a probe (`--probe BACKEND`) or build one job."""
+    """Answer a probe (`--probe BACKEND`), refit (`--refit JOB.json`) or build one job."""
     answer_fd = os.dup(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if arguments[:1] == ["--probe"]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         answer = _answered(lambda: probe(_backend(arguments[1])))
+    elif arguments[:1] == ["--refit"]:
+        refit_job = RefitJob.model_validate_json(Path(arguments[1]).read_bytes())
+        answer = _logged(refit_job.log, lambda: refit(refit_job))
     else:
         job = EngineJob.model_validate_json(Path(arguments[0]).read_bytes())
-        log_fd = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-        os.dup2(log_fd, 1)
-        os.dup2(log_fd, 2)
-        answer = _answered(lambda: build(job, answer_fd))
-        if answer.error is not None and answer.errno is None:
-            sys.stdout.flush()
-            log = job.log.read_text(encoding="utf-8", errors="replace")
-            answer = answer.model_copy(update={"error": explain(log, answer.error)})
+        answer = _logged(job.log, lambda: build(job, answer_fd))
     with os.fdopen(answer_fd, "w", encoding="utf-8") as stream:
         stream.write(answer.model_dump_json())
     return 0
@@ -105,6 +101,42 @@ def build(job: EngineJob, progress_fd: int) -> WorkerAnswer:
     )
 
 
+def refit(job: RefitJob) -> WorkerAnswer:
+    """Load a plan, give it the weights of an ONNX file and write it anew; TensorRT only.
+
+    Raises:
+        OSError: The new plan cannot be written.
+        RuntimeError: TensorRT refused; its log says why.
+    """
+    trt = _library("tensorrt")
+    logger = trt.Logger(trt.Logger.VERBOSE)
+    # Not polygraphy's EngineFromBytes, which lets the plan run code of its own on the host.
+    runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = False
+    engine = runtime.deserialize_cuda_engine(job.plan.read_bytes())
+    if engine is None:
+        raise RuntimeError("the plan could not be loaded")
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_file(str(job.onnx)):
+        reasons = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        raise RuntimeError("; ".join(reasons) or "the ONNX file has no weights that fit the engine")
+    missing = list(refitter.get_missing_weights())
+    if missing:
+        raise RuntimeError(f"{len(missing)} weights of the engine got no new values, first {missing[0]}")
+    if not refitter.refit_cuda_engine():
+        raise RuntimeError("TensorRT refused the weights")
+    config = engine.create_serialization_config()
+    again = getattr(trt.SerializationFlag, "INCLUDE_REFIT", None)
+    if again is not None:
+        config.set_flag(again)
+    plan = engine.serialize_with_config(config)
+    if plan is None:
+        raise RuntimeError("the refitted engine could not be serialised")
+    write_atomic(job.output, bytes(plan))
+    return WorkerAnswer(version=str(trt.__version__), sm=_present_sm())
+
+
 def explain(log: str, fallback: str) -> str:
     """Find the errors in a builder's log: every node that the parser refused, else the first error lines.
 
@@ -129,6 +161,19 @@ def _answered(work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
         return WorkerAnswer(error=str(error), errno=error.errno, filename=str(error.filename or ""))
     except BaseException as error:  # noqa: BLE001 -- polygraphy's fatal errors are no Exceptions everywhere; all are told
         return WorkerAnswer(error=f"{type(error).__name__}: {error}")
+
+
+def _logged(log: Path, work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
+    """Do the work with everything that is printed going to the log, and take the error from there."""
+    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    answer = _answered(work)
+    if answer.error is None or answer.errno is not None:
+        return answer
+    sys.stdout.flush()
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return answer.model_copy(update={"error": explain(text, answer.error)})
 
 
 def _backend(text: str) -> Backend:

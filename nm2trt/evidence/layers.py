@@ -19,6 +19,8 @@ _NO_WEIGHTS = frozenset(
         "DeviceToShapeHostCopy",
     }
 )  # fmt: skip
+_POINTWISE = "kgen"
+"""A kernel that Myelin generated; mostly pointwise work around the matrix kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,15 @@ def engine_evidence(
     ]
     lost = [name for name in logged if name not in set().union(*named)]
     sight = _Sight(log, graph, legal or {}, logged, bool(lost))
-    layers = [_layer(one, nodes, names, sight) for one, nodes, names in zip(inspected, nodes_of, named, strict=True)]
+    owned = {
+        weight
+        for one, nodes in zip(inspected, nodes_of, strict=True)
+        if one.type != _POINTWISE
+        for weight in weights_of(nodes, graph)
+    }
+    layers = [
+        _layer(one, nodes, names, sight, owned) for one, nodes, names in zip(inspected, nodes_of, named, strict=True)
+    ]
     layers += [_logged_only(name, sight) for name in lost]
     notes = [*(inspection.notes if inspection is not None else ())]
     if log is not None:
@@ -90,8 +100,13 @@ def engine_evidence(
     )
 
 
-def _layer(layer: InspectedLayer, nodes: tuple[str, ...], names: list[str], sight: _Sight) -> LayerEvidence:
+def _layer(
+    layer: InspectedLayer, nodes: tuple[str, ...], names: list[str], sight: _Sight, owned: set[str]
+) -> LayerEvidence:
     weights = weights_of(nodes, sight.graph)
+    if layer.type == _POINTWISE and owned.issuperset(weights):
+        # Myelin names a convolution's node also on the kernel that prepares its input.
+        weights = ()
     if not names and _weightless(layer, nodes, weights, sight):
         eligible: bool | None = False
         chosen: bool | None = False
@@ -168,7 +183,7 @@ def _chosen(
     if eligible is False:
         return False, ""
     if layer.tactic == "__myelin_CASK_STUB":
-        return None, "the kernel is chosen later, on the GPU: sparsity not observable"
+        return None, "sparsity not observable: the kernel is chosen later, on the GPU"
     if layer.tactic:
         return None, "the kernel's name does not tell"
     if sight.log is not None and sight.log.passes and sight.log.chosen_count == 0:

@@ -1,0 +1,108 @@
+"""New weights for an engine: the guard that comes first, and the refit itself, in a process of its own.
+
+TensorRT refuses dense weights for a layer whose sparse kernel was chosen, but only while it refits, and by a line in
+its log. The guard judges the new network before the engine is touched, and names the group that breaks the rule.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Protocol
+
+from nm2trt.engine.evidence import legal_nodes
+from nm2trt.engine.job import RefitJob, WorkerAnswer
+from nm2trt.errors import InputError
+from nm2trt.layers.onnx_file import read_model
+from nm2trt.verify import ELIGIBLE, Judgement, verify_path
+
+_LISTED = 3
+
+
+class Refitter(Protocol):
+    """Puts the weights of an ONNX file into a plan."""
+
+    def __call__(self, job: RefitJob) -> WorkerAnswer:
+        """Write the new plan; the answer's `error` is set where TensorRT refused.
+
+        Raises:
+            OSError: The new plan cannot be written.
+        """
+        ...
+
+
+def check_same_graph(old: Path, new: Path) -> None:
+    """Refuse a network whose weights have no place in the engine.
+
+    Args:
+        old: ONNX file that the engine was built from.
+        new: ONNX file with the new weights.
+
+    Raises:
+        InputError: Nodes, or names, shapes or types of weights differ.
+    """
+    mine, theirs = _shape_of(read_model(old)), _shape_of(read_model(new))
+    less, more = list((mine - theirs).elements()), list((theirs - mine).elements())
+    if less or more:
+        listed = [f"lacks {one}" for one in less[:_LISTED]] + [f"has {one}" for one in more[:_LISTED]]
+        raise InputError(
+            f"is another network than the engine's: {', '.join(listed)}",
+            where=new.name,
+            mend="refit takes other weights for the same graph; for another graph, export again",
+        )
+
+
+def check_pattern(old: Path, new: Path) -> Judgement:
+    """Refuse weights that break the pattern which the engine's kernels may rely on.
+
+    Args:
+        old: ONNX file that the engine was built from.
+        new: ONNX file with the new weights.
+
+    Returns:
+        The judge's findings on the new file.
+
+    Raises:
+        InputError: A layer that was eligible for a sparse kernel is no longer; names the first and its first bad group.
+    """
+    eligible = {node for node, words in legal_nodes(verify_path(old)).items() if words == ELIGIBLE}
+    judged = verify_path(new)
+    broken = [
+        layer for layer in judged.layers if layer.tensorrt != ELIGIBLE and eligible.intersection(layer.node.split(", "))
+    ]
+    if broken:
+        first = broken[0]
+        group = first.first_violation
+        at = f", group at {list(group.index)} along axis {first.axis}: {_values(group.values)}" if group else ""
+        raise InputError(
+            f"{len(broken)} of {len(eligible)} layers whose kernels may rely on 2:4 would lose it; first {first.name}: "
+            f"{first.tensorrt}{at}",
+            where=new.name,
+            mend="train or prune it to 2:4 first; the engine was not touched",
+        )
+    return judged
+
+
+def _values(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _shape_of(model: Any) -> Counter[str]:
+    import onnx
+
+    type_name = onnx.TensorProto.DataType.Name
+    graph = model.graph
+    parts = [
+        f"weight {tensor.name} {'x'.join(map(str, tensor.dims))} {type_name(tensor.data_type)}"
+        for tensor in graph.initializer
+    ]
+    for node in graph.node:
+        settings = "" if node.op_type == "Constant" else _attributes(node)
+        links = f"{','.join(node.input)}->{','.join(node.output)}"
+        parts.append(f"node {node.name or '(no name)'} ({node.op_type}) {links}{settings}")
+    return Counter(parts)
+
+
+def _attributes(node: Any) -> str:
+    found = sorted(node.attribute, key=lambda one: one.name)
+    return "".join(f" {one.name}={one.SerializeToString(deterministic=True).hex()}" for one in found)
