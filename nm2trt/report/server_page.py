@@ -94,7 +94,7 @@ def _answers_section(report: ServerReportDocument) -> Section:
                 numeric=frozenset({2, 3, 4}),
             ),
         ),
-        lead="The server's description against the build's, and its outputs against ONNX Runtime's on the same samples.",
+        lead="The server's description against the build's; its outputs against ONNX Runtime's on the same samples.",
     )
 
 

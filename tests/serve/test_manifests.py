@@ -1,0 +1,260 @@
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import yaml
+from helpers import assert_one_error_line, nm2trt_inline
+from serve_builds import everything, make_build
+
+IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
+KSERVE = ("--server", "kserve", "--image", IMAGE, "--storage-uri", "s3://bucket/models")
+
+# Field -> type, as KServe's CRDs have them (checked with the models of its SDK 0.21); only what we use.
+RESOURCES = {"requests": {"*": str}, "limits": {"*": str}}
+METADATA = {"name": str, "annotations": {"*": str}}
+INFERENCE_SERVICE = {
+    "apiVersion": "serving.kserve.io/v1beta1",
+    "kind": "InferenceService",
+    "metadata": METADATA,
+    "spec": {
+        "predictor": {
+            "minReplicas": int,
+            "canaryTrafficPercent": int,
+            "model": {
+                "modelFormat": {"name": str, "version": str},
+                "runtime": str,
+                "protocolVersion": str,
+                "storageUri": str,
+                "resources": RESOURCES,
+            },
+        }
+    },
+}
+SERVING_RUNTIME = {
+    "apiVersion": "serving.kserve.io/v1alpha1",
+    "kind": "ClusterServingRuntime",
+    "metadata": METADATA,
+    "spec": {
+        "supportedModelFormats": [{"name": str, "version": str, "autoSelect": bool}],
+        "protocolVersions": [str],
+        "containers": [{"name": str, "image": str, "args": [str], "resources": RESOURCES}],
+    },
+}
+
+
+def check(value, schema, path="$"):
+    """A slow, plain reading of a schema: known fields only, right types."""
+    if isinstance(schema, dict):
+        assert isinstance(value, dict), path
+        for key, one in value.items():
+            assert key in schema or "*" in schema, f"{path}.{key} is unknown"
+            check(one, schema.get(key, schema.get("*")), f"{path}.{key}")
+    elif isinstance(schema, list):
+        assert isinstance(value, list), path
+        assert value, path
+        for at, one in enumerate(value):
+            check(one, schema[0], f"{path}[{at}]")
+    elif isinstance(schema, str):
+        assert value == schema, path
+    else:
+        assert type(value) is schema, (path, value)
+
+
+def manifests(repository):
+    return [
+        yaml.safe_load((repository / name).read_text())
+        for name in ("inferenceservice.yaml", "clusterservingruntime.yaml", "compose.yaml")
+    ]
+
+
+def test_kserve_manifests_hold_to_their_schema(tmp_path):
+    build = make_build(tmp_path / "build", builder="tensorrt")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "repo", "--name", "Digits_v1", "--canary", "10", *KSERVE)
+    assert result.returncode == 0, result.stderr
+    service, runtime, _ = manifests(tmp_path / "repo")
+    check(service, INFERENCE_SERVICE)
+    check(runtime, SERVING_RUNTIME)
+    for manifest in (service, runtime):
+        # RFC 1123, as Kubernetes wants names.
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", manifest["metadata"]["name"])
+    predictor = service["spec"]["predictor"]
+    assert service["metadata"]["name"] == "digits-v1"
+    assert service["metadata"]["annotations"]["nm2trt/sm-80"] == "10.13.3.9"
+    assert predictor["canaryTrafficPercent"] == 10
+    assert predictor["model"]["runtime"] == runtime["metadata"]["name"]
+    assert predictor["model"]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    (container,) = runtime["spec"]["containers"]
+    assert container["image"] == IMAGE
+    assert container["name"] == "kserve-container"
+    formats = runtime["spec"]["supportedModelFormats"]
+    assert predictor["model"]["modelFormat"]["name"] in {one["name"] for one in formats}
+
+
+def test_without_a_gpu_none_is_asked_for(tmp_path):
+    result = nm2trt_inline(
+        "package",
+        make_build(tmp_path / "b"),
+        "-o",
+        tmp_path / "repo",
+        "--platform",
+        "onnxruntime",
+        "--device",
+        "cpu",
+        *KSERVE,
+    )
+    assert result.returncode == 0, result.stderr
+    service, _, compose = manifests(tmp_path / "repo")
+    assert "resources" not in service["spec"]["predictor"]["model"]
+    assert "deploy" not in compose["services"]["triton"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--server", "kserve"), "kserve needs --image and --storage-uri"),
+        ((*KSERVE[:4], "--storage-uri", "models"), "'models' is no URI"),
+        ((*KSERVE, "--canary", "101"), "101 is outside 0..100"),
+        ((*KSERVE, "--name", "-a"), "'-a' makes no Kubernetes name"),
+        (("--name", "a b"), "model name 'a b'"),
+        ((*KSERVE, "--force"), "a repository keeps its versions"),
+    ],
+)
+def test_wrong_values_are_told_before_anything_is_written(tmp_path, options, words):
+    build = make_build(tmp_path / "build")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "repo", *options)
+    assert_one_error_line(result, 2, words)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_the_dockerfile_refuses_an_image_with_another_tensorrt(tmp_path):
+    build = make_build(tmp_path / "build", builder="tensorrt")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "repo", "--name", "net")
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "repo/Dockerfile").read_text()
+    assert "ARG TRITON_IMAGE\n" in text
+    assert "COPY net /models/net" in text
+    (line,) = re.findall(r"RUN (find .*\n.*)\n", text)
+    # The line's own shell, run on two made-up file systems.
+    for name, code in (("libnvinfer.so.10.13.3", 0), ("libnvinfer.so.10.14.1", 1)):
+        root = tmp_path / name.replace(".", "-")
+        (root / "usr/lib").mkdir(parents=True)
+        (root / "usr/lib" / name).touch()
+        shell = line.replace("find /", f"find {root}/")
+        assert subprocess.run(["sh", "-c", shell], capture_output=True, check=False).returncode == code
+    compose = yaml.safe_load((tmp_path / "repo/compose.yaml").read_text())["services"]["triton"]
+    assert compose["build"]["args"]["TRITON_IMAGE"].startswith("${TRITON_IMAGE:?")
+    assert all(port.startswith("127.0.0.1:") for port in compose["ports"])
+    assert compose["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+
+
+def test_docker_reads_the_compose_file(tmp_path):
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("missing: docker compose")
+    build = make_build(tmp_path / "build", builder="tensorrt")
+    nm2trt_inline("package", build, "-o", tmp_path / "repo", "--image", IMAGE)
+    result = subprocess.run(
+        [docker, "compose", "-f", "compose.yaml", "config", "--format", "json"],
+        cwd=tmp_path / "repo", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["services"]["triton"]["build"]["args"]["TRITON_IMAGE"] == IMAGE
+
+
+def test_a_file_that_somebody_made_his_own_stays(tmp_path):
+    build = make_build(tmp_path / "build")
+    nm2trt_inline("package", build, "-o", tmp_path / "repo")
+    (tmp_path / "repo/Dockerfile").write_text("FROM mine\n")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "repo")
+    assert result.returncode == 0
+    assert "Dockerfile was changed by somebody" in result.stderr
+    assert (tmp_path / "repo/Dockerfile").read_text() == "FROM mine\n"
+
+
+# Keys of Gst-nvinfer's [property] group that we write, from DeepStream's gstnvinfer_property_parser.h.
+NVINFER_KEYS = {
+    "gpu-id", "onnx-file", "model-engine-file", "batch-size", "infer-dims", "network-mode", "network-type",
+    "output-blob-names", "model-color-format", "net-scale-factor", "process-mode", "gie-unique-id",
+    "output-tensor-meta", "labelfile-path", "classifier-threshold",
+}  # fmt: skip
+
+
+def image_build(folder, channels, **options):
+    """A build whose input is an image of so many channels."""
+    build = make_build(folder, **options)
+    document = json.loads((build / "build.json").read_text())
+    document["inputs"][0]["shape"] = ["N", channels, 6, 6]
+    (build / "build.json").write_text(json.dumps(document))
+    return build
+
+
+@pytest.mark.parametrize("builder", [None, "tensorrt"])
+def test_deepstream(tmp_path, builder):
+    build = image_build(tmp_path / "build", 3, builder=builder)
+    result = nm2trt_inline("package", build, "--server", "deepstream", "-o", tmp_path / "ds", "--name", "net")
+    assert result.returncode == 0, result.stderr
+    config = configparser.ConfigParser()
+    config.read(tmp_path / "ds/config_infer.txt")
+    (group,) = config.sections()
+    assert group == "property"
+    values = dict(config["property"])
+    assert set(values) <= NVINFER_KEYS
+    assert values["infer-dims"] == "3;6;6"
+    assert values["batch-size"] == "64"
+    assert values["output-blob-names"] == "y"
+    assert values["model-color-format"] == "0"
+    assert ("model-engine-file" in values) is (builder is not None)
+    for key in ("onnx-file", "model-engine-file", "labelfile-path"):
+        assert key not in values or (tmp_path / "ds" / values[key]).is_file()
+
+
+def test_deepstream_takes_images_only(tmp_path):
+    result = nm2trt_inline("package", make_build(tmp_path / "b"), "--server", "deepstream", "-o", tmp_path / "ds")
+    assert_one_error_line(result, 3, "Gst-nvinfer feeds one image", "x ['N', 4, 6, 6]")
+    assert not (tmp_path / "ds").exists()
+
+
+def test_an_rtx_plan_is_not_put_into_a_deepstream_folder(tmp_path):
+    build = image_build(tmp_path / "build", 1, builder="tensorrt-rtx")
+    result = nm2trt_inline("package", build, "--server", "deepstream", "-o", tmp_path / "ds")
+    assert result.returncode == 0, result.stderr
+    assert set(everything(tmp_path / "ds")) == {"config_infer.txt", "model.onnx", "package.json"}
+
+
+@pytest.fixture
+def snippets(tmp_path):
+    build = make_build(tmp_path / "build")
+    result = nm2trt_inline("package", build, "--server", "onnxruntime", "-o", tmp_path / "ort")
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "ort"
+
+
+def test_the_python_snippet_runs(snippets, tmp_path):
+    x = np.random.default_rng(0).standard_normal((3, 4, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    result = subprocess.run(
+        [sys.executable, snippets / "run.py", "--cpu", tmp_path / "x.npy"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "runs on CPUExecutionProvider" in result.stderr
+    name, *numbers = result.stdout.replace("[3, 8, 1, 1]", "").split()
+    session = onnxruntime.InferenceSession(str(snippets / "model.onnx"), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"x": x})[0]
+    assert name == "y"
+    np.testing.assert_allclose([float(one) for one in numbers], expected.ravel()[:10], rtol=1e-4)
+
+
+def test_the_cpp_snippet_names_the_same_options_as_the_python_one(snippets):
+    """Compiled where a compiler and ONNX Runtime's headers are; here at least its options are known ones."""
+    text = (snippets / "main.cpp").read_text()
+    for option in ("trt_fp16_enable", "trt_sparsity_enable", "trt_engine_cache_enable", "trt_engine_cache_path"):
+        assert option in text
+        assert option in (snippets / "run.py").read_text()
+    assert onnx.load(snippets / "model.onnx").graph.input[0].name == "x"

@@ -1,0 +1,325 @@
+"""A real tritonserver on loopback. What a stand-in shows is layout, configuration and protocol, never an engine."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime
+import pytest
+from helpers import assert_one_error_line, nm2trt, nm2trt_inline
+from run_folders import make_run
+from serve_builds import TRITON, make_build, needs_client, needs_triton
+
+from nm2trt.errors import InputError
+from nm2trt.serve import PackageRequest, check_repository, package_triton
+from nm2trt.serve.installed import find_triton
+from nm2trt.serve.server import choose_ports, start
+
+pytestmark = [needs_triton, needs_client]
+
+READY_S = 60
+
+
+@pytest.fixture(scope="module")
+def environment():
+    return {**os.environ, "NM2TRT_TRITON": str(TRITON)}
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    """The demo's network, sparse and dense, exported."""
+    folder = tmp_path_factory.mktemp("builds")
+    for name, sparse in (("sparse", True), ("dense", False)):
+        make_run(folder / f"run-{name}", "resnet8", sparse=sparse, seed=3 + sparse)
+        options = ("--precision", "fp16", "--builder", "none")
+        result = nm2trt_inline("export", folder / f"run-{name}", "-o", folder / name, *options)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def right_answers(build, x):
+    session = onnxruntime.InferenceSession(str(build / "model.onnx"), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+class Serving:
+    """`nm2trt serve` in a process of its own."""
+
+    def __init__(self, repository, environment, *options, folder):
+        self.stderr = folder / "stderr.txt"
+        with self.stderr.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "nm2trt", "serve", str(repository), "--json", *options]
+                + [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+            )
+        text = ""
+        for line in self.process.stdout:
+            text += line.decode()
+            if line == b"}\n":
+                break
+        assert text, self.stderr.read_text()
+        self.document = json.loads(text)
+        self.http, self.grpc = self.document["http"], self.document["grpc"]
+
+    def stop(self):
+        self.process.terminate()
+        self.process.communicate(timeout=READY_S)
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def repository(builds, tmp_path_factory):
+    repository = tmp_path_factory.mktemp("served") / "repository"
+    result = nm2trt_inline(
+        "package",
+        builds / "sparse",
+        "--dense",
+        builds / "dense",
+        "--server",
+        "triton-cpu",
+        "-o",
+        repository,
+        "--name",
+        "net",
+    )
+    assert result.returncode == 0, result.stderr
+    return repository
+
+
+@pytest.fixture(scope="module")
+def serving(repository, environment, tmp_path_factory):
+    one = Serving(repository, environment, "--poll", "1", folder=tmp_path_factory.mktemp("log"))
+    yield one
+    with contextlib.suppress(ProcessLookupError):
+        one.stop()
+
+
+def request(module, x):
+    tensor = module.InferInput("input", list(x.shape), "FP32")
+    tensor.set_data_from_numpy(x)
+    return [tensor]
+
+
+def test_the_demo_network_over_http_and_grpc(serving, builds, tmp_path):
+    report = tmp_path / "report"
+    result = nm2trt(
+        "check-server", serving.http, "net", "--build", builds / "sparse", "--grpc", serving.grpc, "--json",
+        "--duration", "0.2", "--max-concurrency", "4", "-o", report,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["verdict"] == "pass"
+    assert [one["protocol"] for one in document["outputs"]] == ["http", "grpc"]
+    for one in document["outputs"]:
+        assert one["inputs"] == "first 64 test samples of digits"
+        # The server joins samples into other batches than ours; ONNX Runtime may round the last bit otherwise.
+        assert one["max_rel_error"] < 1e-3
+    for one in document["load"]:
+        assert one["requests"] > 0
+        assert one["errors"] == one["wrong"] == 0
+        assert one["p50_ms"] <= one["p90_ms"] <= one["p99_ms"]
+    assert json.loads((report / "server.json").read_text()) == document
+    assert "Server check: net" in (report / "server.html").read_text()
+
+
+def test_another_network_is_found_out(serving, builds):
+    result = nm2trt("check-server", serving.http, "net-dense", "--build", builds / "sparse", "--grpc", serving.grpc)
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("nm2trt: error: ")]
+    assert len(lines) == 1
+    assert "outputs differ from ONNX Runtime's" in lines[0]
+    assert "no load was measured" in result.stdout
+
+
+def test_a_model_that_is_not_there(serving, builds):
+    result = nm2trt("check-server", serving.http, "nothing", "--build", builds / "sparse", "--grpc", serving.grpc)
+    assert_one_error_line(result, 3, "model 'nothing' is not there or not ready")
+
+
+def test_200_concurrent_requests_lose_nothing(serving, builds):
+    import tritonclient.grpc
+    import tritonclient.http
+
+    x_NCHW = np.random.default_rng(0).standard_normal((200, 1, 8, 8)).astype(np.float32)
+    expected = right_answers(builds / "sparse", x_NCHW)
+    with tritonclient.http.InferenceServerClient(serving.http.removeprefix("http://"), concurrency=200) as client:
+        waiting = [client.async_infer("net", request(tritonclient.http, x[None])) for x in x_NCHW]
+        found = [one.get_result().as_numpy("logits") for one in waiting]
+    np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-3, atol=1e-3)
+
+    answers, done = {}, threading.Semaphore(0)
+
+    def keep(at, result, error):
+        answers[at] = error or result.as_numpy("logits")[0]
+        done.release()
+
+    with tritonclient.grpc.InferenceServerClient(serving.grpc) as client:
+        for at, x in enumerate(x_NCHW):
+            client.async_infer(
+                "net",
+                request(tritonclient.grpc, x[None]),
+                lambda result, error, at=at: keep(at, result, error),
+            )
+        assert all(done.acquire(timeout=READY_S) for _ in x_NCHW)
+        statistics = client.get_inference_statistics("net", as_json=True)["model_stats"][0]
+    np.testing.assert_allclose(np.stack([answers[at] for at in range(200)]), expected, rtol=1e-3, atol=1e-3)
+    assert int(statistics["execution_count"]) < int(statistics["inference_count"]), "requests were never batched"
+
+
+def test_a_new_version_is_taken_up_and_the_old_one_still_answers(serving, repository, builds):
+    import tritonclient.http
+
+    x = np.random.default_rng(1).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    with tritonclient.http.InferenceServerClient(serving.http.removeprefix("http://")) as client:
+        assert not client.is_model_ready("net", "2")
+        result = nm2trt_inline(
+            "package", builds / "sparse", "--server", "triton-cpu", "-o", repository, "--name", "net"
+        )
+        assert result.returncode == 0, result.stderr
+        assert "beside version 1" in result.stdout
+        deadline = time.monotonic() + READY_S
+        while not client.is_model_ready("net", "2") and time.monotonic() < deadline:
+            assert client.is_model_ready("net", "1")
+            time.sleep(0.1)
+        for version in ("1", "2", ""):
+            answer = client.infer("net", request(tritonclient.http, x), model_version=version).as_numpy("logits")
+            np.testing.assert_allclose(answer, right_answers(builds / "sparse", x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_killed_server_comes_back_and_never_answers_wrongly(serving, builds):
+    import tritonclient.http
+
+    x_NCHW = np.random.default_rng(2).standard_normal((16, 1, 8, 8)).astype(np.float32)
+    expected = right_answers(builds / "sparse", x_NCHW)
+    killed, seen = threading.Event(), {"before": 0, "errors": 0, "after": 0}
+    lock = threading.Lock()
+
+    def client(number):
+        address = serving.http.removeprefix("http://")
+        deadline = time.monotonic() + READY_S
+        for at in range(number, 100_000):
+            if time.monotonic() > deadline or seen["after"] > 50:
+                return
+            try:
+                with tritonclient.http.InferenceServerClient(address, network_timeout=5.0) as one:
+                    answer = one.infer("net", request(tritonclient.http, x_NCHW[at % 16][None])).as_numpy("logits")
+            except Exception:  # noqa: BLE001 -- refused, reset, timed out: all are errors that a client sees
+                with lock:
+                    seen["errors"] += 1
+                time.sleep(0.05)
+                continue
+            np.testing.assert_allclose(answer[0], expected[at % 16], rtol=1e-3, atol=1e-3)
+            with lock:
+                # After an error that the kill caused, an answer can only come from the new server.
+                seen["after" if killed.is_set() and seen["errors"] else "before"] += 1
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client, number) for number in range(8)]
+        while seen["before"] < 50:
+            time.sleep(0.02)
+        assert seen["errors"] == 0
+        os.kill(serving.document["pid"], signal.SIGKILL)
+        killed.set()
+        for one in clients:
+            one.result()
+    assert seen["errors"] > 0
+    assert seen["after"] > 50
+    assert "was killed by SIGKILL; starting it again (1 of 3)" in serving.stderr.read_text()
+
+
+def test_it_stops_in_order(serving):
+    """Last of this module's tests on `serving`: SIGTERM ends server and backend processes."""
+    group = subprocess.run(["pgrep", "-P", str(serving.process.pid)], capture_output=True, text=True, check=False)
+    assert serving.stop() == 0
+    for pid in group.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+@contextlib.contextmanager
+def started(repository, **options):
+    with start(find_triton({"NM2TRT_TRITON": str(TRITON)}), repository, choose_ports(0, 0, 0), **options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def plan_repository(tmp_path_factory):
+    """A plan's configuration with all that it can have; the plan's bytes are made up."""
+    folder = tmp_path_factory.mktemp("plans")
+    builds = tuple(make_build(folder / sm, builder="tensorrt", sm=sm) for sm in ("80", "90"))
+    package_triton(PackageRequest(builds=builds, repository=folder / "repository", name="plan", instances=2))
+    return folder
+
+
+def test_a_plans_repository_is_accepted_up_to_the_missing_backend(plan_repository):
+    repository = plan_repository / "repository"
+    with started(repository, needed=frozenset()) as server, pytest.raises(InputError) as caught:
+        server.wait_until_ready(READY_S)
+    assert "unable to find backend library for backend 'tensorrt'" in str(caught.value)
+
+
+def test_a_broken_config_is_another_message(plan_repository, tmp_path):
+    """Without this, the test above would not show that the configuration was read."""
+    folder = tmp_path / "repository" / "plan"
+    folder.mkdir(parents=True)
+    text = (plan_repository / "repository/plan/config.pbtxt").read_text()
+    (folder / "config.pbtxt").write_text(text.replace("max_batch_size", "max_batch_sise"))
+    with started(tmp_path / "repository", needed=frozenset()) as server, pytest.raises(InputError) as caught:
+        server.wait_until_ready(READY_S)
+    assert "failed to read text proto" in str(caught.value)
+
+
+def test_serve_names_the_missing_backend_before_it_starts(plan_repository, environment):
+    result = nm2trt(
+        "serve",
+        plan_repository / "repository",
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+        env=environment,
+    )
+    assert_one_error_line(result, 4, "has no tensorrt backend", "--stand-in")
+
+
+def test_stand_ins_serve_both_gpu_configurations(plan_repository, environment, tmp_path):
+    """Proves that layout, names, types, batching and warm-up are in order; the ONNX runs, never the plan."""
+    build, repository = plan_repository / "80", plan_repository / "repository"
+    package_triton(
+        PackageRequest(builds=(build,), repository=repository, name="ort", platform="onnxruntime", device="gpu")
+    )
+    assert check_repository(repository) == {"ort": ("onnxruntime", [1]), "plan": ("tensorrt", [1])}
+    serving = Serving(repository, environment, "--stand-in", folder=tmp_path)
+    try:
+        assert "stand-in for onnxruntime, tensorrt" in serving.stderr.read_text()
+        for model in ("plan", "ort"):
+            result = nm2trt_inline(
+                "check-server", serving.http, model, "--build", build, "--grpc", serving.grpc, "--no-load", "--json"
+            )
+            assert result.returncode == 0, result.stderr
+            assert json.loads(result.stdout)["metadata"][0]["differences"] == []
+    finally:
+        assert serving.stop() == 0
+
+
+def test_a_model_that_does_not_load_says_why(tmp_path, environment):
+    build = make_build(tmp_path / "build")
+    package_triton(PackageRequest(builds=(build,), repository=tmp_path / "repo", name="net", server="triton-cpu"))
+    code = tmp_path / "repo/net/1/model.py"
+    code.write_text("import nothing_of_this_name\n")
+    (tmp_path / "repo/net/package.json").unlink()
+    options = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+    result = nm2trt("serve", tmp_path / "repo", *options, env=environment)
+    assert_one_error_line(result, 3, "failed to load 'net'", "nothing_of_this_name")

@@ -1,0 +1,86 @@
+"""Hand-made build folders for packaging tests, and a real Triton; imported as `from serve_builds import ...`."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import onnx
+import pytest
+from helpers import REPOSITORY
+from small_networks import build_document, small_network
+
+from nm2trt.artifacts import BatchRange, EngineRecord, FileRecord, GraphPort
+
+TRITON = Path(os.environ.get("NM2TRT_TRITON", REPOSITORY / "build" / "triton"))
+
+needs_triton = pytest.mark.skipif(
+    not (TRITON / "bin" / "python").exists() and not TRITON.is_file(),
+    reason="missing: a Triton server (make triton, or set NM2TRT_TRITON)",
+)
+needs_client = pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("tritonclient") is None,
+    reason="missing: tritonclient (pip install 'nm2trt[server]')",
+)
+
+
+def engine(arm, *, builder, version, sm, plan):
+    return EngineRecord(
+        arm=arm,
+        file=f"{arm}.plan",
+        builder=builder,
+        builder_version=version,
+        sm=sm,
+        platform="linux_x86_64",
+        batch=BatchRange(min=1, opt=8, max=64),
+        flags=["SPARSE_WEIGHTS"] if arm == "sparse" else [],
+        sha256=hashlib.sha256(plan).hexdigest(),
+        size_bytes=len(plan),
+        seconds=1.0,
+        log=f"{arm}.log",
+    )
+
+
+def make_build(
+    folder,
+    *,
+    seed=0,
+    builder=None,
+    version="10.13.3.9",
+    sm="80",
+    arms=("control", "sparse"),
+    fixed_batch=None,
+    data=None,
+    verdict="pass",
+    source="1" * 64,
+    channels=8,
+):
+    """Write a build folder; plans are made-up bytes, which is enough for layout and configuration."""
+    folder.mkdir(parents=True)
+    model = small_network(seed=seed, sparse=True, batch=fixed_batch or "N", channels=channels)
+    onnx.save(model, folder / "model.onnx")
+    document = build_document(folder / "model.onnx")
+    plans = {arm: f"plan {arm} {sm} {seed}".encode() for arm in arms} if builder else {}
+    for arm, plan in plans.items():
+        (folder / f"{arm}.plan").write_bytes(plan)
+    records = {
+        path.name: FileRecord(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size)
+        for path in folder.iterdir()
+    }
+    first = fixed_batch or "N"
+    document.model_copy(
+        update={
+            "source": document.source.model_copy(update={"data": data, "sha256": source}),
+            "batch": None if fixed_batch else document.batch,
+            "inputs": (GraphPort(name="x", dtype="float32", shape=(first, 4, 6, 6)),),
+            "outputs": (GraphPort(name="y", dtype="float32", shape=(first, channels, 1, 1)),),
+            "engines": [engine(arm, builder=builder, version=version, sm=sm, plan=plan) for arm, plan in plans.items()],
+            "files": records,
+            "verdict": verdict,
+        }
+    ).write(folder)
+    return folder
+
+
+def everything(folder):
+    """Path -> bytes of all files below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
