@@ -2,19 +2,27 @@
 
     python benchmarks/train_step.py [--model resnet18-cifar resnet50] [--batch 32 128] [--rounds 5]
     python benchmarks/train_step.py --masks        # only the mask pass against copying
+    python benchmarks/train_step.py --hooks        # only what is done around the optimizer's step
 
 The autograd arm works as the paper's published code does: a Function whose forward sorts every group and masks the
 weight, and whose backward adds decay * (1 - mask) * weight; it was written for this benchmark. Every arm has a model
-and an optimizer of its own, the same seed and the same batch. Ratios are of the median step to the dense arm's.
+and an optimizer of its own, the same seed and the same batch; ratios are medians of the ratio of two neighbouring
+steps. Each figure stands twice, by the clock and in processor time of all threads: on a machine with other work only
+the second means something, and it counts what threads spend waiting for each other, too.
 Goal: ours at most 1.03 at batch 128; the mask pass at no less than a quarter of the copy's speed for 2:4 on float32.
+
+ResNet-50 takes 224x224 images, and at batch 128 about 12 GB of memory; where that is not free, the row says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +31,14 @@ from torchvision.models import resnet18, resnet50
 
 from nm2trt.pattern import NMPattern
 from nm2trt.training import sparsify
-from nm2trt.training.projection import project
+from nm2trt.training.projection import Split, project_all
 
 DECAY = 2e-4
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-5}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+SHAPES = {"resnet18-cifar": (3, 32, 32), "resnet50": (3, 224, 224)}
+GB_PER_SAMPLE = {"resnet18-cifar": 0.02, "resnet50": 0.1}
+"""Peak memory of a step divided by the batch."""
 
 
 class ArgsortMask(torch.autograd.Function):
@@ -54,26 +66,29 @@ class AutogradConv(nn.Conv2d):
         return self._conv_forward(x_BCHW, ArgsortMask.apply(self.weight), self.bias)
 
 
-def network(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+def network(name: str) -> nn.Module:
     if name == "resnet50":
-        return resnet50(weights=None), (3, 224, 224)
+        return resnet50(weights=None)
     model = resnet18(weights=None, num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
-    return model, (3, 32, 32)
+    return model
+
+
+def model_and_optimizer(name: str, layout: torch.memory_format) -> tuple[nn.Module, torch.optim.SGD]:
+    model = network(name).to(memory_format=layout).train()
+    return model, torch.optim.SGD(model.parameters(), **SGD)
 
 
 def arm(kind: str, name: str, batch: int, layout: torch.memory_format) -> Callable[[], None]:
     torch.manual_seed(0)
-    model, shape = network(name)
-    x_BCHW = torch.randn(batch, *shape).to(memory_format=layout)
+    model, optimizer = model_and_optimizer(name, layout)
+    x_BCHW = torch.randn(batch, *SHAPES[name]).to(memory_format=layout)
     y_B = torch.randint(0, 10, (batch,))
-    model = model.to(memory_format=layout).train()
     if kind == "autograd":
         for module in model.modules():
             if type(module) is nn.Conv2d and module.in_channels % 4 == 0:
                 module.__class__ = AutogradConv
-    optimizer = torch.optim.SGD(model.parameters(), **SGD)
     if kind == "ours":
         sparsify(model, optimizer, "2:4", "sr-ste", decay=DECAY)
 
@@ -85,89 +100,146 @@ def arm(kind: str, name: str, batch: int, layout: torch.memory_format) -> Callab
     return step
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+class Taken(NamedTuple):
+    """Seconds."""
+
+    clock: float
+    processor: float
+
+
+def seconds(work: Callable[[], object]) -> Taken:
+    clock, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return Taken(time.perf_counter() - clock, time.process_time() - processor)
 
 
-def steps(name: str, batch: int, layout: torch.memory_format, rounds: int) -> None:
-    arms = {kind: arm(kind, name, batch, layout) for kind in ("dense", "ours", "autograd")}
+def ratios(mine: list[float], theirs: list[float]) -> str:
+    each = sorted(one / other for one, other in zip(mine, theirs, strict=True))
+    return f"{statistics.median(each):.3f}x [{each[0]:.3f}, {each[-1]:.3f}]"
+
+
+def free_gb() -> float:
+    """What a process can still take; a large number where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    return next(int(line.split()[1]) / 1e6 for line in lines if line.startswith("MemAvailable"))
+
+
+def steps(name: str, batch: int, words: str, rounds: int) -> None:
+    """A line each by the clock and in processor time."""
+    print(f"{name:15} {words:14} batch {batch:4}", end="", flush=True)
+    needed_gb = GB_PER_SAMPLE[name] * batch + 1
+    if needed_gb > free_gb():
+        print(f"  left out: needs about {needed_gb:.0f} GB, {free_gb():.0f} GB are free")
+        return
+    arms = {kind: arm(kind, name, batch, LAYOUTS[words]) for kind in ("dense", "ours", "autograd")}
     for step in arms.values():
         step()
-    taken: dict[str, list[float]] = {kind: [] for kind in arms}
+    taken: dict[str, list[Taken]] = {kind: [] for kind in arms}
     for index in range(rounds):
-        order = list(arms) if index % 2 else list(reversed(arms))
-        for kind in order:
+        for kind in arms if index % 2 else reversed(arms):
             taken[kind].append(seconds(arms[kind]))
-    dense = taken["dense"]
-    words = "channels_last" if layout == torch.channels_last else "contiguous"
-    print(f"{name:15} {words:14} batch {batch:4}  dense {1e3 * statistics.median(dense):8.1f} ms", end="")
-    for kind in ("ours", "autograd"):
-        ratios = sorted(mine / theirs for mine, theirs in zip(taken[kind], dense, strict=True))
-        print(f"   {kind} {statistics.median(ratios):.3f}x [{ratios[0]:.3f}, {ratios[-1]:.3f}]", end="")
-    print(flush=True)
+    for measure, label in ((0, "clock"), (1, "processor")):
+        dense = [one[measure] for one in taken["dense"]]
+        line = "  ".join(f"{kind} {ratios([one[measure] for one in taken[kind]], dense)}" for kind in list(arms)[1:])
+        print(
+            f"{'' if measure == 0 else ' ' * 42}  {label:9} dense {statistics.median(dense):7.3f} s  {line}", flush=True
+        )
+
+
+def hooks(rounds: int) -> None:
+    """What `sparsify` does before and after the optimizer's step, beside the optimizer's step itself."""
+    print("Least of all rounds, clock / processor ms")
+    for name in SHAPES:
+        for words, layout in LAYOUTS.items():
+            model, optimizer = model_and_optimizer(name, layout)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            plain = least([seconds(optimizer.step) for _ in range(rounds)])
+            sparsify(model, optimizer, "2:4", "sr-ste", decay=DECAY)
+            ours = least([seconds(optimizer.step) for _ in range(rounds)])
+            print(
+                f"{name:15} {words:14} optimizer {1e3 * plain.clock:6.1f} / {1e3 * plain.processor:6.1f}"
+                f"   with sparsify {1e3 * ours.clock:6.1f} / {1e3 * ours.processor:6.1f}",
+                flush=True,
+            )
+
+
+def least(taken: list[Taken]) -> Taken:
+    return Taken(min(one.clock for one in taken), min(one.processor for one in taken))
 
 
 def masks(rounds: int) -> None:
-    """The mask pass and the whole projection over 100 MB of weights, against copying them."""
-    print(f"{'weights':28} {'pattern':8} {'copy':>9} {'mask pass':>16} {'projection':>16}")
-    shapes = {"linear 2048x2048": (2048, 2048), "conv 512x512x3x3": (512, 512, 3, 3)}
-    for label, shape in shapes.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            for text in ("2:4", "1:4", "2:8", "4:8", "1:16"):
-                _mask_row(label, shape, dtype, text, rounds)
-    _mask_row("linear, all equal", (2048, 2048), torch.float32, "2:4", rounds, ties=True)
+    """The mask pass and the whole split over 100 MB of weights, against copying them."""
+    print(
+        "GB/s of weights by the clock (share of the copy's speed by the clock, in processor time), least of all rounds"
+    )
+    print(f"{'weights':42} {'pattern':8} {'copy':>8} {'mask':>20} {'mask, split':>20}")
+    matrix, kernel = (2048, 2048), (512, 512, 3, 3)
+    for dtype in (torch.float32, torch.bfloat16):
+        for text in ("2:4", "1:4", "2:8", "4:8", "1:16"):
+            _mask_row("linear 2048x2048", torch.randn(matrix), dtype, text, rounds)
+            _mask_row("conv 512x512x3x3", torch.randn(kernel), dtype, text, rounds)
+            last = torch.randn(kernel).to(memory_format=torch.channels_last)
+            _mask_row("conv 512x512x3x3 channels_last", last, dtype, text, rounds)
+    _mask_row("linear 2048x2048, all equal", torch.ones(matrix), torch.float32, "2:4", rounds)
+    _mask_row("linear 2048x2048, all equal", torch.ones(matrix), torch.float32, "1:16", rounds)
 
 
-def _mask_row(
-    label: str, shape: tuple[int, ...], dtype: torch.dtype, text: str, rounds: int, *, ties: bool = False
-) -> None:
-    count = max(1, round(100e6 / (torch.Size(shape).numel() * dtype.itemsize)))
-    make = torch.ones if ties else torch.randn
-    weights = [make(shape).to(dtype) for _ in range(count)]
-    targets = [torch.empty_like(weight) for weight in weights]
-    bits = [torch.zeros_like(weight, dtype=torch.uint8) for weight in weights]
-    size_gb = sum(weight.numel() for weight in weights) * dtype.itemsize / 1e9
+def _mask_row(label: str, weight: torch.Tensor, dtype: torch.dtype, text: str, rounds: int) -> None:
+    count = max(1, round(100e6 / (weight.numel() * dtype.itemsize)))
+    weights = [weight.to(dtype).clone() for _ in range(count)]
+    targets = [torch.empty_like(one) for one in weights]
+    bits = [torch.zeros_like(one, dtype=torch.uint8) for one in weights]
+    size_gb = sum(one.numel() for one in weights) * dtype.itemsize / 1e9
     pattern = NMPattern.parse(text)
-    works = {
-        "copy": lambda: [target.copy_(weight) for target, weight in zip(targets, weights, strict=True)],
-        "mask": lambda: [
-            project(weight, None, bit, pattern, 1, impose=False) for weight, bit in zip(weights, bits, strict=True)
-        ],
-        "project": lambda: [
-            project(weight, target, bit, pattern, 1, impose=True)
-            for weight, target, bit in zip(weights, targets, bits, strict=True)
-        ],
+    recorded = [Split(one, None, bit, pattern, 1, impose=False) for one, bit in zip(weights, bits, strict=True)]
+    imposed = [
+        Split(one, target, bit, pattern, 1, impose=True)
+        for one, target, bit in zip(weights, targets, bits, strict=True)
+    ]
+    works: dict[str, Callable[[], object]] = {
+        "copy": lambda: [target.copy_(one) for target, one in zip(targets, weights, strict=True)],
+        "mask": lambda: project_all(recorded),
+        "split": lambda: project_all(imposed),
     }
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    taken: dict[str, list[Taken]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
             taken[name].append(seconds(work))
-    speed = {name: size_gb / statistics.median(values[1:]) for name, values in taken.items()}
-    share = {name: f"{speed[name]:6.2f} ({speed[name] / speed['copy']:.2f})" for name in ("mask", "project")}
-    print(
-        f"{label + ' ' + str(dtype).removeprefix('torch.'):28} {text:8} {speed['copy']:6.2f} GB/s "
-        f"{share['mask']:>15} {share['project']:>16}",
-        flush=True,
+    best = {name: least(values[1:]) for name, values in taken.items()}
+    line = "".join(
+        f" {size_gb / best[name].clock:6.2f} ({best['copy'].clock / best[name].clock:.2f},"
+        f" {best['copy'].processor / best[name].processor:.2f})".rjust(21)
+        for name in ("mask", "split")
     )
+    words = f"{label} {str(dtype).removeprefix('torch.')}"
+    print(f"{words:42} {text:8} {size_gb / best['copy'].clock:8.2f}{line}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["resnet18-cifar", "resnet50"])
+    parser.add_argument("--model", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--batch", nargs="+", type=int, default=[32, 128])
+    parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--masks", action="store_true")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--masks", action="store_true")
+    only.add_argument("--hooks", action="store_true")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores{load}", flush=True)
     if arguments.masks:
         masks(arguments.rounds)
-        return
-    for name in arguments.model:
-        for batch in arguments.batch:
-            for layout in (torch.contiguous_format, torch.channels_last):
-                steps(name, batch, layout, arguments.rounds)
+    elif arguments.hooks:
+        hooks(arguments.rounds)
+    else:
+        for name in arguments.model:
+            for batch in arguments.batch:
+                for words in arguments.layout:
+                    steps(name, batch, words, arguments.rounds)
 
 
 if __name__ == "__main__":

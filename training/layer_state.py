@@ -132,7 +132,7 @@ class SparseLayer:
 def restore_all(layers: Sequence[SparseLayer], decay: float, scale: torch.Tensor | None) -> None:
     """`SparseLayer.restore` of all layers; on a GPU by torch's multi-tensor kernels, a few launches for any number."""
     grown = [layer for layer in layers if layer.residual is not None]
-    if scale is not None or not all(layer.bits.is_cuda for layer in grown):
+    if scale is not None or not _all_on_gpu(grown):
         # On a CPU this order finds the residual of a layer in cache the second time.
         for layer in grown:
             layer.restore(decay, scale)
@@ -148,6 +148,10 @@ def restore_all(layers: Sequence[SparseLayer], decay: float, scale: torch.Tensor
         torch._foreach_add_([gradient for gradient, _ in pulled], [residual for _, residual in pulled], alpha=decay)
     if weights:
         torch._foreach_add_(weights, residuals)
+
+
+def _all_on_gpu(layers: Sequence[SparseLayer]) -> bool:
+    return all(local(layer.parameter.detach()).is_cuda for layer in layers)
 
 
 def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool) -> None:

@@ -21,7 +21,7 @@ from nm2trt.pattern import NMPattern
 from nm2trt.training.blocks import LARGEST_M, Ints, Scratch, kept
 from nm2trt.training.masks import INTEGERS, nm_masks
 
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 """Weights per block: scratch arrays of this size stay in cache, and threads rarely wait for the interpreter."""
 
 _PARALLEL_FROM_WEIGHTS = 1 << 20

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from nm2trt.pattern import NMPattern
 from nm2trt.training import nm_mask
+from nm2trt.training.masks import nm_masks
 
-PATTERNS = ["1:2", "2:4", "1:4", "2:8", "4:8", "1:16", "3:5", "2:40"]
+PATTERNS = ["1:2", "2:4", "1:4", "2:8", "4:8", "1:16", "1:3", "3:5", "2:40", "1:40"]
 
 
 def slow_mask(row, pattern):
@@ -61,3 +62,35 @@ def test_memory_format_does_not_change_the_mask():
     plain = nm_mask(weight, NMPattern(2, 4), 1)
     last = nm_mask(weight.to(memory_format=torch.channels_last), NMPattern(2, 4), 1)
     assert torch.equal(plain, last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("text", "kept"), [("2:4", [1, 3]), ("1:4", [3]), ("3:4", [0, 1, 3])])
+def test_nan_counts_as_larger_than_infinity(dtype, text, kept):
+    weight = torch.tensor([[-3.0, float("-inf"), 2.0, float("nan")]], dtype=dtype)
+    mask = nm_mask(weight, NMPattern.parse(text), 1)
+    assert mask.nonzero()[:, 1].tolist() == kept
+
+
+def test_two_nan_are_as_large_as_each_other():
+    nan = float("nan")
+    assert nm_mask(torch.tensor([[1.0, nan, -nan, nan]]), NMPattern(2, 4), 1).tolist() == [[False, True, True, False]]
+
+
+def test_masks_of_many_weights_are_those_of_each(monkeypatch):
+    torch.manual_seed(0)
+    weights = [
+        torch.randn(3, 8),
+        torch.randn(2, 8, 3, 3),
+        torch.randn(2, 8, 3, 3).to(memory_format=torch.channels_last),
+        torch.randn(16, 2),
+        torch.randn(4, 16).bfloat16(),
+        torch.randn(4, 16),
+    ]
+    how = [(NMPattern(2, 4), 1)] * 3 + [(NMPattern(2, 4), 0), (NMPattern(2, 4), 1), (NMPattern(1, 16), 1)]
+    for together in (1 << 24, 100):
+        monkeypatch.setattr("nm2trt.training.masks._TOGETHER", together)
+        found = list(nm_masks(weights, how))
+        for weight, (pattern, axis), mask in zip(weights, how, found, strict=True):
+            assert mask.shape == weight.shape
+            assert torch.equal(mask, nm_mask(weight, pattern, axis))
