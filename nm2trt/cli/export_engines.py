@@ -48,6 +48,9 @@ _OPTIONS = (
     ),
     click.option("--refittable", is_flag=True, help="Let `nm2trt refit` change the weights later. Not tensorrt-rtx."),
     click.option(
+        "--ort", is_flag=True, help="Also write ort-tensorrt.json: options for ONNX Runtime's TensorRT provider."
+    ),
+    click.option(
         "--rebuilds",
         type=int,
         default=1,
@@ -93,8 +96,10 @@ def build_engines(
         InputError: The graph refuses the batch sizes, or the dense network is another one.
         OSError: The disk is full.
     """
-    from nm2trt.engine import Network, build_arms
+    from nm2trt.engine import Network, build_arms, ort_session
 
+    if settings.ort:
+        ort_session(folder / onnx, profile_of(inputs, batch), workspace=settings.workspace).write(folder)
     if chosen.builder is None:
         return []
     name = chosen.builder.name

@@ -14,6 +14,7 @@ from nm2trt.engine.builders import (
 )
 from nm2trt.engine.evidence import chosen_fact, faster_fact, legal_nodes, read_evidence
 from nm2trt.engine.job import Backend, BuildProgress, EngineJob, RefitJob, WorkerAnswer
+from nm2trt.engine.ort_session import OrtSessionDocument, ort_session
 from nm2trt.engine.plans import PlanComparison, compare_plans
 from nm2trt.engine.process import run_refit
 from nm2trt.engine.refit import Refitter, check_pattern, check_same_graph
@@ -30,6 +31,7 @@ __all__ = [
     "EngineJob",
     "EngineSettings",
     "Network",
+    "OrtSessionDocument",
     "PlanComparison",
     "RefitJob",
     "Refitter",
@@ -45,6 +47,7 @@ __all__ = [
     "faster_fact",
     "known_builders",
     "legal_nodes",
+    "ort_session",
     "read_evidence",
     "run_refit",
 ]

@@ -26,6 +26,8 @@ class EngineSettings(BaseModel):
     """How long the builder searches, 0 to 5; None is the builder's own level, 3."""
     refittable: bool = False
     """Whether weights can be changed later. TensorRT-RTX cannot do it without a GPU."""
+    ort: bool = False
+    """Whether to write session options for ONNX Runtime's TensorRT provider, too."""
     rebuilds: int = 1
     """How often each arm is built: builds of one network differ, and so do their times."""
 

@@ -1,0 +1,78 @@
+"""Options for ONNX Runtime's TensorRT execution provider: the same network, for those who deploy through it.
+
+ONNX Runtime builds its own engines from model.onnx, on the machine that serves; these options let it do so as nm2trt
+does. Source: onnxruntime, include/onnxruntime/core/providers/tensorrt/tensorrt_provider_options.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from nm2trt.artifacts import Document
+from nm2trt.layers.onnx_file import read_model
+
+CACHE = "ort-cache"
+_PROVIDER = "TensorrtExecutionProvider"
+_BY_TYPE = {"FLOAT16": "trt_fp16_enable", "BFLOAT16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
+
+
+class OrtSessionDocument(Document):
+    """ort-tensorrt.json: `InferenceSession(BUILD / model, providers=[tuple(one) for one in providers])`."""
+
+    SCHEMA: ClassVar[str] = "nm2trt.ort-tensorrt/1"
+    FILE: ClassVar[str] = "ort-tensorrt.json"
+
+    model: str
+    providers: list[tuple[str, dict[str, str]]]
+    """In the order in which ONNX Runtime tries them. Cache paths are relative to the process's working folder."""
+    note: str = (
+        "trt_sparsity_enable lets TensorRT choose sparse kernels and proves nothing; with trt_detailed_build_log and "
+        "verbose logging, the (Sparsity) lines tell: nm2trt inspect --log"
+    )
+
+
+def ort_session(
+    onnx: Path,
+    profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]],
+    *,
+    workspace: int | None,
+) -> OrtSessionDocument:
+    """Write down the provider's options for one network.
+
+    Args:
+        onnx: The network; the types of its weights settle which precisions are switched on.
+        profile: Input name -> smallest, optimal and largest shape.
+        workspace: Most bytes of scratch memory; None leaves ONNX Runtime's own.
+
+    Raises:
+        InputError: The file is no ONNX.
+    """
+    options = {
+        "trt_sparsity_enable": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": CACHE,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": CACHE,
+        "trt_detailed_build_log": "1",
+    }
+    options |= dict.fromkeys(sorted(_precisions(onnx)), "1")
+    if workspace is not None:
+        options["trt_max_workspace_size"] = str(workspace)
+    if profile:
+        for index, kind in enumerate(("min", "opt", "max")):
+            options[f"trt_profile_{kind}_shapes"] = ",".join(
+                f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in profile.items()
+            )
+    return OrtSessionDocument(model=onnx.name, providers=[(_PROVIDER, options), ("CUDAExecutionProvider", {})])
+
+
+def _precisions(onnx: Path) -> set[str]:
+    from onnx import TensorProto
+
+    model = read_model(onnx)
+    types = {TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer if tensor.dims}
+    quantised = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+    types = types - {"INT8"} if not quantised else types | {"INT8"}
+    return {_BY_TYPE[one] for one in types if one in _BY_TYPE}
