@@ -137,7 +137,7 @@ def network_geometry(
     from nm2trt.estimate.fusion import fused_layers
     from nm2trt.estimate.shapes import shaped_graph
 
-    file = _model_file(Path(path))
+    file = model_file(Path(path))
     graph = shaped_graph(file, batch=batch, shapes=shapes)
     layers, notes = fused_layers(graph)
     return NetworkGeometry(layers=layers, inputs=graph.inputs, notes=(*graph.notes, *notes))
@@ -150,7 +150,12 @@ def layer_geometries(
     return network_geometry(path, batch=batch, shapes=shapes).layers
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """The ONNX file itself, also where a build folder was given.
+
+    Raises:
+        InputError: There is none.
+    """
     from nm2trt.errors import InputError
 
     file = path / "model.onnx" if path.is_dir() else path

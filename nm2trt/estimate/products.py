@@ -199,7 +199,7 @@ def _weight_name(node: onnx.NodeProto, graph: ShapedGraph, source: Source) -> st
         at = source(name)
         while at in graph.constants:
             makers = graph.makers(at)
-            if not makers or not makers[0].input:
+            if not makers or not makers[0].input or makers[0].op_type == "ConstantOfShape":
                 return as_text(at)
             at = makers[0].input[0]
     return ""

@@ -1,0 +1,177 @@
+"""`nm2trt estimate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nm2trt.cli.common import json_option, stderr_console
+
+if TYPE_CHECKING:
+    from nm2trt.estimate.gpus import GpuSpec
+    from nm2trt.estimate.network import NetworkEstimate
+    from nm2trt.layers import LayerWeight
+
+_LARGEST_SHAPE_DIMENSIONS = 16
+
+
+def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `estimate` and `plan` share: the network, and where it runs."""
+    for option in reversed(
+        (
+            click.argument("model", type=click.Path(path_type=Path), metavar="MODEL"),
+            click.option("--gpu", metavar="NAME", help="Such as a100-pcie-40gb; `--gpu list` names all."),
+            click.option(
+                "--gpu-file",
+                type=click.Path(path_type=Path),
+                metavar="F",
+                help="Another GPU's figures, TOML or JSON (docs/estimate.md).",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+                default="fp16",
+                show_default=True,
+                help="What the engine computes in; a quantised graph's INT8 layers stay INT8.",
+            ),
+            click.option("--batch", type=int, metavar="N", help="Size of dynamic first dimensions."),
+            click.option(
+                "--shape",
+                "shapes",
+                multiple=True,
+                metavar="NAME=DIMS",
+                help="An input's shape, such as ids=32x384; needed for other dynamic dimensions.",
+            ),
+            click.option(
+                "--dense-layers", multiple=True, metavar="GLOB", help="These stay dense (weights, nodes or modules)."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@click.command(name="estimate")
+@network_options
+@click.option("--assume", metavar="2:4", help="Take every layer that could hold this pattern for pruned.")
+@click.option("--all", "show_all", is_flag=True, help="Show layers below 0.5 % of the time, too.")
+@json_option
+def command(
+    model: Path,
+    gpu: str | None,
+    gpu_file: Path | None,
+    precision: str,
+    batch: int | None,
+    shapes: tuple[str, ...],
+    dense_layers: tuple[str, ...],
+    assume: str | None,
+    show_all: bool,
+    as_json: bool,
+) -> int:
+    """Estimate dense against sparse time of every layer, without a GPU.
+
+    MODEL is an ONNX file or a build folder. The pattern is counted in its weights; --assume 2:4 asks what a network
+    that is not pruned yet would gain. Ranges are those of layers that were held back from the fit; where nothing was
+    measured (another GPU, very large products, bf16) the output says so and the ranges are wider.
+
+    Nothing is measured here: `nm2trt profile` measures.
+    """
+    from nm2trt.errors import EXIT_OK
+
+    if gpu == "list":
+        _list_gpus()
+        return EXIT_OK
+    estimate = run_estimate(model, gpu, gpu_file, precision, batch, shapes, dense_layers, assume)
+    if as_json:
+        from nm2trt.estimate.document import estimate_document
+
+        click.echo(estimate_document(str(model), estimate, assumed=assume).to_json(), nl=False)
+        return EXIT_OK
+    from nm2trt.cli.common import stdout_console
+    from nm2trt.cli.estimate_table import print_estimate
+
+    print_estimate(stdout_console(), str(model), estimate, assumed=assume, show_all=show_all)
+    return EXIT_OK
+
+
+def run_estimate(
+    model: Path,
+    gpu: str | None,
+    gpu_file: Path | None,
+    precision: str,
+    batch: int | None,
+    shapes: tuple[str, ...],
+    dense_layers: tuple[str, ...],
+    assume: str | None,
+) -> NetworkEstimate:
+    """From options to the estimate."""
+    spec = _gpu(gpu, gpu_file)
+    sizes = dict(_shape(text) for text in shapes)
+    from nm2trt.estimate.network import estimate_network
+    from nm2trt.pattern import NMPattern
+
+    with _watching() as watch:
+        return estimate_network(
+            model,
+            spec,
+            precision,  # type: ignore[arg-type]
+            batch=batch if batch is not None or sizes else _batch_of_build(model),
+            shapes=sizes,
+            assume=None if assume is None else NMPattern.parse(assume),
+            dense_layers=dense_layers,
+            watch=watch,
+        )
+
+
+def _gpu(gpu: str | None, gpu_file: Path | None) -> GpuSpec:
+    from nm2trt.errors import ConfigError
+    from nm2trt.estimate.gpus import find_gpu, gpu_table, read_gpu_file
+
+    if (gpu is None) == (gpu_file is None):
+        what = "no GPU named" if gpu is None else "both --gpu and --gpu-file"
+        raise ConfigError(what, mend=f"give one of --gpu {'|'.join(gpu_table())} and --gpu-file F")
+    return find_gpu(gpu) if gpu is not None else read_gpu_file(gpu_file or Path())
+
+
+def _shape(text: str) -> tuple[str, list[int]]:
+    from nm2trt.errors import ConfigError
+
+    # Names may hold "=", sizes cannot.
+    name, _, sizes = text.rpartition("=")
+    parts = sizes.lower().split("x")
+    if not name or len(parts) > _LARGEST_SHAPE_DIMENSIONS or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--shape {text!r} is not NAME=DIMS", mend="write it like x=32x3x224x224")
+    return name, [int(part) for part in parts]
+
+
+def _batch_of_build(model: Path) -> int | None:
+    """The batch that a build folder's engines were tuned for."""
+    if not (model / "build.json").is_file():
+        return None
+    from nm2trt.artifacts import BuildDocument
+
+    batch = BuildDocument.read(model).batch
+    return None if batch is None else batch.opt
+
+
+def _list_gpus() -> None:
+    from nm2trt.estimate.gpus import gpu_table
+
+    for key, spec in gpu_table().items():
+        figures = f"sm_{spec.sm:<4} {spec.dense.get('fp16', 0):7.1f} TFLOPS fp16 {spec.bandwidth_gb_s:6.0f} GB/s"
+        click.echo(f"{key:16} {spec.name:34} {figures}  {spec.source}")
+
+
+@contextmanager
+def _watching() -> Iterator[Callable[[LayerWeight], None] | None]:
+    """Show the layer at hand on a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with stderr_console().status("reading") as status:
+        yield lambda layer: status.update(f"counting {layer.name}".replace("[", r"\["))

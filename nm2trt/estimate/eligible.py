@@ -1,0 +1,107 @@
+"""Which layers TensorRT may consider for a sparse kernel: the judge's rules, over a graph's layers.
+
+The engine's precision is chosen for the estimate, so the types in the file do not count here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from nm2trt.errors import ConfigError
+from nm2trt.estimate.geometry import LayerGeometry
+from nm2trt.layers import LayerWeight, Op
+from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
+from nm2trt.verify import LayerVerdict, verify_path
+from nm2trt.verify.eligibility import structural_reason
+
+KEPT_DENSE = "kept dense by --dense-layers"
+
+
+def eligibility_of_layers(
+    path: Path,
+    layers: Sequence[LayerGeometry],
+    *,
+    assume: NMPattern | None = None,
+    dense_layers: Sequence[str] = (),
+    watch: Callable[[LayerWeight], None] | None = None,
+) -> dict[str, str]:
+    """Say per layer (by its name) why it cannot get a sparse kernel; empty where nothing stands against it.
+
+    Args:
+        path: The ONNX file whose weights are counted.
+        layers: Its layers.
+        assume: Take what could hold this pattern for pruned, and read no weights.
+        dense_layers: Globs of weights, nodes or modules that stay dense.
+        watch: Called with every layer before it is counted.
+
+    Raises:
+        ConfigError: A glob matches no layer with weights.
+        InputError: The weights cannot be read.
+    """
+    kept = _kept_dense(layers, dense_layers)
+    verdicts: dict[str, LayerVerdict] = {}
+    if assume is None:
+        judged = verify_path(path, TENSORRT_PATTERN, watch=watch).layers
+        verdicts = {layer.name: layer for layer in judged}
+    reasons = {}
+    for layer in layers:
+        if not layer.weight:
+            reasons[layer.name] = ""
+            continue
+        reason = structural_reason(weight_of(layer))
+        if not reason and assume is not None and layer.channels % assume.m:
+            reason = f"{layer.channels} input channels: no multiple of {assume.m}"
+        if not reason and layer.name in kept:
+            reason = KEPT_DENSE
+        if not reason and assume is None:
+            reason = _counted(verdicts.get(layer.weight))
+        reasons[layer.name] = reason
+    return reasons
+
+
+def weight_of(layer: LayerGeometry) -> LayerWeight:
+    """A layer as the judge sees it, without values; convolutions [out, in / groups, kernel...], products [out, in]."""
+    op: Op = "conv" if layer.kind == "conv" else "conv-transpose" if layer.kind == "conv-transpose" else "gemm"
+    depthwise = layer.kind == "conv" and layer.groups > 1 and layer.channels == 1
+    batched = op == "gemm" and layer.groups > 1
+    return LayerWeight(
+        name=layer.weight,
+        op="matmul" if batched else op,
+        shape=(layer.groups, layer.k, layer.n) if batched else (layer.n * layer.groups, layer.channels, *layer.kernel),
+        dtype="",
+        reduction_axis=None if depthwise else 1,
+        weight=lambda: np.zeros(0),
+        groups=1 if batched else layer.groups,
+        why_not="depthwise: one input channel per group, nothing to prune along" if depthwise else "",
+        node=layer.name,
+    )
+
+
+def _counted(verdict: LayerVerdict | None) -> str:
+    if verdict is None:
+        return "its weights are computed in the graph: nothing to count"
+    if verdict.verdict == "zero-point":
+        return "zero point is not 0: stored zeros are not zeros"
+    if verdict.violations:
+        return f"not 2:4-legal: {verdict.violations} of {verdict.groups} groups hold more than 2 of 4"
+    return "" if verdict.groups else verdict.note or verdict.tensorrt
+
+
+def names_of(layer: LayerGeometry) -> tuple[str, ...]:
+    """What a glob may match: the weight, with and without `.weight`, the node, the module."""
+    names = (layer.weight, layer.weight.removesuffix(".weight"), layer.name, layer.torch_name)
+    return tuple(name for name in dict.fromkeys(names) if name)
+
+
+def _kept_dense(layers: Sequence[LayerGeometry], globs: Sequence[str]) -> set[str]:
+    kept: set[str] = set()
+    for glob in globs:
+        found = {layer.name for layer in layers if layer.weight and any(fnmatchcase(n, glob) for n in names_of(layer))}
+        if not found:
+            raise ConfigError(f"--dense-layers {glob!r} matches no layer with weights", mend="see the table's names")
+        kept |= found
+    return kept

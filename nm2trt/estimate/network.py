@@ -1,0 +1,284 @@
+"""A whole network, dense against sparse: each layer's kernels, which of them TensorRT would choose, and the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nm2trt.errors import ConfigError
+from nm2trt.estimate.choice import Expectation, expects_sparse, hint_for
+from nm2trt.estimate.eligible import eligibility_of_layers
+from nm2trt.estimate.geometry import LayerGeometry, model_file, network_geometry
+from nm2trt.estimate.gpus import GpuSpec, Precision
+from nm2trt.estimate.kernel import ELEMENT_BYTES, KernelConstants, KernelTime, Spread, fitted_constants, kernel_time
+from nm2trt.layers import LayerWeight
+from nm2trt.pattern import NMPattern
+
+NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+
+_SPARSE_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+_FITTED_SM = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A value with the range that four of five layers held back fell into."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Range:
+        """All three times `factor`."""
+        return Range(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerEstimate:
+    """One layer. Times are those that profiling layer by layer would show."""
+
+    geometry: LayerGeometry
+    precision: Precision
+    dense: KernelTime
+    dense_us: Range
+    sparse: KernelTime | None
+    """With a sparse kernel; None where TensorRT does not consider one."""
+    sparse_us: Range | None
+    tensorrt: str
+    """`eligible`, or why TensorRT does not consider a sparse kernel."""
+    expectation: Expectation | Literal[""]
+    """Whether the builder would choose the sparse kernel; empty where it has no choice."""
+    chosen: bool
+    """The better guess where it is open."""
+    why: str
+    """Why a sparse kernel is not expected, or gains little."""
+    outside: tuple[str, ...]
+    """What of this layer the constants were not fitted on."""
+
+    @property
+    def gain(self) -> float:
+        """Estimated dense over sparse kernel time; 1 where there is no sparse kernel."""
+        return self.dense.total_us / self.sparse.total_us if self.sparse else 1.0
+
+    @property
+    def best_us(self) -> float:
+        """In the sparse engine."""
+        return self.sparse.total_us if self.sparse and self.chosen else self.dense.total_us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkEstimate:
+    """All layers in the graph's order, and their sum without what profiling adds."""
+
+    layers: tuple[LayerEstimate, ...]
+    gpu: GpuSpec
+    precision: NetworkPrecision
+    inputs: Mapping[str, tuple[int, ...]]
+    dense_ms: Range
+    sparse_ms: Range
+    speedup: Range
+    """Dense over sparse, from sparse kernels alone."""
+    clock_gain: float
+    """Seen on this board in layers whose kernel did not change; 1 where nothing is known. Not sparsity."""
+    profile_us: float
+    """What a per-layer profile adds to each layer."""
+    outside: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def sparse_layers(self) -> int:
+        """Layers with a sparse kernel expected."""
+        return sum(layer.chosen for layer in self.layers)
+
+
+def estimate_network(
+    path: Path | str,
+    gpu: GpuSpec,
+    precision: NetworkPrecision = "fp16",
+    *,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    assume: NMPattern | None = None,
+    dense_layers: Sequence[str] = (),
+    constants: KernelConstants | None = None,
+    watch: Callable[[LayerWeight], None] | None = None,
+) -> NetworkEstimate:
+    """Estimate a network's dense and sparse engine.
+
+    Args:
+        path: An ONNX file or a build folder.
+        gpu: Where it would run.
+        precision: What the engine computes in. A quantised graph's own INT8 layers stay INT8; for "int8", every
+            product with weights in a graph without Q/DQ is taken for quantised, in and out.
+        batch: As `network_geometry` takes it.
+        shapes: As `network_geometry` takes it.
+        assume: Take every layer that could hold this pattern for pruned; None: count the pattern in the weights.
+        dense_layers: Globs of weights, nodes or modules that stay dense.
+        constants: Others than the fitted ones.
+        watch: Called with every layer whose weights are counted, to show progress.
+
+    Raises:
+        ConfigError: Dynamic dimensions without a value; the assumed pattern is not legal for TensorRT; the GPU has no
+            Tensor Cores for the precision; a glob matches nothing.
+        InputError: The model cannot be read.
+    """
+    if assume is not None and not assume.tensorrt_legal:
+        raise ConfigError(
+            f"--assume {assume}: no pattern that Sparse Tensor Cores take", mend="use 2:4, or one that is stricter"
+        )
+    fitted = constants or fitted_constants()
+    network = network_geometry(path, batch=batch, shapes=shapes)
+    why_not = eligibility_of_layers(
+        model_file(Path(path)), network.layers, assume=assume, dense_layers=dense_layers, watch=watch
+    )
+    layers = tuple(_estimate(layer, why_not.get(layer.name, ""), gpu, precision, fitted) for layer in network.layers)
+    return totals(layers, gpu, precision, network.inputs, fitted, network.notes)
+
+
+def totals(
+    layers: tuple[LayerEstimate, ...],
+    gpu: GpuSpec,
+    precision: NetworkPrecision,
+    inputs: Mapping[str, tuple[int, ...]],
+    fitted: KernelConstants,
+    notes: tuple[str, ...] = (),
+) -> NetworkEstimate:
+    """Sum layers up to a network; the same arguments as NetworkEstimate's fields."""
+    outside = _outside_of_network(gpu, precision, layers)
+    total = _widened(fitted.spread.get("total", Spread(low=0.9, high=1.1)), bool(outside))
+    ratio = _widened(fitted.spread.get("ratio", Spread(low=0.97, high=1.03)), bool(outside))
+    dense_us = sum(layer.dense.total_us - fitted.profile_us for layer in layers)
+    sparse_us = sum(layer.best_us - fitted.profile_us for layer in layers)
+    speedup = dense_us / sparse_us
+    # Where the builder's choice is open, either way belongs into the range.
+    sure_us = sum(layer.best_us if layer.expectation == "likely" else layer.dense.total_us for layer in layers)
+    most_us = sum(min(layer.dense.total_us, layer.sparse.total_us if layer.sparse else 1e18) for layer in layers)
+    overhead = fitted.profile_us * len(layers)
+    least, most = dense_us / (sure_us - overhead), dense_us / (most_us - overhead)
+    can_gain = any(layer.sparse for layer in layers)
+    return NetworkEstimate(
+        layers=layers,
+        gpu=gpu,
+        precision=precision,
+        inputs=inputs,
+        dense_ms=_range(dense_us / 1e3, total),
+        sparse_ms=_range(sparse_us / 1e3, total),
+        speedup=Range(
+            value=speedup,
+            low=max(1.0, min(speedup, least) * ratio.low) if can_gain else 1.0,
+            high=max(speedup, most) * ratio.high if can_gain else 1.0,
+        ),
+        clock_gain=fitted.clock_gain.get(gpu.key, {}).get("tf32" if precision == "fp32" else precision, 1.0),
+        profile_us=fitted.profile_us,
+        outside=outside,
+        notes=notes,
+    )
+
+
+def _estimate(
+    layer: LayerGeometry, why_not: str, gpu: GpuSpec, precision: NetworkPrecision, fitted: KernelConstants
+) -> LayerEstimate:
+    kernel_precision, float_bytes = layer_precision(layer, precision)
+    dense = kernel_time(layer, gpu, kernel_precision, constants=fitted, float_bytes=float_bytes)
+    if not why_not and layer.weight and kernel_precision not in _SPARSE_PRECISIONS:
+        why_not = "FP32 (TF32): TensorRT's sparse kernels need FP16 or INT8"
+    if not why_not and kernel_precision not in gpu.sparse:
+        why_not = f"{gpu.name} has no sparse Tensor Cores for {kernel_precision}"
+    eligible = bool(layer.weight) and not why_not
+    sparse = None
+    if eligible:
+        sparse = kernel_time(layer, gpu, kernel_precision, sparse=True, constants=fitted, float_bytes=float_bytes)
+    outside = _outside_of_layer(layer, kernel_precision, fitted)
+    far = bool(outside) or gpu.sm != _FITTED_SM
+    gain = dense.total_us / sparse.total_us if sparse else 1.0
+    int8_out = layer.int8_out or not layer.quantized
+    expectation: Expectation | Literal[""] = "" if sparse is None else hint_for(gain) if int8_out else "unlikely"
+    chosen = sparse is not None and int8_out and expects_sparse(gain)
+    return LayerEstimate(
+        geometry=layer,
+        precision=kernel_precision,
+        dense=dense,
+        dense_us=_range(dense.total_us, _widened(fitted.spread.get("dense", Spread(low=0.85, high=1.15)), far)),
+        sparse=sparse,
+        sparse_us=_range(sparse.total_us, _widened(fitted.spread.get("sparse", Spread(low=0.85, high=1.15)), far))
+        if sparse
+        else None,
+        tensorrt="eligible" if eligible else why_not or "no weights",
+        expectation=expectation,
+        chosen=chosen,
+        why=_why(layer, sparse, gain, int8_out=int8_out),
+        outside=outside,
+    )
+
+
+def layer_precision(layer: LayerGeometry, precision: NetworkPrecision) -> tuple[Precision, float]:
+    """What a layer's products run in, and the bytes of its floating-point tensors, in an engine of `precision`."""
+    if precision == "fp32":
+        return ("int8", 4.0) if layer.quantized else ("tf32", 4.0)
+    if layer.quantized:
+        return "int8", 2.0
+    if precision in ("int8", "fp8"):
+        # Products of two activations stay in FP16 in TensorRT's quantised transformers.
+        return ("fp16", 2.0) if layer.is_product and not layer.weight else (precision, 1.0)
+    return precision, float(ELEMENT_BYTES[precision])
+
+
+def _why(layer: LayerGeometry, sparse: KernelTime | None, gain: float, *, int8_out: bool) -> str:
+    if sparse is None:
+        return ""
+    if not int8_out:
+        return "output is not INT8: no QuantizeLinear behind it"
+    if gain >= 1.15:
+        return ""
+    if layer.n < 64:
+        return f"{layer.n} output channels: too narrow for a sparse kernel's tile"
+    words = {
+        "launch": "too small: launching takes longer than computing",
+        "memory": "bound by memory, which sparse weights hardly relieve",
+        "on-chip": "bound by activations on their way to the Tensor Cores, which stay dense",
+        "compute": "few multiply-adds for each activation",
+    }
+    return words[sparse.bound]
+
+
+def _range(value: float, spread: Spread) -> Range:
+    return Range(value=value, low=value * spread.low, high=value * spread.high)
+
+
+def _widened(spread: Spread, far: bool) -> Spread:
+    """Outside of the data nothing is measured; the square says so, and no more."""
+    return Spread(low=spread.low**2, high=spread.high**2) if far else spread
+
+
+def _outside_of_layer(layer: LayerGeometry, precision: Precision, fitted: KernelConstants) -> tuple[str, ...]:
+    found = []
+    if precision in ("bf16", "fp8"):
+        found.append(f"{precision} (taken for {'fp16' if precision == 'bf16' else 'int8'})")
+    if layer.kind in ("attention", "batched-matmul", "conv-transpose"):
+        found.append(layer.kind)
+    elif layer.is_product and layer.groups > 1:
+        found.append("grouped convolutions")
+    elif layer.kind == "gemm" and layer.m > 1024:
+        found.append("large matrix products")
+    if layer.is_product and layer.kind == "conv" and fitted.covered_flops:
+        low, high = fitted.covered_flops
+        if not low / 2 <= layer.flops <= high * 2:
+            found.append("convolutions far smaller or larger" if layer.flops < low else "far larger convolutions")
+    return tuple(found)
+
+
+def _outside_of_network(gpu: GpuSpec, precision: NetworkPrecision, layers: Sequence[LayerEstimate]) -> tuple[str, ...]:
+    found = []
+    if not gpu.key.startswith("a100-pcie"):
+        found.append("A100 SXM (power limit)" if gpu.key.startswith("a100") else gpu.name)
+    if precision in ("bf16", "fp8"):
+        found.append(precision)
+    total = sum(layer.dense.total_us for layer in layers)
+    kinds: dict[str, float] = {}
+    for layer in layers:
+        for what in layer.outside:
+            kinds[what] = kinds.get(what, 0.0) + layer.dense.total_us / total
+    found += [f"{what} ({100 * share:.0f} % of the time)" for what, share in kinds.items() if share > 0.1]
+    return tuple(dict.fromkeys(found))
