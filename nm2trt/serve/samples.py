@@ -129,7 +129,8 @@ def largest_error(expected: Feed, found: Feed) -> tuple[float, float, str]:
         if value is None or value.shape != right.shape:
             shape = "nothing" if value is None else f"shape {list(value.shape)}"
             return float("inf"), float("inf"), f"{name}: {shape} instead of shape {list(right.shape)}"
-        difference = np.abs(right.astype(np.float64) - value.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(right.astype(np.float64) - value.astype(np.float64))
         # Two NaN or two equal infinities agree; one on one side only is larger than any error.
         same = (right == value) | (np.isnan(right) & np.isnan(value)) if right.dtype.kind == "f" else right == value
         difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))

@@ -112,7 +112,7 @@ def request(module, x):
 
 def test_the_demo_network_over_http_and_grpc(serving, builds, tmp_path):
     report = tmp_path / "report"
-    result = nm2trt(
+    result = nm2trt_inline(
         "check-server", serving.http, "net", "--build", builds / "sparse", "--grpc", serving.grpc, "--json",
         "--duration", "0.2", "--max-concurrency", "4", "-o", report,
     )  # fmt: skip
@@ -133,7 +133,9 @@ def test_the_demo_network_over_http_and_grpc(serving, builds, tmp_path):
 
 
 def test_another_network_is_found_out(serving, builds):
-    result = nm2trt("check-server", serving.http, "net-dense", "--build", builds / "sparse", "--grpc", serving.grpc)
+    result = nm2trt_inline(
+        "check-server", serving.http, "net-dense", "--build", builds / "sparse", "--grpc", serving.grpc
+    )
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("nm2trt: error: ")]
     assert len(lines) == 1
@@ -142,7 +144,9 @@ def test_another_network_is_found_out(serving, builds):
 
 
 def test_a_model_that_is_not_there(serving, builds):
-    result = nm2trt("check-server", serving.http, "nothing", "--build", builds / "sparse", "--grpc", serving.grpc)
+    result = nm2trt_inline(
+        "check-server", serving.http, "nothing", "--build", builds / "sparse", "--grpc", serving.grpc
+    )
     assert_one_error_line(result, 3, "model 'nothing' is not there or not ready")
 
 
