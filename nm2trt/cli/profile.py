@@ -1,97 +1,196 @@
-"""`nm2trt profile`: dense against sparse, timed on this machine."""
+"""`nm2trt profile`: dense against sparse, timed on this machine or read from others' files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import force_option, json_option, output_option, stderr_console
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from nm2trt.artifacts import ReportDocument
 
-    from nm2trt.artifacts import BatchRecord, ReportDocument
+_PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("source", metavar="BUILD_OR_ONNX", type=click.Path(path_type=Path))
+@click.argument("source", metavar="[BUILD_OR_ONNX]", type=_PATH, required=False)
 @click.option(
     "--dense",
     metavar="BUILD_OR_ONNX",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="The dense-trained network: same graph, same precision. Without it, the sparse network's zeros are filled.",
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+    type=click.Choice(["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]),
     default="auto",
     show_default=True,
     help="What runs the networks.",
 )
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="ONNX Runtime's execution provider.",
+)
 @click.option("--batch", "batches", metavar="N,N,..", default="1,8,32", show_default=True, help="Batch sizes.")
+@click.option(
+    "--shape",
+    "shapes",
+    metavar="INPUT=1x3x224x224",
+    multiple=True,
+    help="Values of an input's dynamic dimensions; the first number gives way to --batch.",
+)
 @click.option(
     "--duration", "duration_s", metavar="S", type=float, default=6.0, show_default=True, help="Seconds per batch size."
 )
+@click.option("--rebuilds", type=int, default=1, show_default=True, help="How many builds of every arm are timed.")
+@click.option("--reference", metavar="RUN", type=_PATH, help="Run folder: time its network in PyTorch, too.")
+@click.option("--layers/--no-layers", default=True, show_default=True, help="Time single layers in a run apart.")
+@click.option("--streams", type=int, default=0, help="Measure under load, too, with so many concurrent streams.")
+@click.option(
+    "--rate",
+    "rates",
+    metavar="R,R,..",
+    default="",
+    help="Requests a second under load.  [default: 50, 70 and 90 % of what the slower arm can do]",
+)
+@click.option("--trust", is_flag=True, help="Load plans whose sha256 build.json does not vouch for: you made them.")
+@click.option("--trtexec-sparse", metavar="PREFIX", type=_PATH, help="Report on trtexec's files instead: sparse run.")
+@click.option("--trtexec-dense", metavar="PREFIX", type=_PATH, help="The same of the dense engine.")
+@click.option("--trtexec-again", metavar="PREFIX", type=_PATH, help="A second run of the sparse engine: the noise.")
+@click.option("--layer-times", metavar="F.csv", type=_PATH, help="Report on a table of layer times instead.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of inputs, order of the runs, and statistics.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, on: _schema(ctx, on),
+    help="Print the JSON schema of report.json and exit.",
+)
 @output_option("REPORT", "Folder to write: report.json, report.html.")
 @force_option
 @json_option
-def command(
-    source: Path,
-    dense: Path | None,
-    backend: str,
-    batches: str,
-    duration_s: float,
-    seed: int,
-    output: Path,
-    force: bool,
-    as_json: bool,
-) -> int:
+@click.pass_context
+def command(context: click.Context, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
     """Time a sparse-trained network against a dense one.
 
-    Three arms run in turns, in shuffled order: dense, sparse, and sparse once more. The third is the noise
-    floor: a difference counts only where it is larger than the difference of a network to itself.
+    The arms run in turns, in shuffled order: dense, sparse, and sparse once more; on TensorRT also the sparse weights
+    without sparse kernels. The repeated arm is the noise floor: a difference counts only where it is larger than the
+    difference of a network to itself. Then every layer is timed, in a run of its own.
 
-    BUILD_OR_ONNX is a folder of `nm2trt export` or an ONNX file.
+    BUILD_OR_ONNX is a folder of `nm2trt export` or an ONNX file. With --trtexec-* or --layer-times nothing is run:
+    the report is made of what others measured.
     """
     from nm2trt.artifacts.files import check_output, staged_folder
-    from nm2trt.profile.config import profile_config
 
-    config = profile_config(backend=backend, batches=batches, duration_s=duration_s, seed=seed)
+    imported = any(options[key] for key in ("trtexec_sparse", "trtexec_dense", "trtexec_again", "layer_times"))
+    config = _config(options)
+    _check_source(options, imported=imported)
     check_output(output, force=force)
-
-    from nm2trt.profile import choose_backend, profile
+    report = _imported(options, config, _given(context, "batches")) if imported else _measured(options, config)
     from nm2trt.report.profile_page import profile_page
 
-    notes = stderr_console()
-    _, choice = choose_backend(config.backend)
-    notes.print(f"backend: {choice}", style="dim", markup=False, soft_wrap=True)
-    with _Progress(len(config.batches)) as progress:
-        report = profile(source, config, dense=dense, progress=progress.update)
     with staged_folder(output, force=force) as folder:
         report.write(folder)
         (folder / "report.html").write_text(profile_page(report), encoding="utf-8")
     if as_json:
         click.echo(report.to_json(), nl=False)
     else:
-        _show(report, output)
+        from nm2trt.cli.profile_table import show
+
+        show(report, output)
     return 0
 
 
-class _Progress:
-    """A bar over all batch sizes, on a terminal only."""
+def _schema(context: click.Context, asked: bool) -> None:
+    if not asked:
+        return
+    import json
 
-    def __init__(self, total: int) -> None:
+    from nm2trt.artifacts import ReportDocument
+
+    click.echo(json.dumps(ReportDocument.json_schema(), indent=2))
+    context.exit()
+
+
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _config(options: dict[str, Any]) -> Any:
+    from nm2trt.profile.config import profile_config
+
+    keys = (
+        "backend",
+        "provider",
+        "batches",
+        "shapes",
+        "duration_s",
+        "rebuilds",
+        "layers",
+        "streams",
+        "rates",
+        "trust",
+        "seed",
+    )
+    return profile_config(**{key: options[key] for key in keys})
+
+
+def _check_source(options: dict[str, Any], *, imported: bool) -> None:
+    from nm2trt.errors import ConfigError
+
+    if not imported and options["source"] is None:
+        raise ConfigError("nothing to profile", mend="name a build folder or ONNX file, or --trtexec-sparse PREFIX")
+    if options["layer_times"] is not None and any(options[f"trtexec_{arm}"] for arm in ("sparse", "dense", "again")):
+        raise ConfigError("--layer-times and --trtexec-* exclude each other", mend="make two reports")
+    if imported and (options["dense"] is not None or options["reference"] is not None):
+        raise ConfigError("--dense and --reference are run, --trtexec-* and --layer-times are read", mend="choose one")
+
+
+def _imported(options: dict[str, Any], config: Any, batch_given: bool) -> ReportDocument:
+    from nm2trt.errors import ConfigError
+    from nm2trt.profile.imported import TrtexecPaths, import_table, import_trtexec
+
+    if batch_given and len(config.batches) != 1:
+        raise ConfigError("--batch: others' files hold one batch size", mend="name that one")
+    batch = config.batches[0] if batch_given else None
+    if options["layer_times"] is not None:
+        if batch is None:
+            raise ConfigError("a table does not tell its batch size", where="--layer-times", mend="add --batch N")
+        return import_table(options["layer_times"], batch=batch, seed=config.seed)
+    paths = TrtexecPaths(
+        sparse=options["trtexec_sparse"], dense=options["trtexec_dense"], again=options["trtexec_again"]
+    )
+    return import_trtexec(paths, model=options["source"], batch=batch, seed=config.seed)
+
+
+def _measured(options: dict[str, Any], config: Any) -> ReportDocument:
+    from nm2trt.profile import profile
+
+    with _Progress() as progress:
+        report = profile(
+            options["source"], config, dense=options["dense"], reference=options["reference"], progress=progress.update
+        )
+    stderr_console().print(f"backend: {report.backend_choice}", style="dim", markup=False, soft_wrap=True)
+    return report
+
+
+class _Progress:
+    """A bar for whatever is being measured, on a terminal only."""
+
+    def __init__(self) -> None:
         from rich.progress import Progress, TimeElapsedColumn
 
         console = stderr_console()
         columns = (*Progress.get_default_columns(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("measuring", total=total)
-        self._what = ""
-        self._done = -1
+        self._task = self._bar.add_task("opening", total=1.0)
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -101,49 +200,4 @@ class _Progress:
         self._bar.stop()
 
     def update(self, what: str, share: float) -> None:
-        if what != self._what:
-            self._what = what
-            self._done += 1
-        self._bar.update(self._task, completed=self._done + share, description=what)
-
-
-def _show(report: ReportDocument, output: Path) -> None:
-    console = stdout_console()
-    console.print(f"{report.sparse.name} against {_dense_name(report)}, {report.precision}", markup=False)
-    console.print(
-        f"ONNX Runtime {report.runner.version}, {report.runner.provider}, {report.runner.threads} threads",
-        markup=False,
-        style="dim",
-    )
-    for batch in report.batches:
-        console.print()
-        console.print(_table(batch))
-        console.print(f"batch {batch.batch}: {batch.sentence}", markup=False, style="bold", soft_wrap=True)
-    console.print()
-    for remark in report.remarks():
-        console.print(remark, markup=False, style="yellow", soft_wrap=True)
-    console.print(report.headline, markup=False, style="bold", soft_wrap=True)
-    console.print(report.runner.note, markup=False, soft_wrap=True)
-    console.print(f"report: {output / 'report.html'}", markup=False, soft_wrap=True)
-
-
-def _dense_name(report: ReportDocument) -> str:
-    if report.dense.kind == "filled":
-        return "itself with the pruned weights filled (timing only)"
-    return report.dense.name
-
-
-def _table(batch: BatchRecord) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    from nm2trt.report.latency_section import ARM_COLUMNS, arm_cells
-
-    table = Table(box=box.SIMPLE_HEAD, title=f"batch {batch.batch}", title_justify="left")
-    name, *figures = ARM_COLUMNS
-    table.add_column(name)
-    for heading in figures:
-        table.add_column(heading, justify="right")
-    for arm in batch.arms:
-        table.add_row(*arm_cells(arm))
-    return table
+        self._bar.update(self._task, completed=share, description=what)

@@ -12,6 +12,7 @@ from nm2trt.artifacts.build import Arm
 from nm2trt.artifacts.report import ArmName
 from nm2trt.errors import InputError, MachineError
 from nm2trt.profile.config import Backend, ProfileConfig
+from nm2trt.profile.graph import precision_of
 from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner, best_device, require_device
 from nm2trt.profile.runner import Runner
 from nm2trt.profile.source import Source
@@ -27,6 +28,8 @@ class Lineup:
     openers: Mapping[ArmName, Opener]
     """In the order of the report; `sparse` and `sparse-again` are always among them."""
     baseline: ArmName
+    precision: str
+    """Types that the weights are computed in, "fp16+int8"."""
     tuned_for: int | None = None
     """Batch that the engines were tuned for."""
     evidence: Mapping[ArmName, tuple[LayerEvidence, ...]] = field(default_factory=dict)
@@ -114,7 +117,7 @@ def _onnxruntime(sparse: Source, dense: Source, config: ProfileConfig) -> Lineup
         openers["control"] = opener(sparse, sparsity=False)
     openers["sparse"] = opener(sparse, sparsity=True)
     openers["sparse-again"] = opener(sparse, sparsity=True)
-    return Lineup(openers=openers, baseline="dense")
+    return Lineup(openers=openers, baseline="dense", precision=precision_of(sparse.model))
 
 
 def _tensorrt(backend: Backend, sparse: Source, dense: Source | None, config: ProfileConfig) -> Lineup:
@@ -142,6 +145,7 @@ def _tensorrt(backend: Backend, sparse: Source, dense: Source | None, config: Pr
     return Lineup(
         openers={name: partial(flavour, place, arm) for name, (place, _, arm) in plans.items()},
         baseline="dense" if "dense" in plans else "control",
+        precision=precision_of(sparse.model),
         tuned_for=tuned.pop() if len(tuned) == 1 else None,
         evidence={
             name: next((one.layers for one in document.engines if one.arm == arm), ())
@@ -197,6 +201,7 @@ def with_reference(lineup: Lineup, run: Path, config: ProfileConfig) -> Lineup:
     return Lineup(
         openers=openers,
         baseline=lineup.baseline,
+        precision=lineup.precision,
         tuned_for=lineup.tuned_for,
         evidence=lineup.evidence,
         notes=(*lineup.notes, "The torch arms run in float32, whatever the precision of the others."),

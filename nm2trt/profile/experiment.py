@@ -21,7 +21,7 @@ from nm2trt.profile.graph import check_same_graph, fill_pruned, zero_share
 from nm2trt.profile.layers import layer_tables
 from nm2trt.profile.load import measure_load
 from nm2trt.profile.measure import LONGEST_SHARE, measure
-from nm2trt.profile.roofline import measured_roofline
+from nm2trt.profile.roofline import known_roofline, measured_roofline
 from nm2trt.profile.runner import Runner
 from nm2trt.profile.source import Source, read_source
 
@@ -186,7 +186,9 @@ def _look_below(
         for runner in runners.values():
             runner.prepare(batch)
     tables = layer_tables(pair, seed=config.seed, progress=partial(progress, "layers")) if config.layers else {}
-    roofline = measured_roofline() if tables and record.provider == _CPU else None
+    roofline = None
+    if tables:
+        roofline = measured_roofline() if record.provider == _CPU else known_roofline(record.provider, arms.precision)
     load = None
     if config.streams:
         load = measure_load(pair, config, batch=batch, progress=partial(progress, f"load, {config.streams} streams"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.matching import OnnxNodes, match_name, onnx_nodes
 from nm2trt.profile import statistics
 from nm2trt.profile.graph import precision_of
+from nm2trt.profile.inspected import Work
 from nm2trt.profile.reasons import Setting, why_not_faster
 from nm2trt.profile.runner import LayerTimes, Runner
 from nm2trt.profile.source import Source
@@ -126,6 +127,8 @@ class Network:
     """Weight name -> "eligible", or why not."""
     graph: OnnxNodes | None = None
     precision: str = ""
+    work: Mapping[str, Work] = field(default_factory=dict)
+    """Engine layer -> its work, where the inspector tells: for networks whose ONNX file is not at hand."""
 
 
 def layers_record(
@@ -150,7 +153,7 @@ def layers_record(
     dense = with_evidence(tables["dense"], evidence.get("dense", ()), network.graph)
     sparse = with_evidence(tables["sparse"], evidence.get("sparse", ()), network.graph)
     chosen = {one.name: one for one in evidence.get("sparse", ())}
-    total_ms = sum(_median(layer) for layer in sparse)
+    total_ms = sum(_median(layer) for layer in sparse or dense)
     rows = [_row(row, chosen, network, setting, total_ms, seed + at) for at, row in enumerate(matched(dense, sparse))]
     return summarised(rows, batch=setting.batch, source=source, calls=_calls([*dense, *sparse]), seed=seed)
 
@@ -248,23 +251,25 @@ def _row(
     eligible, why_not = _eligible(products, seen, network)
     chosen = _chosen(seen, setting, weighted=bool(products) or _has_weights(seen))
     either = row.sparse or row.dense
+    work = [network.work[layer.name] for layer in either if layer.name in network.work]
+    weighted = bool(products or work) or _has_weights(seen)
     record = LayerTimeRecord(
         name=_name(products, either),
         type=" + ".join(dict.fromkeys(layer.type for layer in either if layer.type)),
         onnx_nodes=row.nodes,
-        shape=next((layer.shape for layer in either if layer.shape), ""),
+        shape=next((one.shape for one in (*work, *either) if one.shape), ""),
         dense_ms=dense_ms,
         sparse_ms=sparse_ms,
         ratio=_ratio(row, dense_ms, sparse_ms, seed),
-        share=(sparse_ms or 0.0) / total_ms if total_ms else 0.0,
+        share=((sparse_ms if row.sparse else dense_ms) or 0.0) / total_ms if total_ms else 0.0,
         dense_kernel=_kernel(row.dense),
         sparse_kernel=_kernel(row.sparse),
-        weighted=bool(products) or _has_weights(seen),
+        weighted=weighted,
         eligible=eligible,
         chosen=chosen,
         why_not=why_not,
-        flops=sum(one.flops for one in shapes) or None,
-        bytes=_bytes(shapes, network.precision, sparse=False),
+        flops=sum(one.flops for one in shapes or work) or None,
+        bytes=_bytes(shapes, network.precision, sparse=False) or sum(one.bytes or 0 for one in work) or None,
         bytes_sparse=_bytes(shapes, network.precision, sparse=True),
     )
     found = why_not_faster(record, products, setting)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 from onnx import helper
 
 from nm2trt.artifacts.report_layers import RooflineRecord
+from nm2trt.estimate.gpus import gpu_table
 from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 
 _SIDE = 512
@@ -36,3 +39,28 @@ def _fastest_s(op_type: str, shape: tuple[int, ...]) -> float:
         return float(np.min([runner.run_once() for _ in range(_CALLS)])) / 1000
     finally:
         runner.close()
+
+
+def known_roofline(device: str, precision: str) -> RooflineRecord | None:
+    """Look a GPU's data sheet up by the name that its driver gives, "NVIDIA A100 80GB PCIe"; None for others.
+
+    Args:
+        device: The driver's name.
+        precision: "fp16", "fp32+fp16+int8"; the fastest type named counts. FP32 runs as TF32.
+    """
+    words = set(re.sub(r"sxm\d", "sxm", re.sub(r"[^a-z0-9]+", " ", device.lower())).split())
+    fits = [key for key in gpu_table() if set(key.split("-")) <= words]
+    if not fits:
+        return None
+    spec = gpu_table()[max(fits, key=len)]
+    kind = next((one for one in ("int8", "fp16", "bf16") if one in precision), "tf32")
+    peaks = {str(name): peak for name, peak in spec.dense.items()}
+    sparse = {str(name): peak for name, peak in spec.sparse.items()}
+    if kind not in peaks:
+        return None
+    return RooflineRecord(
+        source=f"data sheet of the {spec.name}, {kind}",
+        dense_flops_per_s=peaks[kind] * 1e12,
+        sparse_flops_per_s=sparse[kind] * 1e12 if kind in sparse else None,
+        bytes_per_s=spec.bandwidth_gb_s * 1e9,
+    )

@@ -48,9 +48,9 @@ def _label(row: LayerTimeRecord) -> str:
 def roofline_svg(layers: LayersRecord, roofline: RooflineRecord | None, *, name: str) -> str:
     """Draw every layer with arithmetic by its intensity and speed, under the machine's ceilings; empty without any."""
     points = [
-        (row.flops / row.bytes, row.flops / (row.sparse_ms / 1000), row)
+        (row.flops / row.bytes, row.flops / (time_ms / 1000), row)
         for row in layers.layers
-        if row.flops and row.bytes and row.sparse_ms
+        if row.flops and row.bytes and (time_ms := row.sparse_ms or row.dense_ms)
     ]
     if not points:
         return ""

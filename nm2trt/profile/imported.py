@@ -1,0 +1,372 @@
+"""Others' measurements in the same report: trtexec's files, or a table of layer times."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from nm2trt.artifacts import (
+    ArmRecord,
+    BatchRecord,
+    Fact,
+    Facts,
+    FactState,
+    NetworkRecord,
+    ProtocolRecord,
+    ReportDocument,
+    RunnerRecord,
+    host_record,
+    sha256_of,
+)
+from nm2trt.artifacts.ratio import RatioRecord
+from nm2trt.artifacts.report import LAUNCH_BOUND, ArmName
+from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
+from nm2trt.errors import ConfigError, InputError
+from nm2trt.evidence.layer_table import TableRow, read_layer_table
+from nm2trt.evidence.layers import engine_evidence
+from nm2trt.evidence.trtexec import TrtexecRun, read_trtexec
+from nm2trt.profile import statistics
+from nm2trt.profile.inspected import work_of
+from nm2trt.profile.layers import Network, layers_record, network_of, summarised
+from nm2trt.profile.reasons import Setting
+from nm2trt.profile.roofline import known_roofline
+from nm2trt.profile.runner import LayerTimes
+from nm2trt.profile.source import read_source
+from nm2trt.profile.wording import Kernels, kernel_words, ratio_words
+
+_NO_NOISE = RatioRecord(value=1.0, low=0.0, high=float("inf"))
+_UNPAIRED = (
+    "The arms were timed one after the other, so whatever changed between the runs is in the ratio: clocks, heat, "
+    "another build. The interval covers only what varied within each run."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrtexecPaths:
+    """Folders or prefixes of trtexec's files."""
+
+    sparse: Path | None = None
+    dense: Path | None = None
+    again: Path | None = None
+    """A second run of the sparse engine: the only measure of what changes between runs."""
+
+
+def import_trtexec(
+    paths: TrtexecPaths, *, model: Path | None = None, batch: int | None = None, seed: int = 0
+) -> ReportDocument:
+    """Make a report of trtexec's files.
+
+    Args:
+        paths: At least one of `sparse` and `dense`.
+        model: The network's ONNX file or build folder, if at hand: leads layers back to its operators.
+        batch: Where no file tells it.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigError: No run was named, or no file tells the batch.
+        InputError: A run cannot be read, or two runs differ in precision, shape or what was timed.
+    """
+    named: dict[ArmName, Path | None] = {"dense": paths.dense, "sparse": paths.sparse, "sparse-again": paths.again}
+    runs = {arm: read_trtexec(path) for arm, path in named.items() if path is not None}
+    if not {"dense", "sparse"} & set(runs):
+        raise ConfigError("no run was named", where="--trtexec-sparse, --trtexec-dense")
+    _check_alike(runs)
+    first = runs.get("sparse") or runs["dense"]
+    size = batch or next((run.batch for run in runs.values() if run.batch), None)
+    if size is None:
+        raise ConfigError("no file tells the batch size", where=first.name, mend="give it with --batch N")
+    precision = first.precision.lower() or "as in the network"
+    layers = _layers(runs, model, size, precision, seed)
+    kernels = _kernels(runs, layers)
+    record = _batch(runs, size, kernels, seed)
+    words = _headline(record, layers, runs)
+    return ReportDocument(
+        sparse=_network(runs.get("sparse") or runs["dense"]),
+        dense=_network(runs.get("dense") or runs["sparse"]),
+        precision=precision,
+        runner=_runner(first),
+        backend_choice="trtexec's own files were given; nothing was run here",
+        protocol=_protocol(seed),
+        batches=[record] if record is not None else [],
+        layers=layers,
+        roofline=known_roofline(first.gpu, precision),
+        headline=words,
+        facts=_facts(kernels, words, f"trtexec {first.version}".strip(), compared=record is not None and len(runs) > 1),
+        notes=_notes(runs, record),
+        command=_command(paths, model, size if batch else None),
+        host=host_record(),
+    )
+
+
+def _check_alike(runs: Mapping[ArmName, TrtexecRun]) -> None:
+    """Refuse arms that cannot be compared; what a file does not tell is no difference."""
+    arms = list(runs.items())
+    for (one_arm, one), (other_arm, other) in pairwise(arms):
+        for what, a, b in (
+            ("precision", one.precision, other.precision),
+            ("input shapes", one.shapes or str(one.batch or ""), other.shapes or str(other.batch or "")),
+            ("GPU", one.gpu, other.gpu),
+            ("data transfers", one.toggles.transfers, other.toggles.transfers),
+            ("CUDA graph", one.toggles.graph, other.toggles.graph),
+            ("spin wait", one.toggles.spin, other.toggles.spin),
+        ):
+            if a not in ("", None) and b not in ("", None) and a != b:
+                shown = {True: "on", False: "off"}
+                raise InputError(
+                    f"{what}: {shown.get(a, a)!s} in the {one_arm} run, {shown.get(b, b)!s} in the {other_arm} run",  # type: ignore[call-overload]
+                    where=f"{one.name} and {other.name}",
+                    mend="measure both alike; trtexec 10 and 11 have other defaults, so name every option",
+                )
+
+
+def _layers(
+    runs: Mapping[ArmName, TrtexecRun], model: Path | None, batch: int, precision: str, seed: int
+) -> LayersRecord | None:
+    tables = {arm: _table(run) for arm, run in runs.items() if arm != "sparse-again" and run.layers}
+    if not tables:
+        return None
+    network = Network(precision=precision)
+    if model is not None:
+        network = network_of(read_source(model), batch=batch, shapes={})
+    work = {name: one for run in runs.values() for name, one in work_of(run.inspection).items()}
+    network = replace(network, work={} if network.geometry else work)
+    evidence = {
+        arm: engine_evidence(run.inspection, run.log, network.graph).layers
+        for arm, run in runs.items()
+        if arm in tables and (run.inspection is not None or run.log is not None)
+    }
+    either = runs.get("sparse") or runs["dense"]
+    enqueue_ms = float(np.median(either.enqueue_ms)) if either.enqueue_ms is not None else 0.0
+    compute_ms = float(np.median(either.compute_ms)) if either.compute_ms is not None else float("inf")
+    setting = Setting(
+        batch=batch,
+        sparse_kernels=True,
+        multiprocessors=either.multiprocessors,
+        launch_bound=enqueue_ms > LAUNCH_BOUND * compute_ms and either.toggles.graph is False,
+        roofline=known_roofline(either.gpu, precision),
+    )
+    return layers_record(
+        {"dense": tables.get("dense", ()), "sparse": tables.get("sparse", ())},
+        evidence,
+        network,
+        setting,
+        source=f"trtexec's profile, {either.iterations} iterations",
+        seed=seed,
+    )
+
+
+def _table(run: TrtexecRun) -> list[LayerTimes]:
+    return [
+        LayerTimes(
+            name=layer.name,
+            type="",
+            times_ms=(layer.average_ms if layer.median_ms is None else layer.median_ms,),
+        )
+        for layer in run.layers
+    ]
+
+
+def _kernels(runs: Mapping[ArmName, TrtexecRun], layers: LayersRecord | None) -> Kernels:
+    sparse = runs.get("sparse")
+    if sparse is None:
+        return Kernels(exist=True)
+    if layers is not None and layers.chosen is not None:
+        return Kernels(exist=True, chosen=layers.chosen, weighted=layers.weighted)
+    if sparse.inspection is None and sparse.log is None:
+        return Kernels(exist=True)
+    found = engine_evidence(sparse.inspection, sparse.log)
+    judged = [one for one in found.layers if one.chosen is not None and one.eligible]
+    chosen = sum(bool(one.chosen) for one in judged) if judged else found.log_chosen
+    return Kernels(exist=True, chosen=chosen, weighted=len(judged) or found.log_eligible or 0, noun="eligible layers")
+
+
+def _batch(runs: Mapping[ArmName, TrtexecRun], batch: int, kernels: Kernels, seed: int) -> BatchRecord | None:
+    timed = {arm: run.compute_ms for arm, run in runs.items() if run.compute_ms is not None and run.compute_ms.size}
+    if "sparse" not in timed or "dense" not in timed:
+        return None
+    ratio = statistics.unpaired_ratio(timed["dense"], timed["sparse"], seed=seed)
+    noise = _NO_NOISE
+    if "sparse-again" in timed:
+        noise = statistics.unpaired_ratio(timed["sparse-again"], timed["sparse"], seed=seed + 1)
+    judged = statistics.judge(ratio, noise, rounds=statistics.MIN_ROUNDS)
+    if "sparse-again" not in timed:
+        finding = "unpaired"
+        words = (
+            f"the sparse run was {ratio_words(ratio)} of the dense one's speed, in two separate runs without an A/A "
+            f"run{kernel_words(kernels)}"
+        )
+    else:
+        finding = judged.finding
+        noise_words = f"A/A noise {100 * judged.noise_floor:.1f} %"
+        words = f"no difference beyond what two runs of one engine differ by ({noise_words})"
+        if finding != "no-difference":
+            words = f"sparse is {ratio_words(ratio)} ({noise_words}){kernel_words(kernels)}"
+    return BatchRecord(
+        batch=batch,
+        rounds=0,
+        calls_per_round=0,
+        warmup_s=0.0,
+        steady=True,
+        arms=tuple(_arm(arm, runs[arm], calls_ms, batch) for arm, calls_ms in timed.items()),
+        ratio=ratio,
+        noise=noise,
+        noise_floor=judged.noise_floor,
+        finding=finding,
+        sentence=words,
+    )
+
+
+def _arm(arm: ArmName, run: TrtexecRun, calls_ms: statistics.Timings, batch: int) -> ArmRecord:
+    enqueue_ms = float(np.median(run.enqueue_ms)) if run.enqueue_ms is not None and not run.toggles.graph else None
+    return statistics.summarise(arm, calls_ms, batch=batch).model_copy(
+        update={
+            "with_transfers": statistics.spread(run.latency_ms) if run.latency_ms is not None else None,
+            "enqueue_ms": enqueue_ms,
+        }
+    )
+
+
+def _headline(record: BatchRecord | None, layers: LayersRecord | None, runs: Mapping[ArmName, TrtexecRun]) -> str:
+    if record is not None:
+        text = record.sentence[0].upper() + record.sentence[1:] + "."
+        return f"{text} Layers: {layers.sentence}." if layers is not None and layers.net is not None else text
+    if len(set(runs) - {"sparse-again"}) == 1:
+        return f"One engine was given ({next(iter(runs))}), so nothing is compared."
+    return f"No times of whole calls were given. Layers: {layers.sentence}." if layers else "Nothing could be compared."
+
+
+def _network(run: TrtexecRun) -> NetworkRecord:
+    return NetworkRecord(kind="trtexec", name=run.name, sha256=sha256_of(run.files[0]), zero_share=None)
+
+
+def _runner(run: TrtexecRun) -> RunnerRecord:
+    return RunnerRecord(
+        backend="trtexec",
+        version=run.version or "of unknown version",
+        provider=run.gpu or "GPU not named",
+        threads=None,
+        settings={"timed": run.toggles.words(), "known from": run.toggles_source},
+        clock="GPU compute time between two CUDA events, as trtexec exports it",
+        sparse_kernels=True,
+        note="Measured by trtexec, elsewhere and earlier. TensorRT has 2:4 kernels; whether one ran is told by kernel "
+        "names in the layer file or by (Sparsity) lines of the log, never by the flag.",
+    )
+
+
+def _protocol(seed: int) -> ProtocolRecord:
+    return ProtocolRecord(
+        duration_s=0.0, seed=seed, confidence=statistics.CONFIDENCE, resamples=statistics.RESAMPLES, rebuilds=1
+    )
+
+
+def _notes(runs: Mapping[ArmName, TrtexecRun], record: BatchRecord | None) -> tuple[str, ...]:
+    notes = [
+        f"{arm}: trtexec {run.version or '(version not known)'}, {run.toggles.words()} (from {run.toggles_source})."
+        for arm, run in runs.items()
+    ]
+    for arm, run in runs.items():
+        if run.compute_ms is None and run.summary is not None:
+            one = run.summary
+            count = f" of {one.samples} calls" if one.samples else ""
+            notes.append(
+                f"{arm}: single times were not given; trtexec's summary{count}: GPU compute median {one.median_ms:.4g} "
+                f"ms, {one.low_ms:.4g} to {one.high_ms:.4g} ms."
+            )
+    if any(None in (run.toggles.graph, run.toggles.transfers) for run in runs.values()):
+        notes.append(
+            "Up to trtexec 10, transfers are timed, CUDA graph and spin wait are off by default; from 11 it is the "
+            "other way round. Without the log, it is not known which holds here."
+        )
+    if record is not None:
+        notes.append(_UNPAIRED)
+    return tuple(notes)
+
+
+def _facts(kernels: Kernels, words: str, where: str, *, compared: bool) -> Facts:
+    unseen = Fact(state=FactState.UNKNOWN, evidence="the network's weights were not given; nm2trt verify judges them")
+    if kernels.chosen is None:
+        chosen = Fact(state=FactState.UNKNOWN, evidence="no file shows which kernels ran")
+    else:
+        state = FactState.PROVED if kernels.chosen else FactState.DISPROVED
+        chosen = Fact(
+            state=state,
+            evidence=f"{where}: {kernels.chosen} of {kernels.weighted} {kernels.noun} run sparse kernels",
+        )
+    evidence = f"measured elsewhere ({where}), arms not interleaved: {words}" if compared else "not measured"
+    return Facts(legal=unseen, eligible=unseen, chosen=chosen, faster=Fact(state=FactState.UNKNOWN, evidence=evidence))
+
+
+def _command(paths: TrtexecPaths, model: Path | None, batch: int | None) -> str:
+    words = ["nm2trt", "profile", *([model.name] if model is not None else [])]
+    for option, path in (("sparse", paths.sparse), ("dense", paths.dense), ("again", paths.again)):
+        if path is not None:
+            words += [f"--trtexec-{option}", path.name]
+    return shlex.join([*words, *(["--batch", str(batch)] if batch else []), "-o", "report"])
+
+
+def import_table(path: Path, *, batch: int, seed: int = 0) -> ReportDocument:
+    """Make a report of a table of layer times (CSV).
+
+    Args:
+        path: See nm2trt/evidence/layer_table.py for its columns.
+        batch: Samples of a call.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: The table cannot be read.
+    """
+    rows = read_layer_table(path)
+    total_ms = sum(row.sparse_ms for row in rows)
+    records = [_table_row(row, batch, total_ms) for row in rows]
+    layers = summarised(records, batch=batch, source=f"the table {path.name}", calls=1, seed=seed)
+    kernels = Kernels(exist=True, chosen=layers.chosen, weighted=layers.weighted)
+    network = NetworkRecord(kind="table", name=path.name, sha256=sha256_of(path), zero_share=None)
+    words = f"Layers only: {layers.sentence}."
+    return ReportDocument(
+        sparse=network,
+        dense=network,
+        precision="as in the table",
+        runner=RunnerRecord(
+            backend="table",
+            version="",
+            provider="measured elsewhere",
+            threads=None,
+            settings={},
+            clock="as whoever wrote the table took it",
+            sparse_kernels=True,
+            note="A table of layer times that somebody else measured; nothing was run here, and no call was timed end "
+            "to end.",
+        ),
+        backend_choice="a table of layer times was given; nothing was run here",
+        protocol=_protocol(seed),
+        batches=[],
+        layers=layers,
+        headline=words,
+        facts=_facts(kernels, words, path.name, compared=True),
+        command=shlex.join(["nm2trt", "profile", "--layer-times", path.name, "--batch", str(batch), "-o", "report"]),
+        host=host_record(),
+    )
+
+
+def _table_row(row: TableRow, batch: int, total_ms: float) -> LayerTimeRecord:
+    value = row.dense_ms / row.sparse_ms
+    shape = f"{row.c_in} -> {row.c_out}, {row.kernel}x{row.kernel}, {row.out_size}x{row.out_size}" if row.c_in else ""
+    return LayerTimeRecord(
+        name=row.name,
+        type="Conv" if row.kernel is not None else "",
+        shape=shape,
+        dense_ms=row.dense_ms,
+        sparse_ms=row.sparse_ms,
+        ratio=RatioRecord(value=value, low=value, high=value),
+        share=row.sparse_ms / total_ms,
+        weighted=True,
+        chosen=row.chosen,
+        flops=row.flops(batch),
+        reasons=("no sparse kernel ran",) if row.chosen is False else (),
+        advice=("nm2trt verify and nm2trt inspect tell why",) if row.chosen is False else (),
+    )
