@@ -135,9 +135,9 @@ def _exporting(doing: Say, name: str) -> Callable[[str], None]:
     return move
 
 
-def _profiling(doing: Say) -> Callable[[int, float], None]:
-    def move(batch: int, share: float) -> None:
-        doing(f"profile: batch {batch}, {share:.0%}")
+def _profiling(doing: Say) -> Callable[[str, float], None]:
+    def move(what: str, share: float) -> None:
+        doing(f"profile: {what}, {share:.0%}")
 
     return move
 
