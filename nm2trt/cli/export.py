@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,31 +13,81 @@ from nm2trt.cli.common import force_option, json_option, output_option, stderr_c
 from nm2trt.cli.export_engines import engine_options
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts import BuildDocument
-    from nm2trt.cli.export_config import ExportConfig
+    from nm2trt.artifacts import BatchRange, BuildDocument, EngineRecord, GraphPort
+    from nm2trt.cli.export_config import ExportConfig, SourceOptions
     from nm2trt.engine import Chosen
-    from nm2trt.export import ExportSource
+    from nm2trt.export import Exported, Samples
 
 Progress = Callable[[str], None]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 MODEL = "model.onnx"
+_REFUSED = "the ONNX parser refused"
 
 
 def _quiet(_step: str) -> None:
     pass
 
 
+_SOURCE_OPTIONS = (
+    click.option(
+        "--model",
+        metavar="NAME",
+        help="Network of a checkpoint: as `nm2trt train --model` takes it, package.module:factory, transformers:CLASS.",
+    ),
+    click.option("--input-shape", metavar="C,H,W", help="One sample of a network with one input, without its batch."),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="NAME=SHAPE[:DTYPE]",
+        help="One input of several, one sample: --input input_ids=128:int64 --input attention_mask=128:int64. "
+        "For ONNX: sizes that it leaves open beside the batch.",
+    ),
+    click.option("--classes", type=int, metavar="N", help="Classes of a checkpoint's network. Default: its weights'."),
+    click.option("--data", metavar="NAME", help="Data set whose test samples the outputs are compared on."),
+    click.option(
+        "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the files of the data set are."
+    ),
+    click.option(
+        "--samples",
+        type=click.Path(path_type=Path),
+        metavar="F.npz",
+        help="Samples to compare the outputs on: one array [samples, ...] for each input.",
+    ),
+    click.option("--external-data", is_flag=True, help="Put the weights beside model.onnx; always so beyond 2 GB."),
+)
+
+_ABOUT_SOURCE = ("model", "input_shape", "inputs", "classes", "data", "data_dir", "samples", "external_data")
+
+
+def _source_options(command: F) -> F:
+    """Add the options that say what SOURCE itself does not: fields of `SourceOptions`."""
+    for option in reversed(_SOURCE_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command(name="export")
 @click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
 @output_option("BUILD", "Folder to write.")
+@_source_options
 @click.option(
     "--precision",
+    metavar="fp32|fp16|bf16",
+    help="Type of weights and arithmetic. Default: fp32, and of ONNX as found. Sparse kernels need fp16 or INT8.",
+)
+@click.option(
+    "--io-dtype",
     default="fp32",
     show_default=True,
-    metavar="fp32|fp16|bf16",
-    help="Type of weights and arithmetic; input and output stay fp32. TensorRT's sparse kernels need fp16 or INT8.",
+    metavar="fp32|same",
+    help="Type of floating-point inputs and outputs; same: that of --precision.",
 )
-@click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to build for.")
+@click.option(
+    "--batch", metavar="MIN:OPT:MAX", help="Batch sizes to build for. Default: 1:8:64, where the batch is free."
+)
 @engine_options
 @click.option(
     "--tolerance",
@@ -45,31 +95,26 @@ def _quiet(_step: str) -> None:
     metavar="X",
     help="Largest output error, relative to the largest output. Default: 1e-4 fp32, 1e-2 fp16, 5e-2 bf16.",
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the files of the run's data set are, for the numerics check.",
-)
 @force_option
 @json_option
 def command(
     source: Path,
     output: Path,
-    precision: str,
-    batch: str,
+    precision: str | None,
+    io_dtype: str,
+    batch: str | None,
     builder: str,
     sm: str | None,
     tolerance: float | None,
-    data_dir: Path | None,
     force: bool,
     as_json: bool,
-    **engine: Any,
+    **others: Any,
 ) -> int:
-    """Turn a trained network into ONNX and TensorRT engines, and check every step.
+    """Turn a network into ONNX and TensorRT engines, and check every step.
 
-    SOURCE is a folder that `nm2trt train` wrote. BUILD gets model.onnx, its outputs compared with torch's and
-    its pattern counted in the file itself; engines without (control) and with SPARSE_WEIGHTS (sparse); and build.json,
+    SOURCE is a folder that `nm2trt train` wrote, a checkpoint with --model, or an ONNX file, which is taken as it is
+    unless --precision asks for another type. BUILD gets model.onnx, its outputs compared with the source's and its
+    pattern counted in the file itself; engines without (control) and with SPARSE_WEIGHTS (sparse); and build.json,
     which says for each of four facts (legal, eligible, chosen, faster) what is proved and what is not.
 
     \b
@@ -84,13 +129,14 @@ def command(
         source,
         output,
         precision=precision,
+        io_dtype=io_dtype,
         batch=batch,
         builder=builder,
         sm=sm,
         tolerance=tolerance,
-        data_dir=data_dir,
         force=force,
-        engine=engine,
+        about={name: value for name, value in others.items() if name in _ABOUT_SOURCE},
+        engine={name: value for name, value in others.items() if name not in _ABOUT_SOURCE},
     )
     if console.is_terminal:
         with console.status("starting") as status:
@@ -112,28 +158,32 @@ def export_run(
     source: Path,
     output: Path,
     *,
-    precision: str = "fp32",
-    batch: str = "1:8:64",
+    precision: str | None = None,
+    io_dtype: str = "fp32",
+    batch: str | None = None,
     builder: str = "auto",
     sm: str | None = None,
     tolerance: float | None = None,
     data_dir: Path | None = None,
     force: bool = False,
+    about: Mapping[str, Any] | None = None,
     engine: Mapping[str, Any] | None = None,
     progress: Progress = _quiet,
 ) -> BuildDocument:
-    """Export a run folder to a build folder: the stages export and engine, joined.
+    """Export a source to a build folder: the stages export and engine, joined.
 
     Args:
-        source: Run folder.
+        source: Run folder, checkpoint or ONNX file.
         output: Build folder; appears whole or not at all.
-        precision: "fp32", "fp16" or "bf16".
-        batch: "MIN:OPT:MAX".
+        precision: "fp32", "fp16" or "bf16"; None is fp32, and for ONNX as found.
+        io_dtype: "fp32", or "same" as `precision`.
+        batch: "MIN:OPT:MAX"; None is 1:8:64 where the batch is free.
         builder: "auto", "tensorrt", "tensorrt-rtx" or "none".
         sm: Compute capability such as "80"; None takes the builder's usual one.
         tolerance: Bound on the relative error; None takes the precision's usual one.
         data_dir: Where the data set's files are.
         force: Replace a folder that nm2trt wrote.
+        about: Fields of `nm2trt.cli.export_config.SourceOptions`: what the source does not tell.
         engine: Fields of `nm2trt.engine.EngineSettings`: how engines are built.
         progress: Called with what is being done, in words.
 
@@ -148,26 +198,28 @@ def export_run(
     """
     from nm2trt.artifacts import staged_folder
     from nm2trt.cli.export_config import checked_config
+    from nm2trt.export import source_kind
 
     config = checked_config(
         output,
         force=force,
         precision=precision,
+        io_dtype=io_dtype,
         batch=batch,
         builder=builder,
         sm=sm,
         tolerance=tolerance,
+        source={"data_dir": data_dir, **(about or {})},
         engine={**(engine or {})},
     )
+    source_kind(source)
     from nm2trt.engine import choose_builder
 
     progress("looking for TensorRT")
     chosen = choose_builder(config.builder)
     target = chosen.builder.resolve_sm(config.sm) if chosen.builder is not None else None
-    progress(f"reading {source.name}")
-    network = _load(source)
     with staged_folder(output, force=force) as folder:
-        document = _export_into(folder, network, config, chosen, target, data_dir, progress)
+        document = _export_into(folder, source, config, chosen, target, progress)
         document.write(folder)
     return document
 
@@ -178,8 +230,8 @@ def failures(document: BuildDocument) -> list[str]:
     numerics = document.numerics
     if numerics is not None and not numerics.passed:
         lines.append(
-            f"{MODEL}: outputs differ from torch's by {numerics.max_rel_error:.2e} of the largest output, more than "
-            f"{numerics.tolerance:.0e}, at {numerics.max_abs_error_at}"
+            f"{MODEL}: outputs differ from the reference's by {numerics.max_rel_error:.2e} of the largest output, "
+            f"more than {numerics.tolerance:.0e}, at {numerics.max_abs_error_at}"
         )
     if document.source.pattern is not None and document.pattern["verdict"] != "pass":
         lines.append(f"{MODEL}: {'; '.join(document.pattern['problems'])}{_first_bad(document)}")
@@ -198,73 +250,64 @@ def _first_bad(document: BuildDocument) -> str:
     return ""
 
 
-def _load(source: Path) -> ExportSource:
-    from nm2trt.errors import InputError
-    from nm2trt.export import load_run
+def _exported(source: Path, config: ExportConfig) -> Exported:
+    from nm2trt.export import export_source
 
-    if not source.exists():
-        raise InputError("does not exist", where=source, mend="SOURCE is a folder that `nm2trt train` wrote")
-    if not source.is_dir():
-        raise InputError("is a file, and SOURCE is a folder that `nm2trt train` wrote", where=source)
-    return load_run(source)
+    return export_source(
+        source,
+        model=config.source.model,
+        inputs=config.source.specs(),
+        classes=config.source.classes,
+        precision=config.precision,
+        io_dtype=config.io_dtype,
+    )
+
+
+def _samples(network: Exported, batch: BatchRange | None, options: SourceOptions) -> Samples:
+    """Real samples where there are some; only a source without data gets random ones, and the record says so."""
+    from nm2trt.export import noise, sample_count, samples_of_data, samples_of_file
+
+    if options.samples is not None:
+        return samples_of_file(options.samples, network.inputs)
+    count = sample_count(network.macs, batch)
+    data = options.data or network.data
+    if data is not None:
+        return samples_of_data(data, network.inputs, count, options.data_dir)
+    return noise(network.inputs, count, fixed=not network.dynamic)
 
 
 def _export_into(
-    folder: Path,
-    network: ExportSource,
-    config: ExportConfig,
-    chosen: Chosen,
-    sm: str | None,
-    data_dir: Path | None,
-    progress: Progress,
+    folder: Path, source: Path, config: ExportConfig, chosen: Chosen, sm: str | None, progress: Progress
 ) -> BuildDocument:
     """Write everything but build.json into `folder`."""
-    from nm2trt.artifacts import BuildDocument, Facts, GraphPort, file_records, host_record, write_atomic
-    from nm2trt.cli.export_engines import build_engines
+    from nm2trt.artifacts import BuildDocument, Facts, file_records, host_record
+    from nm2trt.cli.export_config import USUAL_BATCH
     from nm2trt.engine import chosen_fact, faster_fact
-    from nm2trt.export import (
-        OPSET,
-        TOLERANCES,
-        check_numerics,
-        eligible_fact,
-        exporter_version,
-        legal_fact,
-        numerics_samples,
-        onnx_bytes,
-        onnx_from_module,
-        ports,
-    )
+    from nm2trt.export import check_numerics, check_onnx, eligible_fact, graph_ports, legal_fact, settle_batch
     from nm2trt.verify import verify_path
     from nm2trt.verify.document import document_of
 
-    precision = config.precision
     progress("exporting to ONNX")
-    model = onnx_from_module(
-        network.module,
-        network.input_shape,
-        precision=precision,
-        patterns=network.patterns,
-        method=network.record.method,
-    )
-    content = onnx_bytes(model)
-    write_atomic(folder / MODEL, content)
-    progress("comparing outputs with torch")
+    network = _exported(source, config)
+    batch = settle_batch(network, config.batch, usual=USUAL_BATCH)
+    samples = _samples(network, batch, config.source)
+    network.write(folder / MODEL, external=config.source.external_data)
+    check_onnx(folder / MODEL, strict=network.converted_to is not None)
+    progress("comparing outputs")
     numerics = check_numerics(
-        network.module,
-        content,
-        numerics_samples(network.data, network.input_shape, config.batch, data_dir=data_dir),
-        config.batch,
-        tolerance=config.tolerance or TOLERANCES[precision],
-        bf16=precision == "bf16",
+        network.reference,
+        folder / MODEL,
+        samples,
+        batch,
+        tolerance=config.tolerance or network.tolerance,
+        precision=network.precision,
+        notes=network.notes,
+        probe=network.converted_to == "fp16",
     )
     progress("counting the pattern")
     judged = verify_path(folder / MODEL, source=MODEL)
-    described = [GraphPort(name=n, dtype=d, shape=s) for n, d, s in ports(model)]
-    count = len(model.graph.inputs)
-    inputs, outputs = tuple(described[:count]), tuple(described[count:])
-    engines = build_engines(
-        folder, inputs, onnx=MODEL, batch=config.batch, chosen=chosen, sm=sm, settings=config.engine, progress=progress
-    )
+    inputs, outputs = graph_ports(network.model)
+    engines = _engines(folder, inputs, batch, config, chosen, sm, progress)
     progress("writing the manifest")
     passed = (
         numerics.passed
@@ -273,11 +316,11 @@ def _export_into(
     )
     return BuildDocument(
         source=network.record,
-        precision=precision,
-        io_dtype="fp32",
-        opset=OPSET[precision],
-        exporter=exporter_version(),
-        batch=config.batch,
+        precision=network.precision,
+        io_dtype=network.io_dtype,
+        opset=network.opset,
+        exporter=network.exporter,
+        batch=batch,
         inputs=inputs,
         outputs=outputs,
         numerics=numerics,
@@ -294,3 +337,38 @@ def _export_into(
         files=file_records(folder),
         host=host_record(),
     )
+
+
+def _engines(
+    folder: Path,
+    inputs: tuple[GraphPort, ...],
+    batch: BatchRange | None,
+    config: ExportConfig,
+    chosen: Chosen,
+    sm: str | None,
+    progress: Progress,
+) -> list[EngineRecord]:
+    """Build the engines, the dense one from a dense source that went the same way.
+
+    Raises:
+        InputError: The parser refuses operators: all are named, and a build without an engine would be of no use.
+    """
+    import tempfile
+
+    from nm2trt.cli.export_engines import build_engines
+    from nm2trt.errors import InputError
+
+    settings = config.engine
+    with tempfile.TemporaryDirectory(prefix="nm2trt-dense-") as temporary:
+        if settings.dense is not None and chosen.builder is not None:
+            progress(f"exporting {settings.dense.name} to ONNX for the dense engine")
+            dense = Path(temporary) / MODEL
+            _exported(settings.dense, config).write(dense, external=config.source.external_data)
+            settings = settings.model_copy(update={"dense": dense})
+        engines = build_engines(
+            folder, inputs, onnx=MODEL, batch=batch, chosen=chosen, sm=sm, settings=settings, progress=progress
+        )
+    refused = next((engine for engine in engines if (engine.error or "").startswith(_REFUSED)), None)
+    if refused is not None:
+        raise InputError(str(refused.error), where=MODEL, mend="export the network with other operators")
+    return engines

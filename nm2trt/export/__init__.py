@@ -1,11 +1,23 @@
-"""Trained network -> ONNX file, its outputs checked against torch."""
+"""Network -> ONNX file, its outputs checked against what it was made from."""
 
 from nm2trt.export.facts import eligible_fact, legal_fact
-from nm2trt.export.inputs import INPUT
-from nm2trt.export.numerics import TOLERANCES, Samples, check_numerics, numerics_samples
+from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs, parse_shape
+from nm2trt.export.loading import export_source, source_kind
+from nm2trt.export.network import Exported, graph_ports, settle_batch
+from nm2trt.export.numerics import TOLERANCES, check_numerics
 from nm2trt.export.onnx_graph import OPSET, exporter_version, onnx_bytes, onnx_from_module, ports
+from nm2trt.export.reference import (
+    OnnxReference,
+    Samples,
+    TorchReference,
+    noise,
+    sample_count,
+    samples_of_data,
+    samples_of_file,
+)
 from nm2trt.export.source import ExportSource, load_run
 from nm2trt.export.torch_graph import OUTPUT
+from nm2trt.export.writing import check_onnx, write_onnx
 
 __all__ = [
     "INPUT",
@@ -13,14 +25,29 @@ __all__ = [
     "OUTPUT",
     "TOLERANCES",
     "ExportSource",
+    "Exported",
+    "InputSpec",
+    "OnnxReference",
     "Samples",
+    "TorchReference",
     "check_numerics",
+    "check_onnx",
     "eligible_fact",
+    "export_source",
     "exporter_version",
+    "graph_ports",
     "legal_fact",
     "load_run",
-    "numerics_samples",
+    "noise",
     "onnx_bytes",
     "onnx_from_module",
+    "parse_inputs",
+    "parse_shape",
     "ports",
+    "sample_count",
+    "samples_of_data",
+    "samples_of_file",
+    "settle_batch",
+    "source_kind",
+    "write_onnx",
 ]

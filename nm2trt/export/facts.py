@@ -11,6 +11,15 @@ _LISTED_NAMES = 3
 _NOT_LEGAL = "not 2:4-legal"
 
 
+def meant_sparse(judged: Judgement) -> dict[str, str]:
+    """Weight name -> "N:M" of what looks pruned in a file that says nothing of itself.
+
+    Layers that break their pattern are among them, so that the export fails where they do.
+    """
+    looks = ("conforms", "violates", "wrong-axis")
+    return {layer.name: layer.pattern for layer in judged.layers if layer.verdict in looks and (layer.density or 0) > 0}
+
+
 def legal_fact(judged: Judgement, patterns: Mapping[str, str]) -> Fact:
     """Tell whether every layer that was meant to be sparse holds its pattern.
 

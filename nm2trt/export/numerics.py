@@ -1,18 +1,22 @@
-"""ONNX Runtime against torch in float32, on the same inputs, at several batch sizes."""
+"""The written ONNX file in ONNX Runtime against its reference, on the same inputs, at several batch sizes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from nm2trt.artifacts import BatchRange, NumericsRecord
+from nm2trt.artifacts.build import OutputNumerics
 from nm2trt.errors import InputError
+from nm2trt.export.overflow import RangeProbe
+from nm2trt.export.precision import LARGEST
+from nm2trt.export.reference import FEWEST_SAMPLES, Reference, Samples
+from nm2trt.export.sessions import session_of
 
 Array = NDArray[Any]
 
@@ -24,160 +28,184 @@ Measured on the mlp, resnet8 and resnet20 trained on digits, three seeds each: f
 mistaken transpose is far above them.
 """
 
-_FEWEST_SAMPLES = 64
-_MOST_SAMPLES = 1024
-_SEED = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """Inputs of the check, and where they came from in words."""
-
-    x_BX: NDArray[np.float32]
-    """[samples, *input_shape]."""
-    inputs: str
-
-
-def numerics_samples(
-    data: str | None, input_shape: tuple[int, ...], batch: BatchRange, *, data_dir: Path | None = None
-) -> Samples:
-    """Take real test samples; only a source without data gets random ones, and the record says so.
-
-    Args:
-        data: Name of a data set, or None.
-        input_shape: One sample, without the batch.
-        batch: Its maximum decides how many samples are taken, between 64 and 1,024.
-        data_dir: Where the data set's files are; None looks in the usual places.
-
-    Raises:
-        InputError: The data set cannot be read, or its samples have another shape.
-    """
-    wanted = min(max(batch.max, _FEWEST_SAMPLES), _MOST_SAMPLES)
-    if data is None:
-        x_BX = np.random.default_rng(_SEED).standard_normal((wanted, *input_shape), dtype=np.float32)
-        return Samples(x_BX=x_BX, inputs=f"{wanted} samples of seeded normal noise (the source names no data)")
-    from nm2trt.data import load_data_for
-
-    x_BX = load_data_for(data, input_shape, data_dir).test_samples(wanted)
-    if tuple(x_BX.shape[1:]) != tuple(input_shape):
-        raise InputError(
-            f"samples are {list(x_BX.shape[1:])}, the network takes {list(input_shape)}", where=f"data set {data}"
-        )
-    return Samples(
-        x_BX=np.ascontiguousarray(x_BX, dtype=np.float32), inputs=f"first {len(x_BX)} test samples of {data}"
-    )
+_NEAR = 0.25
+_MAP_RANK = 4
 
 
 def check_numerics(
-    module: nn.Module, onnx: bytes, samples: Samples, batch: BatchRange, *, tolerance: float, bf16: bool = False
+    reference: Reference,
+    path: Path,
+    samples: Samples,
+    batch: BatchRange | None,
+    *,
+    tolerance: float,
+    precision: str,
+    notes: Sequence[str] = (),
+    probe: bool = False,
 ) -> NumericsRecord:
-    """Run all samples through torch once and through ONNX Runtime at each batch size.
+    """Run all samples through the reference once, and through ONNX Runtime at each batch size.
+
+    The optimal batch size takes all samples, the smallest and the largest a few.
 
     Args:
-        module: The network in float32 with BatchNorm as trained, not folded; the reference.
-        onnx: The model's bytes.
+        reference: Gives the right outputs.
+        path: The file as it was written.
         samples: Inputs.
-        batch: Its three sizes are run, each capped by the number of samples.
+        batch: Its three sizes are run, each capped by the number of samples; None runs the fixed shapes.
         tolerance: Bound on the relative error, larger than 0.
-        bf16: The model computes in bfloat16, for which ONNX Runtime's CPU has no kernels: the same weights are
-            computed in float32, and the record says so.
+        precision: Of the file; said in the record.
+        notes: Kept in the record.
+        probe: Look for activations that leave the range of float16.
 
     Raises:
-        InputError: ONNX Runtime refuses the model.
+        InputError: ONNX Runtime refuses the model or a batch size, or an activation overflows float16 on the samples.
     """
-    count = len(samples.x_BX)
-    batches = tuple(sorted({min(size, count) for size in (batch.min, batch.opt, batch.max)}))
-    reference_BO = _torch_outputs(module, samples.x_BX, batches[-1])
-    session = _session(_computed_in_float32(onnx) if bf16 else onnx)
-    worst, worst_at, agreeing = -1.0, "", 0
-    for size in batches:
-        output_BO = _onnx_outputs(session, samples.x_BX, size)
-        error, where = _largest_error(reference_BO, output_BO)
-        agreeing += int((_argmax(reference_BO) == _argmax(output_BO)).sum())
-        # NaN never compares as larger, so it is caught by name.
-        if error > worst or np.isnan(error):
-            worst, worst_at = error, f"{where}, batch {size}"
-        if np.isnan(error):
-            break
-    scale = float(np.abs(reference_BO).max(initial=0.0))
-    relative = worst / scale if scale > 0 else worst
-    how = "ONNX Runtime CPU" + (
-        ", its bfloat16 weights computed in float32 (no bfloat16 kernels there)" if bf16 else ""
-    )
-    return NumericsRecord(
-        reference=f"torch {torch.__version__} float32 CPU, BatchNorm not folded; against {how}",
-        inputs=samples.inputs,
-        samples=count,
-        batches=batches,
-        max_abs_error=worst,
-        max_abs_error_at=worst_at,
-        max_rel_error=relative,
+    plan = _plan(samples, batch)
+    first = 1 if reference.one_by_one else plan[0].size
+    expected = samples.joined([reference.run(piece) for piece in samples.pieces(first, samples.count)])
+    session = session_of(path)
+    worst = {name: _Worst(name, scale=_scale(values)) for name, values in expected.items()}
+    if missing := set(session.outputs) ^ worst.keys():
+        raise InputError(f"outputs differ from the reference's: {', '.join(sorted(missing))}", where=path.name)
+    remarks = list(notes)
+    if probe:
+        remarks += _probed(path, samples, plan[0].size)
+    for run in plan:
+        found = samples.joined([session.run(piece) for piece in samples.pieces(run.size, run.count)])
+        for name, values in found.items():
+            worst[name].look(expected[name][: run.count], values, run.size)
+    return _record(
+        reference,
+        samples,
+        [worst[name] for name in session.outputs],
+        batches=tuple(sorted({run.size for run in plan})) if not samples.fixed else (),
         tolerance=tolerance,
-        argmax_agreement=agreeing / (count * len(batches)),
-        passed=bool(relative <= tolerance),
+        notes=remarks,
+        precision=precision,
     )
 
 
-def _argmax(y_BO: Array) -> NDArray[np.intp]:
-    indices: NDArray[np.intp] = y_BO.reshape(len(y_BO), -1).argmax(axis=1)
-    return indices
+@dataclass(frozen=True, slots=True)
+class _Run:
+    size: int
+    count: int
 
 
-def _largest_error(reference_BO: Array, output_BO: Array) -> tuple[float, str]:
+def _plan(samples: Samples, batch: BatchRange | None) -> list[_Run]:
+    """Batch sizes with their numbers of samples, the optimal one first."""
+    count = samples.count
+    if samples.fixed or batch is None:
+        return [_Run(1, count)]
+    optimal = min(batch.opt, count)
+    others = sorted({min(batch.min, count), min(batch.max, count)} - {optimal})
+    return [_Run(optimal, count), *(_Run(size, min(count, max(size, 2))) for size in others)]
+
+
+def _probed(path: Path, samples: Samples, size: int) -> list[str]:
+    probe = RangeProbe(path)
+    for piece in samples.pieces(size, min(samples.count, FEWEST_SAMPLES)):
+        probe.run(piece)
+    probe.check()
+    node, value = probe.peak
+    share = value / LARGEST["fp16"]
+    if share < _NEAR:
+        return []
+    return [f"the largest activation, {value:g} at {node}, is {share:.0%} of what fp16 holds"]
+
+
+class _Worst:
+    """The largest error of one output so far."""
+
+    def __init__(self, name: str, scale: float) -> None:
+        self.name = name
+        self.scale = scale
+        self.error, self.at = -1.0, ""
+        self.agreeing = self.compared = 0
+
+    def look(self, expected: Array, found: Array, size: int) -> None:
+        if expected.shape != found.shape:
+            raise InputError(
+                f"output {self.name} is {list(found.shape)}, not {list(expected.shape)}", where="ONNX Runtime"
+            )
+        axis = _class_axis(expected)
+        if axis is not None:
+            same = expected.argmax(axis=axis) == found.argmax(axis=axis)
+            self.agreeing += int(same.sum())
+            self.compared += same.size
+        if not expected.size or np.isnan(self.error):
+            return
+        error, where = _largest_error(expected, found)
+        # NaN never compares as larger, so it is caught by name.
+        if error > self.error or np.isnan(error):
+            self.error, self.at = error, f"{where}, batch {size}"
+
+    @property
+    def relative(self) -> float:
+        return self.error / self.scale if self.scale > 0 else self.error
+
+    def record(self) -> OutputNumerics:
+        return OutputNumerics(
+            name=self.name,
+            max_abs_error=self.error,
+            max_abs_error_at=self.at,
+            max_rel_error=self.relative,
+            argmax_agreement=self.agreeing / self.compared if self.compared else None,
+        )
+
+
+def _record(
+    reference: Reference,
+    samples: Samples,
+    outputs: list[_Worst],
+    *,
+    batches: tuple[int, ...],
+    tolerance: float,
+    notes: list[str],
+    precision: str,
+) -> NumericsRecord:
+    # A NaN is worse than any number.
+    worst = max(outputs, key=lambda one: np.inf if np.isnan(one.relative) else one.relative)
+    records = [one.record() for one in outputs]
+    agreements = [one.argmax_agreement for one in records if one.argmax_agreement is not None]
+    computed = ", its bfloat16 weights computed in float32 (no bfloat16 kernels there)" if precision == "bf16" else ""
+    named = f"{worst.name}: " if len(outputs) > 1 else ""
+    return NumericsRecord(
+        reference=f"{reference.described}; against ONNX Runtime CPU{computed}",
+        inputs=samples.inputs,
+        samples=samples.count,
+        batches=batches,
+        max_abs_error=worst.error,
+        max_abs_error_at=f"{named}{worst.at}",
+        max_rel_error=worst.relative,
+        tolerance=tolerance,
+        argmax_agreement=min(agreements, default=1.0),
+        passed=bool(all(one.relative <= tolerance for one in outputs)),
+        outputs=tuple(records),
+        notes=tuple(notes),
+    )
+
+
+def _scale(values: Array) -> float:
+    finite = np.abs(values[np.isfinite(values)]) if values.dtype.kind == "f" else np.abs(values)
+    return float(finite.max(initial=0))
+
+
+def _class_axis(values: Array) -> int | None:
+    if values.ndim < 2 or values.dtype.kind != "f":
+        return None
+    axis = 1 if values.ndim >= _MAP_RANK else -1
+    return axis if values.shape[axis] > 1 else None
+
+
+def _largest_error(expected: Array, found: Array) -> tuple[float, str]:
     """Largest absolute difference and where it is; a NaN on one side only is larger than any number."""
-    difference_BO = np.abs(reference_BO.astype(np.float64) - output_BO.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     # np.argmax returns the first NaN if there is one.
-    index = np.unravel_index(int(np.argmax(difference_BO)), difference_BO.shape)
+    index = np.unravel_index(int(np.argmax(difference)), difference.shape)
     position = ",".join(str(int(part)) for part in index[1:])
     where = (
-        f"sample {int(index[0])}, output {position}: torch {float(reference_BO[index]):.8g}, "
-        f"ONNX Runtime {float(output_BO[index]):.8g}"
+        f"sample {int(index[0])}, output {position}: reference {float(expected[index]):.8g}, "
+        f"ONNX Runtime {float(found[index]):.8g}"
     )
-    return float(difference_BO[index]), where
-
-
-def _torch_outputs(module: nn.Module, x_BX: Array, size: int) -> Array:
-    with torch.inference_mode():
-        pieces = [module(torch.from_numpy(x_BX[at : at + size])).numpy() for at in range(0, len(x_BX), size)]
-    return np.concatenate(pieces)
-
-
-def _onnx_outputs(session: Any, x_BX: Array, size: int) -> Array:
-    name = session.get_inputs()[0].name
-    pieces = [session.run(None, {name: x_BX[at : at + size]})[0] for at in range(0, len(x_BX), size)]
-    return np.concatenate(pieces)
-
-
-def _session(onnx: bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # onnxruntime's exception classes have no public base.
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"ONNX Runtime refuses the model: {first}", where="export") from error
-
-
-def _computed_in_float32(onnx: bytes) -> bytes:
-    """The same graph and the same bfloat16-rounded weights, typed float32."""
-    import onnx_ir as ir
-    from onnx import ModelProto
-
-    model = ir.from_proto(ModelProto.FromString(onnx))
-    narrow, wide = ir.DataType.BFLOAT16, ir.DataType.FLOAT
-    for value in model.graph.initializers.values():
-        if value.dtype == narrow and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.dtype = wide
-    for node in model.graph.all_nodes():
-        for output in node.outputs:
-            if output.dtype == narrow:
-                output.dtype = wide
-        to = node.attributes.get("to")
-        if node.op_type == "Cast" and to is not None and to.as_int() == int(narrow):
-            node.attributes["to"] = ir.AttrInt64("to", int(wide))
-    content: bytes = ir.to_proto(model).SerializeToString()
-    return content
+    return float(difference[index]), where

@@ -13,6 +13,7 @@ from torch import nn
 
 from nm2trt.artifacts import BuildSource, FileRecord, RunDocument
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.export.inputs import INPUT, InputSpec
 from nm2trt.models import build_model, load_strict
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -24,13 +25,19 @@ class ExportSource:
     """A network in float32 on the CPU, in evaluation mode, and what its maker said of it."""
 
     module: nn.Module
-    input_shape: tuple[int, ...]
-    """One sample, without the batch."""
+    inputs: tuple[InputSpec, ...]
     patterns: dict[str, str]
     """Parameter name -> "N:M" for every weight that was meant to be sparse; empty for a dense network."""
     data: str | None
     """Data set whose test samples the numerics are checked on; None where the source names none."""
     record: BuildSource
+    claimed: bool = True
+    """Whether `patterns` are what the source says of itself; False where they were only found in its weights."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One sample of the first input, without the batch."""
+        return self.inputs[0].shape
 
 
 def load_run(folder: Path) -> ExportSource:
@@ -59,7 +66,7 @@ def load_run(folder: Path) -> ExportSource:
     load_strict(module, tensors, path, mend=_TRAIN_AGAIN)
     return ExportSource(
         module=module.float().eval(),
-        input_shape=run.model.input_shape,
+        inputs=(InputSpec(name=INPUT, shape=run.model.input_shape),),
         patterns={layer.name: layer.pattern for layer in run.layers if layer.pattern is not None},
         data=run.data,
         record=BuildSource(

@@ -183,7 +183,7 @@ def test_an_existing_build_is_kept_without_force_and_replaced_with_it(runs, tmp_
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("absent", "does not exist"), ("file.onnx", "is a file"), ("empty", "no run.json")],
+    [("absent", "does not exist"), ("file.onnx", "is no ONNX model"), ("empty", "no run.json")],
 )
 def test_a_source_that_is_no_run_is_exit_3(tmp_path, here, source, words):
     sources, target = tmp_path / "sources", tmp_path / "target"

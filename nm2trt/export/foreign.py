@@ -1,0 +1,254 @@
+"""An ONNX file that others made, or that `nm2trt calibrate` wrote: read, checked, its shapes settled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from nm2trt.artifacts import BuildSource, sha256_of
+from nm2trt.errors import ConfigError, InputError
+from nm2trt.export.facts import meant_sparse
+from nm2trt.export.folding import constant_ancestors, weight_values
+from nm2trt.export.inputs import InputSpec
+from nm2trt.layers import METHOD_KEY, open_source
+from nm2trt.layers.onnx_constants import one_line
+from nm2trt.verify import verify_path
+
+OLDEST_OPSET = 9
+"""The oldest that TensorRT's ONNX parser takes."""
+_LISTED = 20
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_QUANTISED = {"INT8": "int8", "UINT8": "uint8", "FLOAT8E4M3FN": "fp8", "INT4": "int4", "UINT4": "uint4"}
+_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignGraph:
+    """A file that was read and found usable."""
+
+    path: Path
+    model: ir.Model
+    """Functions inlined; external data stay on disk until they are needed."""
+    inputs: tuple[InputSpec, ...]
+    dynamic: bool
+    """Whether the first dimension of every input is a free batch."""
+    precision: str
+    """Types of its floating-point arithmetic as found: "fp32", "int8+fp16"."""
+    patterns: dict[str, str]
+    claimed: bool
+    record: BuildSource
+
+
+def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = ()) -> ForeignGraph:
+    """Read an ONNX file and check all that would fail later.
+
+    Args:
+        path: The .onnx file, or a folder with a model.onnx.
+        shapes: Sizes of dimensions that the file leaves open beside the batch, by input.
+
+    Raises:
+        ConfigError: `shapes` names an input that the file does not have, or contradicts it.
+        InputError: The file is no valid ONNX, its external data are missing, its opset is older than 9, it holds
+            operators that no standard knows (all are named), weights that are computed when it runs, or dimensions
+            without a size.
+    """
+    source = open_source(path)
+    file = source.path
+    # Reads every weight once, so that missing and cut external data are found before any work.
+    judged = verify_path(file)
+    model = _model(file)
+    _check_opset(model, file)
+    _check_operators(model, file)
+    _check_weights(model, file)
+    inputs, dynamic = _inputs(model, {one.name: one for one in shapes}, file)
+    patterns = meant_sparse(judged) if source.patterns is None else dict(source.patterns)
+    shared = set(patterns.values())
+    return ForeignGraph(
+        path=file,
+        model=model,
+        inputs=inputs,
+        dynamic=dynamic,
+        precision=_precision(model),
+        patterns=patterns,
+        claimed=source.patterns is not None,
+        record=BuildSource(
+            kind="onnx",
+            name=path.resolve().name,
+            sha256=sha256_of(file),
+            method=model.metadata_props.get(METHOD_KEY),
+            pattern=shared.pop() if len(shared) == 1 else ("mixed" if shared else None),
+        ),
+    )
+
+
+def _model(file: Path) -> ir.Model:
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        model = ir.load(file)
+        if model.functions:
+            common.InlinePass()(model)
+        common.TopologicalSortPass()(model)
+    except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
+        raise InputError(
+            f"is no valid ONNX model: {one_line(error)}", where=file, mend="check it with onnx.checker"
+        ) from None
+    finally:
+        logger.setLevel(level)
+    return model
+
+
+def _check_opset(model: ir.Model, file: Path) -> None:
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    if opset < OLDEST_OPSET:
+        raise InputError(
+            f"opset {opset} is too old, TensorRT takes {OLDEST_OPSET} and newer",
+            where=file,
+            mend="raise it with onnx.version_converter.convert_version",
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise InputError(
+            f"opset {opset} is newer than {newest}, the newest that onnx {onnx.__version__} knows",
+            where=file,
+            mend="pip install -U onnx, or export with an older opset",
+        )
+
+
+def _check_operators(model: ir.Model, file: Path) -> None:
+    unknown = []
+    for node in model.graph.all_nodes():
+        domain = "" if node.domain in _DEFAULT_DOMAINS else node.domain
+        version = model.opset_imports.get(domain, model.opset_imports.get("", 1))
+        try:
+            known = not onnx.defs.get_schema(node.op_type, version, domain).deprecated
+        except onnx.defs.SchemaError:
+            known = False
+        if not known:
+            name = f"{domain}.{node.op_type}" if domain else node.op_type
+            unknown.append(f"{node.name or node.outputs[0].name} ({name})")
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} nodes with operators that ONNX does not know at this opset: {_list(unknown)}",
+            where=file,
+            mend="replace them, or build with trtexec and its plugins and give what it writes to `nm2trt inspect`",
+        )
+
+
+def _check_weights(model: ir.Model, file: Path) -> None:
+    """A convolution's weight has to be stored; so has that of a product, where it comes from constants at all."""
+    computed = []
+    for node, index, value in weight_values(model):
+        if value.is_initializer() or _layout_only(value):
+            continue
+        from_constants = constant_ancestors(value) is not None
+        if from_constants or node.op_type in ("Conv", "ConvTranspose"):
+            producer = value.producer()
+            how = f"by {producer.op_type} {producer.name}" if producer is not None else "outside the graph"
+            computed.append(f"{node.name or node.outputs[0].name} ({node.op_type} input {index}, {how})")
+    if computed:
+        raise InputError(
+            f"weights that are computed while the graph runs: {_list(computed)}",
+            where=file,
+            mend="fold them into initializers, such as with `polygraphy surgeon sanitize --fold-constants`, or export "
+            "the network with its masks and parametrizations removed",
+        )
+
+
+def _layout_only(value: ir.Value) -> bool:
+    """Whether a weight is a constant behind nodes that only move, cast or quantise it, as Q/DQ graphs have."""
+    found = constant_ancestors(value)
+    if found is None:
+        return False
+    passing = {
+        "Constant", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze",
+        "QuantizeLinear", "DequantizeLinear",
+    }  # fmt: skip
+    return all(node.op_type in passing for node in found[0])
+
+
+def _inputs(model: ir.Model, shapes: dict[str, InputSpec], file: Path) -> tuple[tuple[InputSpec, ...], bool]:
+    """What the file takes; dimensions that `shapes` settles are written into the model."""
+    graph_inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    if not graph_inputs:
+        raise InputError("has no inputs", where=file)
+    if unknown := sorted(shapes.keys() - {str(value.name) for value in graph_inputs}):
+        names = ", ".join(str(value.name) for value in graph_inputs)
+        raise ConfigError(f"{file.name} has no input {', '.join(unknown)}", where="--input", mend=f"it has {names}")
+    open_inputs, specs = [], []
+    for value in graph_inputs:
+        if value.dtype is None or value.shape is None:
+            raise InputError(f"input {value.name!r} has no type or shape", where=file)
+        sizes = _settled(value, shapes.get(str(value.name)), file)
+        free = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
+        if any(axis > 0 for axis in free):
+            open_inputs.append(f"{value.name} [{', '.join(map(str, sizes))}]")
+        batched = free == [0]
+        fixed = tuple(size for size in (sizes[1:] if batched else sizes) if isinstance(size, int))
+        specs.append(InputSpec(name=str(value.name), shape=fixed, dtype=_dtype(value, file), batched=batched))
+    if open_inputs:
+        raise InputError(
+            f"sizes beside the batch are open: {', '.join(open_inputs)}",
+            where=file,
+            mend="settle them, one sample without its batch, with --input NAME=3,224,224",
+        )
+    dynamic = all(one.batched for one in specs)
+    if not dynamic and any(one.batched for one in specs):
+        named = ", ".join(f"{one.name} {'free' if one.batched else 'fixed'}" for one in specs)
+        raise InputError(f"some inputs have a free batch and others not: {named}", where=file)
+    return tuple(specs), dynamic
+
+
+def _settled(value: ir.Value, wanted: InputSpec | None, file: Path) -> list[int | str]:
+    assert value.shape is not None
+    sizes: list[int | str] = [size if isinstance(size, int) else str(size) for size in value.shape]
+    if wanted is None:
+        return sizes
+    rest = sizes[1:]
+    if len(wanted.shape) != len(rest) or any(
+        isinstance(have, int) and have != want for have, want in zip(rest, wanted.shape, strict=True)
+    ):
+        raise ConfigError(
+            f"{wanted.name} of {file.name} is {sizes} with its batch and cannot be {list(wanted.shape)} without",
+            where="--input",
+        )
+    settled = [sizes[0], *wanted.shape]
+    value.shape = ir.Shape(settled)
+    return settled
+
+
+def _dtype(value: ir.Value, file: Path) -> str:
+    assert value.dtype is not None
+    name = str(value.dtype.numpy())
+    if name not in ("float32", "float16", "bfloat16", "int64", "int32", "bool", "uint8", "int8"):
+        raise InputError(f"input {value.name!r} is {name}, which TensorRT does not take", where=file)
+    return name
+
+
+def _precision(model: ir.Model) -> str:
+    """Types of the arithmetic: those of the weights, where they are stored and where operators read them."""
+    quantised: set[str] = set()
+    floats: set[str] = set()
+    for _, _, value in weight_values(model):
+        found = constant_ancestors(value)
+        if found is None:
+            continue
+        nodes, leaves = found
+        behind_scales = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
+        names = {leaf.dtype.name for leaf in leaves if leaf.dtype is not None}
+        stored = {_QUANTISED[name] for name in names & _QUANTISED.keys()}
+        quantised |= stored or ({"int8"} if behind_scales else set())
+        floats |= {_NAMES[name] for name in names & _NAMES.keys()}
+    return "+".join([*sorted(quantised), *sorted(floats)]) or "fp32"
+
+
+def _list(entries: list[str]) -> str:
+    more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+    return ", ".join(entries[:_LISTED]) + more

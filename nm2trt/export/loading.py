@@ -1,0 +1,93 @@
+"""SOURCE of an export: told apart, read, checked, and turned into ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nm2trt.artifacts import BuildDocument, RunDocument
+from nm2trt.errors import ConfigError, InputError
+from nm2trt.export.checkpoint import load_checkpoint
+from nm2trt.export.foreign import load_onnx
+from nm2trt.export.inputs import InputSpec
+from nm2trt.export.network import Exported, export_onnx, export_torch
+from nm2trt.export.precision import IoDtype, Precision
+from nm2trt.export.source import load_run
+from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES
+from nm2trt.layers.sources import MODEL, file_kind
+
+_WHAT = "SOURCE is a run folder, a checkpoint with --model, or an ONNX file"
+
+
+def export_source(
+    path: Path,
+    *,
+    model: str | None = None,
+    inputs: tuple[InputSpec, ...] = (),
+    classes: int | None = None,
+    precision: Precision | None = None,
+    io_dtype: IoDtype = "fp32",
+) -> Exported:
+    """Turn a source into ONNX, in memory.
+
+    Args:
+        path: A folder of `nm2trt train`; a checkpoint (.safetensors, .pt, an index of shards, a Hugging Face folder);
+            an ONNX file, or a folder of `nm2trt export`.
+        model: Name of a checkpoint's network.
+        inputs: Of a checkpoint's network; sizes of what an ONNX file leaves open.
+        classes: Of a checkpoint's network; None reads them off its shapes.
+        precision: None takes fp32 for torch networks and leaves ONNX as found.
+        io_dtype: "fp32" or "same" as `precision`.
+
+    Raises:
+        ConfigError: Options that do not fit the source, a checkpoint without `model` among them.
+        InputError: The source cannot be used.
+        MachineError: A package that `model` asks for is not installed.
+    """
+    kind = source_kind(path)
+    if kind == "run":
+        if model is not None or inputs or classes is not None:
+            raise ConfigError(
+                "a run folder names its own network", where=path, mend="leave --model, --input and --classes out"
+            )
+        return export_torch(load_run(path), precision=precision, io_dtype=io_dtype)
+    if kind == "onnx":
+        if model is not None or classes is not None:
+            raise ConfigError("an ONNX file needs no --model and no --classes", where=path, mend="leave them out")
+        return export_onnx(load_onnx(path, shapes=inputs), precision=precision, io_dtype=io_dtype)
+    if model is None:
+        raise ConfigError(
+            "a checkpoint holds weights and no network",
+            where=path,
+            mend="name it with --model: resnet50, timm:NAME, package.module:factory, transformers:CLASS",
+        )
+    source = load_checkpoint(path, model, inputs=inputs, classes=classes)
+    return export_torch(source, precision=precision, io_dtype=io_dtype)
+
+
+def source_kind(path: Path) -> str:
+    """Tell a source: "run", "onnx" or "checkpoint".
+
+    Raises:
+        InputError: It is none of them.
+    """
+    if not path.exists():
+        raise InputError("does not exist", where=path, mend=_WHAT)
+    if path.is_file():
+        try:
+            kind = file_kind(path)
+        except PermissionError:
+            raise InputError("may not be read", where=path, mend="check its permissions") from None
+        if kind == "unknown" or kind == "npz":
+            raise InputError("is a file of an unknown kind", where=path, mend=_WHAT)
+        return "onnx" if kind == "onnx" else "checkpoint"
+    if (path / RunDocument.FILE).is_file():
+        return "run"
+    if (path / MODEL).is_file() or (path / BuildDocument.FILE).is_file():
+        return "onnx"
+    if any((path / name).is_file() for name in (*INDEXES, *SINGLE_FILES)):
+        return "checkpoint"
+    raise InputError(
+        f"no {RunDocument.FILE}, no {MODEL} and no weights here",
+        where=path,
+        mend=f"{_WHAT}; a run folder is complete when `nm2trt train` wrote it to the end",
+    )
