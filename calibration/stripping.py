@@ -52,6 +52,7 @@ def without_quantisation(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     RemoveUnusedNodesPass()(model)
     _forget_types(model)
     result: onnx.ModelProto = ir.to_proto(model)
+    del result.graph.value_info[:]
     return result
 
 
