@@ -81,27 +81,66 @@ def _kept_by_rank(magnitude: Ints, scratch: Scratch, pattern: NMPattern, spread:
 def _kept_by_tournament(magnitude: Ints, scratch: Scratch, m: int, spread: int) -> Bools:
     """Neighbours play each other, then the winners of neighbouring pairs, and so on; M is a power of two.
 
-    Each level costs a comparison and a maximum, so 1:16 costs four of them and not fifteen ranks. On a level only the
-    first places of its subgroups mean anything. The way back hands the group's one mark down to the place that won.
+    Each level costs a comparison and a maximum, so 1:16 costs four of them and not fifteen ranks.
     """
     size, levels = magnitude.size, m.bit_length() - 1
-    best, spare = magnitude, list(scratch.integers[1:])
-    for level in range(levels):
-        reach = size - spread * ((2 << level) - 1)
-        first, second = best[:reach], best[spread << level :][:reach]
-        np.greater_equal(first, second, out=scratch.first_wins[level, :reach])
-        if level < levels - 1:
-            best = np.maximum(first, second, out=spare[level % 2][:reach])
     marks = scratch.kept[:size]
+    if spread == 1 and levels > 2:
+        _mark_best_of_quads(magnitude, scratch, m, marks)
+        _hand_down(marks, scratch.first_wins[0], scratch.flags, 1, 0)
+        return marks
     marks[:] = _first_places(m, spread, scratch.length)[:size]
-    for level in reversed(range(levels)):
-        reach = size - spread * ((2 << level) - 1)
-        # For booleans, greater is "and not".
-        moved = np.greater(marks[:reach], scratch.first_wins[level, :reach], out=scratch.flags[:reach])
-        np.logical_xor(marks[:reach], moved, out=marks[:reach])
-        second = marks[spread << level :][:reach]
-        np.logical_or(second, moved, out=second)
+    _play(magnitude, scratch.integers[1:], scratch.first_wins[:levels], scratch.flags, marks, spread)
     return marks
+
+
+def _mark_best_of_quads(magnitude: Ints, scratch: Scratch, m: int, marks: Bools) -> None:
+    """Mark the first place of each group's winning pair, where groups lie in one piece.
+
+    After two levels only every fourth place means anything, so the rest is played in a quarter of the memory.
+    """
+    quarter = magnitude.size // 4
+    np.greater_equal(magnitude[:-1], magnitude[1:], out=scratch.first_wins[0, : magnitude.size - 1])
+    pairs = np.maximum(magnitude[:-1], magnitude[1:], out=scratch.integers[1, : magnitude.size - 1])
+    left, right = pairs[::4], pairs[2::4]
+    left_wins = np.greater_equal(left, right, out=scratch.first_wins[1, :quarter])
+    quads = np.maximum(left, right, out=scratch.integers[2, :quarter])
+    quad_marks = scratch.wins[:quarter].view(np.bool_)
+    quad_marks[:] = _first_places(m // 4, 1, scratch.length)[:quarter]
+    rest = scratch.first_wins[2 : m.bit_length() - 1]
+    _play(quads, scratch.integers[:2], rest, scratch.flags, quad_marks, 1)
+    # A quad's four bytes as one word, lowest place first: its mark goes to byte 0 or byte 2.
+    words, lost = marks.view("<u4"), scratch.flags[: marks.size].view("<u4")
+    np.copyto(lost, np.greater(quad_marks, left_wins, out=scratch.first_wins[2, :quarter]))
+    np.left_shift(lost, 16, out=lost)
+    np.copyto(words, np.logical_and(quad_marks, left_wins, out=left_wins))
+    np.bitwise_or(words, lost, out=words)
+
+
+def _play(best: Ints, spare: Ints, first_wins: Bools, flags: Bools, marks: Bools, spread: int) -> None:
+    """Play a level for each row of `first_wins`, and move each mark from the first place of its group to the winner's.
+
+    On a level only the first places of its subgroups mean anything.
+    """
+    levels = len(first_wins)
+    for level in range(levels):
+        reach = marks.size - spread * ((2 << level) - 1)
+        first, second = best[:reach], best[spread << level :][:reach]
+        np.greater_equal(first, second, out=first_wins[level, :reach])
+        if level < levels - 1:
+            best = np.maximum(first, second, out=spare[level % 2, :reach])
+    for level in reversed(range(levels)):
+        _hand_down(marks, first_wins[level], flags, spread, level)
+
+
+def _hand_down(marks: Bools, first_wins: Bools, flags: Bools, spread: int, level: int) -> None:
+    """Move the marks of subgroups that the second half has won."""
+    reach = marks.size - spread * ((2 << level) - 1)
+    # For booleans, greater is "and not".
+    moved = np.greater(marks[:reach], first_wins[:reach], out=flags[:reach])
+    np.logical_xor(marks[:reach], moved, out=marks[:reach])
+    second = marks[spread << level :][:reach]
+    np.logical_or(second, moved, out=second)
 
 
 @lru_cache(maxsize=16)

@@ -85,7 +85,7 @@ def _masks_at_once(waiting: Sequence[tuple[torch.Tensor, NMPattern, int]]) -> It
     moved = [weight.detach().movedim(axis, -1) for weight, _, axis in waiting]
     groups_GM = torch.cat([weight.reshape(-1, pattern.m) for weight in moved])
     kept_GM = _kept(_magnitude(groups_GM), pattern, 1)
-    parts = kept_GM.split([weight.numel() // pattern.m for weight in moved])
+    parts = kept_GM.split_with_sizes([weight.numel() // pattern.m for weight in moved])
     for (_, _, axis), weight, part in zip(waiting, moved, parts, strict=True):
         yield part.view(weight.shape).movedim(-1, axis)
 
