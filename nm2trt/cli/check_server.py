@@ -10,7 +10,7 @@ import click
 from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts.server_report import ServerReportDocument
+    from nm2trt.artifacts.server_report import OutputsRecord, ServerReportDocument
 
 
 @click.command(name="check-server")
@@ -90,6 +90,13 @@ def command(build: Path, output: Path | None, force: bool, as_json: bool, **opti
     return EXIT_OK if report.verdict == "pass" else EXIT_BAD_VERDICT
 
 
+def _error(result: OutputsRecord) -> str:
+    if result.max_abs_error == 0:
+        return "not a bit differs"
+    share = f"{result.max_rel_error:.2e} of the largest output, bound {result.tolerance:.0e}"
+    return f"largest error {result.max_abs_error:.2e} ({share})"
+
+
 def _show(report: ServerReportDocument, output: Path | None) -> None:
     from rich import box
     from rich.table import Table
@@ -105,8 +112,8 @@ def _show(report: ServerReportDocument, output: Path | None) -> None:
     for result in report.outputs:
         state = "agree with" if result.passed else "differ from"
         console.print(
-            f"{result.protocol}: outputs {state} ONNX Runtime's; largest error {result.max_abs_error:.2e} "
-            f"({result.max_rel_error:.2e} of the largest output, bound {result.tolerance:.0e}), {result.inputs}",
+            f"{result.protocol}: outputs {state} ONNX Runtime's; {_error(result)}, {result.inputs}, "
+            f"batch {', '.join(map(str, result.batches))}",
             markup=False,
             soft_wrap=True,
         )

@@ -10,6 +10,7 @@ import click
 from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
 
 if TYPE_CHECKING:
+    from nm2trt.artifacts.build import Arm
     from nm2trt.artifacts.package import PackageDocument
     from nm2trt.serve import Packaged
 
@@ -192,7 +193,8 @@ def _folder(
     if len(builds) > 1 or len(options["arms"]) > 1:
         raise ConfigError(f"{server} takes one BUILD and one --arm")
     check_output(output, force=force)
-    name, arm = options["name"] or _default_name(builds[0]), (options["arms"] or ("sparse",))[0]
+    name = options["name"] or _default_name(builds[0])
+    arm: Arm = (options["arms"] or ("sparse",))[0]
     with staged_folder(output, force=force) as folder:
         if server == "deepstream":
             document = package_deepstream(

@@ -9,6 +9,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from nm2trt.artifacts.server_report import LoadRecord
 from nm2trt.report.figure import ACCENT, DENSE, SPARSE, house_style, new_figure, svg_markup
 
+_WIDE = 30
+
 
 def load_svg(records: Sequence[LoadRecord], *, name: str) -> str:
     """Draw one protocol's levels: requests answered per second, and the median and 99th percentile of their latency."""
@@ -24,7 +26,12 @@ def load_svg(records: Sequence[LoadRecord], *, name: str) -> str:
         latency.plot(
             clients, [record.p99_ms for record in records], color=ACCENT, marker="o", markersize=4, label="p99"
         )
-        latency.set_ylim(bottom=0)
+        if max(record.p99_ms for record in records) > _WIDE * min(record.p50_ms for record in records) > 0:
+            # Else one slow level flattens the medians.
+            latency.set_yscale("log")
+            latency.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        else:
+            latency.set_ylim(bottom=0)
         latency.legend(loc="upper left")
         for axes in (rate, latency):
             axes.set_xscale("log", base=2)

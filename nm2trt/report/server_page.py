@@ -70,7 +70,7 @@ def _answers_section(report: ServerReportDocument) -> Section:
             f"{one.max_rel_error:.2e}",
             f"{one.tolerance:.0e}",
             ", ".join(map(str, one.batches)),
-            f"{one.inputs}; {one.worst_at}",
+            one.inputs + (f"; {one.worst_at}" if one.max_abs_error > 0 else ", all identical"),
         )
         for one in report.outputs
     )

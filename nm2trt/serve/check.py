@@ -232,7 +232,8 @@ def _headline(problems: list[str], outputs: list[OutputsRecord], ends: list[Satu
     if problems:
         return problems[0]
     worst = max(outputs, key=lambda one: one.max_rel_error)
-    words = f"Outputs agree with ONNX Runtime: largest error {worst.max_abs_error:.2e} over {worst.samples} samples."
+    how = f"largest error {worst.max_abs_error:.2e}" if worst.max_abs_error > 0 else "not a bit differs"
+    words = f"Outputs agree with ONNX Runtime: {how} over {worst.samples} samples."
     if ends:
         best = max(ends, key=lambda one: one.throughput_per_s)
         words += f" {best.protocol}: {best.sentence}."

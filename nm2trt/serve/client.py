@@ -6,6 +6,8 @@ from types import ModuleType, TracebackType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from typing_extensions import Self
+
 from nm2trt.artifacts import GraphPort
 from nm2trt.artifacts.server_report import Protocol as ProtocolName
 from nm2trt.errors import ConfigError, MachineError
@@ -56,7 +58,7 @@ class _Base:
         self._types = {port.name: kserve_type(port.dtype) for port in inputs}
         self._client: Any = self._open(address)
 
-    def __enter__(self) -> _Base:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

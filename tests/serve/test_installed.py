@@ -97,8 +97,8 @@ def test_ports():
         ),
         (
             (
-                "E1123 10:00:00.1 1 model_repository_manager.cc:1460] \"Poll failed for model directory 'net': failed to "
-                'open text file"'
+                "E1123 10:00:00.1 1 model_repository_manager.cc:1460] \"Poll failed for model directory 'net': "
+                'failed to open text file"'
             ),
             "Poll failed for model directory 'net'",
         ),
