@@ -11,6 +11,7 @@ help:
 	@echo "make demo    the whole way on bundled data, ends in build/demo/report.html"
 	@echo "make test    format, lint, types, import rules, then every test"
 	@echo "make check   only the checks that run no test"
+	@echo "make test-gpu  the tests that need a GPU and TensorRT; packs what they saw into build/gpu-evidence.tar.gz"
 	@echo "make peers   install other pruning tools and trained networks into build/peers, and judge what they make"
 	@echo "make triton  Triton's server for nm2trt serve, from a package, into build/triton; make test needs it too"
 	@echo "make format  put the code into the house format"
@@ -66,7 +67,7 @@ peers: $(STAMP) build/peers/.installed
 	NM2TRT_PEERS=$(abspath build/peers) $(BIN)/pytest tests/verify/test_peers.py
 
 test-gpu: $(STAMP)
-	$(BIN)/pytest -m "gpu or tensorrt"
+	$(BIN)/python tests/gpu_evidence.py build/gpu-evidence.tar.gz
 
 clean:
 	rm -rf build $(VENV) *.egg-info

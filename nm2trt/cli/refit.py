@@ -108,14 +108,16 @@ def this_machine() -> Here:
         MachineError: One of them is missing.
     """
     from nm2trt.artifacts import this_platform
-    from nm2trt.engine import TensorrtBuilder
+    from nm2trt.engine import TensorrtBuilder, run_probe
     from nm2trt.errors import MachineError
 
     builder = TensorrtBuilder()
     found = builder.availability()
     if not found.available:
         raise MachineError(f"refit needs TensorRT and its GPU: {found.why}", where="refit", mend=found.mend)
-    return Here(tensorrt_version=found.version, sm=str(builder.resolve_sm(None)), platform=this_platform())
+    # The library's own word: the package's version may carry more.
+    version = run_probe(builder.name).version
+    return Here(tensorrt_version=version, sm=str(builder.resolve_sm(None)), platform=this_platform())
 
 
 def _refittable(folder: Path, build: BuildDocument) -> list[EngineRecord]:

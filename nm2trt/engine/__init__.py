@@ -16,7 +16,7 @@ from nm2trt.engine.evidence import chosen_fact, faster_fact, legal_nodes, read_e
 from nm2trt.engine.job import Backend, BuildProgress, EngineJob, RefitJob, WorkerAnswer
 from nm2trt.engine.ort_session import OrtSessionDocument, ort_session
 from nm2trt.engine.plans import PlanComparison, compare_plans
-from nm2trt.engine.process import run_refit
+from nm2trt.engine.process import run_probe, run_refit
 from nm2trt.engine.refit import Refitter, check_pattern, check_same_graph
 from nm2trt.engine.settings import EngineSettings
 
@@ -49,5 +49,6 @@ __all__ = [
     "legal_nodes",
     "ort_session",
     "read_evidence",
+    "run_probe",
     "run_refit",
 ]

@@ -38,7 +38,9 @@ def read_evidence(
             inspection = read_inspection(layers_file)
         except InputError as error:
             trouble = f"{layers_file.name}: {error.what}"
-    found = engine_evidence(inspection, log, graph, legal=legal if record.arm == "sparse" else None)
+    if record.arm != "sparse":
+        legal = dict.fromkeys(legal or {}, "built without SPARSE_WEIGHTS")
+    found = engine_evidence(inspection, log, graph, legal=legal)
     if not trouble:
         return found
     return EngineEvidence(

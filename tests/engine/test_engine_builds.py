@@ -1,16 +1,29 @@
 """Real builds. TensorRT-RTX's need its package, TensorRT's the package and a GPU."""
 
-import numpy as np
+from pathlib import Path
+
 import onnx
 import pytest
 import torch
 from helpers import requires
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from pydantic import ValidationError
 from run_folders import DIGITS, prune_slowly, random_network, sparse_names
 
-from nm2trt.artifacts import FactState
-from nm2trt.engine import EngineJob, TensorrtBuilder, TensorrtRtxBuilder, chosen_fact, compare_plans
-from nm2trt.errors import ConfigError
+from nm2trt.artifacts import BatchRange, FactState
+from nm2trt.engine import (
+    EngineJob,
+    EngineSettings,
+    Network,
+    TensorrtBuilder,
+    TensorrtRtxBuilder,
+    build_arms,
+    chosen_fact,
+    compare_plans,
+)
+from nm2trt.errors import ConfigError, InputError
 from nm2trt.export import onnx_bytes, onnx_from_module
 
 PROFILE = {"input": ((1, *DIGITS), (8, *DIGITS), (64, *DIGITS))}
@@ -114,27 +127,146 @@ class TestRtx:
 
 @pytest.mark.gpu
 @pytest.mark.tensorrt
+@requires(gpu=True, tensorrt=True)
 class TestTensorrt:
-    def test_both_arms_build_are_inspected_and_compute_what_onnx_runtime_computes(self, tmp_path):
-        import onnxruntime
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-        path = sparse_onnx(tmp_path / "net.onnx", "resnet8")
-        builder = TensorrtBuilder()
-        sm = builder.resolve_sm(None)
-        records = [build(path, tmp_path / "out", arm, builder, sm) for arm in ("control", "sparse")]
-        assert [record.error for record in records] == [None, None]
-        assert [("SPARSE_WEIGHTS" in record.flags) for record in records] == [False, True]
-        x = np.random.default_rng(0).standard_normal((8, *DIGITS)).astype(np.float32)
-        expected = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": x})[0]
-        for record in records:
-            assert (tmp_path / "out" / f"{record.arm}.layers.json").stat().st_size > 100
-            with TrtRunner(EngineFromBytes((tmp_path / "out" / record.file).read_bytes())) as runner:
-                found = runner.infer({"input": x})["logits"]
-            assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()
-        fact = chosen_fact(records, tmp_path / "out", why_none="")
-        assert f"SM{sm}" in fact.evidence
-
     def test_another_sm_is_refused(self):
         with pytest.raises(ConfigError, match="GPU that is present"):
             TensorrtBuilder().resolve_sm("75" if TensorrtBuilder().resolve_sm(None) != "75" else "80")
+
+    def test_settings_reach_the_builder(self, mlp, tmp_path):
+        cache = tmp_path / "t.cache"
+        settings = EngineSettings(
+            timing_cache=cache, workspace="512M", optimization_level=1, refittable=True, rebuilds=2
+        )
+        (tmp_path / "net.onnx").write_bytes(mlp.read_bytes())
+        builder = TensorrtBuilder()
+        network = Network(
+            folder=tmp_path,
+            onnx="net.onnx",
+            dense_onnx=None,
+            profile=PROFILE,
+            batch=None,
+            sm=builder.resolve_sm(None),
+        )
+        steps = []
+        records = build_arms(builder, network, settings, lambda arm, rebuild, step: steps.append(step))
+        assert [(one.arm, one.rebuild, one.error) for one in records] == [
+            ("control", 0, None), ("sparse", 0, None), ("control", 1, None), ("sparse", 1, None),
+        ]  # fmt: skip
+        assert all("REFIT" in one.flags and "STRICT_NANS" not in one.flags for one in records)
+        assert records[0].timing_cache.endswith("t.cache started")
+        assert records[1].timing_cache.endswith("t.cache read and extended")
+        assert records[2].timing_cache == "timing-2.cache started"
+        assert cache.stat().st_size > 0
+        assert "512.00 MiB" in (tmp_path / "sparse.log").read_text()
+        assert any(step is not None for step in steps)
+
+    def test_unsupported_operators_are_all_named(self, tmp_path):
+        nodes = [helper.make_node(op, ["x"], [out], name=name) for name, op, out in BOGUS]
+        onnx.save(bogus(nodes), tmp_path / "bogus.onnx")
+        record = build(tmp_path / "bogus.onnx", tmp_path / "out", "control", TensorrtBuilder(), None)
+        assert record.file is None
+        for word in ("bad_one (Bogus)", "bad_two (Stranger)"):
+            assert word in record.error
+
+
+BOGUS = [("bad_one", "Bogus", "y"), ("bad_two", "Stranger", "z")]
+
+
+def bogus(nodes):
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *DIGITS]) for name in ("x", "y", "z")]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    for node in nodes:
+        node.domain = "mine"
+    return helper.make_model(helper.make_graph(nodes, "bogus", ports[:1], ports[1:]), opset_imports=opsets)
+
+
+@requires(rtx=True)
+class TestArms:
+    @pytest.fixture
+    def folder(self, mlp, tmp_path):
+        (tmp_path / "net.onnx").write_bytes(mlp.read_bytes())
+        return tmp_path
+
+    def arms(self, folder, settings, **network):
+        steps = []
+        described = {"onnx": "net.onnx", "dense_onnx": None, "profile": PROFILE, "batch": None, "sm": "80"} | network
+        records = build_arms(
+            TensorrtRtxBuilder(),
+            Network(folder=folder, **described),
+            settings,
+            lambda arm, rebuild, step: steps.append((arm, rebuild, step)),
+        )
+        return records, steps
+
+    def test_all_arms_with_settings_and_progress(self, folder):
+        (folder / "dense.onnx").write_bytes((folder / "net.onnx").read_bytes())
+        batch = BatchRange(min=1, opt=8, max=64)
+        settings = EngineSettings(workspace="256M", optimization_level=2)
+        records, steps = self.arms(folder, settings, dense_onnx="dense.onnx", batch=batch)
+        assert [(one.arm, one.file, one.onnx, one.error) for one in records] == [
+            ("dense", "dense.plan", "dense.onnx", None),
+            ("control", "control.plan", "net.onnx", None),
+            ("sparse", "sparse.plan", "net.onnx", None),
+        ]
+        assert all(one.batch == batch and one.platform and "not used" in one.timing_cache for one in records)
+        assert ["SPARSE_WEIGHTS" in one.flags for one in records] == [False, False, True]
+        assert not any("STRICT_NANS" in one.flags or "REFIT" in one.flags for one in records)
+        log = (folder / "sparse.log").read_text()
+        assert "WORKSPACE: 256.00 MiB" in log
+        assert "ProfilingVerbosity.DETAILED" in log
+        assert [arm for arm, _, step in steps if step is None] == ["dense", "control", "sparse"]
+        assert all(0 <= step.done <= step.of for _, _, step in steps if step is not None)
+        assert any(step is not None for _, _, step in steps)
+        assert {name for layer in records[2].layers for name in layer.torch_names} >= set(
+            sparse_names(random_network("mlp"))
+        )
+
+    def test_several_inputs_and_external_data(self, tmp_path):
+        shapes = {"a": ["batch", 32], "b": ["batch", 32]}
+        weight = helper.make_tensor("w", TensorProto.FLOAT16, [32, 64], bytes(32 * 64 * 2), raw=True)
+        nodes = [
+            helper.make_node("Add", ["a", "b"], ["s"], name="add"),
+            helper.make_node("MatMul", ["s", "w"], ["y"], name="mm"),
+        ]
+        ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name, shape in shapes.items()]
+        out = helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["batch", 64])
+        model = helper.make_model(
+            helper.make_graph(nodes, "g", ports, [out], [weight]),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
+        )
+        onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+        profile = dict.fromkeys(shapes, ((1, 32), (4, 32), (8, 32)))
+        records, _ = self.arms(tmp_path, EngineSettings(rebuilds=2), profile=profile)
+        assert [(one.arm, one.rebuild, one.file, one.error) for one in records] == [
+            ("control", 0, "control.plan", None),
+            ("sparse", 0, "sparse.plan", None),
+            ("control", 1, "control-2.plan", None),
+            ("sparse", 1, "sparse-2.plan", None),
+        ]
+        assert {name for layer in records[1].layers for name in layer.torch_names} == {"w"}
+        (tmp_path / "net.data").unlink()
+        with pytest.raises(InputError, match=r"net\.data"):
+            self.arms(tmp_path, EngineSettings(), profile=profile)
+
+    @pytest.mark.parametrize("wish", [{"refittable": True}, {"timing_cache": Path("t.cache")}])
+    def test_what_rtx_cannot_do_is_refused_before_anything_is_built(self, folder, wish):
+        with pytest.raises(ConfigError, match="TensorRT-RTX"):
+            self.arms(folder, EngineSettings(**wish))
+        assert [path.name for path in folder.iterdir()] == ["net.onnx"]
+
+
+@given(st.integers(1, 1 << 20), st.sampled_from([("", 20), ("M", 20), ("MiB", 20), ("G", 30), ("gb", 30), ("K", 10)]))
+def test_sizes_are_read_with_their_units(number, unit):
+    assert EngineSettings(workspace=f"{number}{unit[0]}").workspace == number << unit[1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workspace": "x"}, {"workspace": "0"}, {"workspace": "-1G"}, {"workspace": "1T"}, {"workspace": "²G"},
+              {"optimization_level": 6}, {"rebuilds": 0}, {"rebuilds": 101}, {"timing_cache": "."},
+              {"timing_cache": "none/t.cache"}, {"dense": "none.onnx"}, {"nonsense": 1}],
+)  # fmt: skip
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        EngineSettings(**wrong)

@@ -1,0 +1,74 @@
+"""The whole way on a GPU: build three arms, read their evidence, load them through the gate, run them, compare."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from engine_runs import keep_evidence, run_plan
+from helpers import nm2trt, requires
+from run_folders import make_run
+
+from nm2trt.artifacts import BuildDocument, FactState, check_plan
+from nm2trt.cli.inspect import inspect_build
+from nm2trt.errors import InputError
+
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, requires(gpu=True, tensorrt=True)]
+ARMS = ("dense", "control", "sparse")
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
+def build(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    make_run(folder / "sparse", "resnet8")
+    make_run(folder / "dense", "resnet8", sparse=False)
+    options = ("--precision", request.param, "--builder", "tensorrt", "--batch", "1:8:64")
+    first = nm2trt("export", folder / "dense", "-o", folder / "d", *options[:2], "--builder", "none")
+    assert first.returncode == 0, first.stderr
+    result = nm2trt("export", folder / "sparse", "-o", folder / "b", *options, "--dense", folder / "d", "--ort")
+    assert result.returncode == 0, result.stderr
+    keep_evidence(folder / "b", f"resnet8-{request.param}")
+    return folder / "b"
+
+
+def test_three_arms_are_built_and_inspected(build):
+    document = BuildDocument.read(build)
+    assert [(one.arm, one.error) for one in document.engines] == [(arm, None) for arm in ARMS]
+    assert ["SPARSE_WEIGHTS" in one.flags for one in document.engines] == [False, False, True]
+    assert document.facts.chosen.state in (FactState.PROVED, FactState.DISPROVED, FactState.UNKNOWN)
+    assert f"SM{document.engines[0].sm}" in document.facts.chosen.evidence
+    inspected = {engine.name: engine for engine in inspect_build(build).engines}
+    for arm in ARMS:
+        assert (build / f"{arm}.layers.json").stat().st_size > 100
+        assert inspected[arm].totals.layers > 0
+        led_back = {name for layer in inspected[arm].layers for name in layer.torch_names}
+        assert led_back == {layer["name"] for layer in document.pattern["layers"]}, arm
+    assert inspected["dense"].totals.sparse == inspected["control"].totals.sparse == 0
+    sparse = inspected["sparse"]
+    assert sparse.totals.sparse <= sparse.totals.eligible
+    if sparse.log_chosen is not None:
+        assert sparse.totals.sparse + sparse.totals.hidden >= sparse.log_chosen
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_each_arm_computes_what_onnx_runtime_computes(build, arm, batch):
+    document = BuildDocument.read(build)
+    x = np.random.default_rng(batch).standard_normal((batch, *document.inputs[0].shape[1:])).astype(np.float32)
+    file = build / ("dense.onnx" if arm == "dense" else "model.onnx")
+    feeds = {document.inputs[0].name: x}
+    (expected,) = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, feeds)
+    found = run_plan(build, arm, feeds)[document.outputs[0].name]
+    bound = {"fp32": 5e-3, "fp16": 1e-2, "bf16": 5e-2}[document.precision]
+    assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
+
+
+def test_a_changed_plan_is_never_loaded(build, tmp_path):
+    document = BuildDocument.read(build)
+    copy = tmp_path / "b"
+    copy.mkdir()
+    for path in build.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    plan = copy / "sparse.plan"
+    plan.write_bytes(plan.read_bytes()[:-1] + b"!")
+    engine = document.engines[2]
+    with pytest.raises(InputError, match="sha256"):
+        check_plan(copy, "sparse", tensorrt_version=engine.builder_version, sm=engine.sm, platform=engine.platform)
