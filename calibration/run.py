@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,7 @@ def calibrate(
     force: bool = False,
     progress: Progress = lambda *_: None,
     compile_check: Compile | None = None,
+    layer_ranges: Mapping[str, float] | None = None,
 ) -> CalibrationDocument:
     """Quantise a float ONNX model; OUT.onnx and OUT.calibration.json appear together or not at all.
 
@@ -180,6 +181,7 @@ def calibrate(
         force: Replace an output that nm2trt wrote.
         progress: Told of samples and layers done.
         compile_check: Called with the result, the float graph and the placement.
+        layer_ranges: Layer name -> range of its input, instead of one from samples (quantisation-aware training).
 
     Returns:
         What was written as OUT.calibration.json; its verdict is "fail" when a check failed, and the files are still
@@ -195,6 +197,7 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.partial-", dir=_folder(output)) as staging:
         folder = Path(staging)
         work = _open(model, folder, settings, progress)
+        work.cached |= _input_scales(work.graph, layer_ranges or {})
         layers, why_not = chosen_layers(work.graph, settings.exclude)
         if not layers:
             raise ConfigError("leaves no layer to quantise", where="--exclude")
@@ -343,6 +346,25 @@ def _batch_size(work: _Work, source: Source) -> int:
     arrays = Runner(with_outputs(work.graph, tensors), work.graph.path).run(first.feed)
     bytes_each = max(1, sum(array.nbytes for array in arrays) // max(first.count, 1))
     return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // bytes_each))
+
+
+def _input_scales(graph: Graph, layer_ranges: Mapping[str, float]) -> dict[str, float]:
+    """Tensor -> scale, from ranges by layer; of several layers that read one tensor, the largest range counts."""
+    by_name = {layer.name: layer for layer in graph.layers}
+    scales: dict[str, float] = {}
+    for name, reach in layer_ranges.items():
+        layer = by_name.get(name)
+        if layer is None:
+            raise InputError(
+                f"holds no layer {name!r}",
+                where=graph.path,
+                mend="export with nm2trt, which names each operator after its layer",
+            )
+        value = graph.nodes[layer.node].inputs[layer.data_input]
+        assert value is not None
+        tensor = str(value.name)
+        scales[tensor] = max(scales.get(tensor, 0.0), reach / LEVELS)
+    return scales
 
 
 def _misses(settings: Settings, agreement: Agreement | None, compiled: CompileRecord | None) -> list[str]:

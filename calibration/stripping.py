@@ -103,6 +103,7 @@ def _replace(model: ir.Model, node: ir.Node, new: ir.Value) -> None:
         # The graph's output keeps its name.
         output.name = f"{name}_removed"
         new.name = name
+        new.type, new.shape = output.type, output.shape
 
 
 def _forget_types(model: ir.Model) -> None:
