@@ -20,7 +20,15 @@ def this_platform() -> str:
 
 
 def check_plan(
-    folder: Path, arm: Arm, *, tensorrt_version: str, sm: str, platform: str, rebuild: int = 0, trust: bool = False
+    folder: Path,
+    arm: Arm,
+    *,
+    tensorrt_version: str,
+    sm: str,
+    platform: str,
+    rebuild: int = 0,
+    trust: bool = False,
+    builder: str = "tensorrt",
 ) -> Path:
     """Check that a plan is the one that build.json names and that this machine may load it.
 
@@ -31,6 +39,7 @@ def check_plan(
         sm: Compute capability of the GPU that will run it, "80".
         platform: As `this_platform` gives it.
         rebuild: Which repetition of the arm.
+        builder: The library that will load it, "tensorrt" or "tensorrt-rtx": neither reads the other's plans.
         trust: The user made the file: its sha256 need not be the manifest's. What cannot run is refused all the same.
 
     Returns:
@@ -47,7 +56,7 @@ def check_plan(
         raise InputError(f"no plain file {record.file!r} here, though build.json names it", where=folder, mend=_TRUST)
     if not trust and sha256_of(path) != record.sha256:
         raise InputError("sha256 is not that of build.json: the plan was changed", where=path, mend=_TRUST)
-    _check_fit(path, record, tensorrt_version=tensorrt_version, sm=sm, platform=platform)
+    _check_fit(path, record, tensorrt_version=tensorrt_version, sm=sm, platform=platform, builder=builder)
     return path
 
 
@@ -59,12 +68,14 @@ def _record(folder: Path, document: BuildDocument, arm: str, rebuild: int) -> En
     return named[0]
 
 
-def _check_fit(path: Path, record: EngineRecord, *, tensorrt_version: str, sm: str, platform: str) -> None:
-    if record.builder != "tensorrt":
+def _check_fit(
+    path: Path, record: EngineRecord, *, tensorrt_version: str, sm: str, platform: str, builder: str
+) -> None:
+    if record.builder != builder:
         raise InputError(
-            f"was built by {record.builder}, whose plans TensorRT cannot load",
+            f"was built by {record.builder}, whose plans {builder} cannot load",
             where=path,
-            mend="use --builder tensorrt",
+            mend=f"use --builder {builder}",
         )
     wrong = [
         f"{what} {built or 'unknown'}, here is {here or 'unknown'}"

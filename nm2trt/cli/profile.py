@@ -77,7 +77,7 @@ _PATH = click.Path(path_type=Path)
 @force_option
 @json_option
 @click.pass_context
-def command(context: click.Context, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
+def command(context: click.Context, /, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
     """Time a sparse-trained network against a dense one.
 
     The arms run in turns, in shuffled order: dense, sparse, and sparse once more; on TensorRT also the sparse weights

@@ -230,7 +230,7 @@ def _from_trex(raw: Mapping[str, Any], run: TrtexecRun) -> TrtexecRun:
     found = replace(
         found,
         gpu=str(device.get("Selected Device", run.gpu)),
-        multiprocessors=int(sms) if _is_time(sms) else run.multiprocessors,
+        multiprocessors=int(float(str(sms))) if _is_time(sms) else run.multiprocessors,
     )
     compute = (raw.get("performance_summary") or {}).get("GPU Compute Time")
     if run.summary is None and isinstance(compute, list) and len(compute) >= 4 and all(map(_is_time, compute[:4])):
@@ -241,7 +241,7 @@ def _from_trex(raw: Mapping[str, Any], run: TrtexecRun) -> TrtexecRun:
 
 def _from_log(text: str, run: TrtexecRun) -> TrtexecRun | None:
     version = _RUNNING.search(text)
-    options = {}
+    options: dict[str, str] = {}
     for line in text.splitlines():
         match = _OPTION.match(line)
         if match is not None:

@@ -174,9 +174,9 @@ def _check_rebuilds(plans: Mapping[ArmName, tuple[Path, BuildDocument, Arm]], wa
 
 
 def _open_engine(backend: Backend, config: ProfileConfig, folder: Path, arm: Arm, rebuild: int) -> Runner:
-    from nm2trt.profile.tensorrt_runner import Engine, TensorrtRunner
+    from nm2trt.profile.tensorrt_runner import Engine, Flavour, TensorrtRunner
 
-    flavour = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
+    flavour: Flavour = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
     engine = Engine(folder, arm, flavour=flavour, rebuild=rebuild, trust=config.trust)
     return TensorrtRunner(engine, seed=config.seed, shapes=config.shapes)
 

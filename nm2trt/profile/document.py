@@ -21,6 +21,7 @@ from nm2trt.artifacts import (
     RunnerRecord,
     host_record,
 )
+from nm2trt.artifacts.ratio import RatioRecord
 from nm2trt.artifacts.report import CLOCK_SPREAD, LAUNCH_BOUND, ArmName, ContrastRecord, DeviceState, SpreadRecord
 from nm2trt.artifacts.report_layers import LayersRecord, LoadRecord, RooflineRecord
 from nm2trt.profile import statistics
@@ -158,7 +159,7 @@ def _batch_record(
 ) -> BatchRecord:
     seed = config.seed
 
-    def ratio(over: ArmName, under: ArmName, offset: int) -> list[statistics.RatioRecord]:
+    def ratio(over: ArmName, under: ArmName, offset: int) -> list[RatioRecord]:
         return [
             statistics.paired_ratio(
                 one.measured.latency_ms[over], one.measured.latency_ms[under], seed=seed + offset + number
@@ -195,9 +196,7 @@ def _batch_record(
     )
 
 
-def _contrast(
-    over: ArmName, under: ArmName, ratio: statistics.RatioRecord, floor: float, rounds: int
-) -> ContrastRecord:
+def _contrast(over: ArmName, under: ArmName, ratio: RatioRecord, floor: float, rounds: int) -> ContrastRecord:
     finding = statistics.finding_of(ratio, floor, rounds=rounds)
     what = {
         ("dense", "control"): "sparse weights without sparse kernels: what zeros alone change (power, clocks), and the "

@@ -16,6 +16,7 @@ from nm2trt.artifacts import (
     Fact,
     Facts,
     FactState,
+    LayerEvidence,
     NetworkRecord,
     ProtocolRecord,
     ReportDocument,
@@ -24,7 +25,7 @@ from nm2trt.artifacts import (
     sha256_of,
 )
 from nm2trt.artifacts.ratio import RatioRecord
-from nm2trt.artifacts.report import LAUNCH_BOUND, ArmName
+from nm2trt.artifacts.report import LAUNCH_BOUND, ArmName, Finding
 from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.layer_table import TableRow, read_layer_table
@@ -116,12 +117,15 @@ def _check_alike(runs: Mapping[ArmName, TrtexecRun]) -> None:
             ("spin wait", one.toggles.spin, other.toggles.spin),
         ):
             if a not in ("", None) and b not in ("", None) and a != b:
-                shown = {True: "on", False: "off"}
                 raise InputError(
-                    f"{what}: {shown.get(a, a)!s} in the {one_arm} run, {shown.get(b, b)!s} in the {other_arm} run",  # type: ignore[call-overload]
+                    f"{what}: {_shown(a)} in the {one_arm} run, {_shown(b)} in the {other_arm} run",
                     where=f"{one.name} and {other.name}",
                     mend="measure both alike; trtexec 10 and 11 have other defaults, so name every option",
                 )
+
+
+def _shown(value: str | bool | None) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _layers(
@@ -135,7 +139,7 @@ def _layers(
         network = network_of(read_source(model), batch=batch, shapes={})
     work = {name: one for run in runs.values() for name, one in work_of(run.inspection).items()}
     network = replace(network, work={} if network.geometry else work)
-    evidence = {
+    evidence: dict[str, tuple[LayerEvidence, ...]] = {
         arm: engine_evidence(run.inspection, run.log, network.graph).layers
         for arm, run in runs.items()
         if arm in tables and (run.inspection is not None or run.log is not None)
@@ -195,7 +199,7 @@ def _batch(runs: Mapping[ArmName, TrtexecRun], batch: int, kernels: Kernels, see
         noise = statistics.unpaired_ratio(timed["sparse-again"], timed["sparse"], seed=seed + 1)
     judged = statistics.judge(ratio, noise, rounds=statistics.MIN_ROUNDS)
     if "sparse-again" not in timed:
-        finding = "unpaired"
+        finding: Finding = "unpaired"
         words = (
             f"the sparse run was {ratio_words(ratio)} of the dense one's speed, in two separate runs without an A/A "
             f"run{kernel_words(kernels)}"

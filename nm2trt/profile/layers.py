@@ -257,7 +257,7 @@ def _row(
         name=_name(products, either),
         type=" + ".join(dict.fromkeys(layer.type for layer in either if layer.type)),
         onnx_nodes=row.nodes,
-        shape=next((one.shape for one in (*work, *either) if one.shape), ""),
+        shape=next((text for text in (*(one.shape for one in work), *(one.shape for one in either)) if text), ""),
         dense_ms=dense_ms,
         sparse_ms=sparse_ms,
         ratio=_ratio(row, dense_ms, sparse_ms, seed),

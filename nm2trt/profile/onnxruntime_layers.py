@@ -126,6 +126,8 @@ def _shapes(arguments: Mapping[str, Any]) -> str:
     """Input, weight and output shapes as the profiler saw them: `2x64x16x16 * 64x64x3x3 -> 2x64x16x16`."""
     sides = []
     for key in ("input_type_shape", "output_type_shape"):
-        shapes = [next(iter(entry.values()), []) for entry in arguments.get(key, ()) if isinstance(entry, dict)]
+        shapes: list[list[int]] = [
+            next(iter(entry.values()), []) for entry in arguments.get(key, ()) if isinstance(entry, dict)
+        ]
         sides.append(" * ".join("x".join(map(str, shape)) for shape in shapes[:2] if shape))
     return " -> ".join(side for side in sides if side)

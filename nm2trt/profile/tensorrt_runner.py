@@ -85,6 +85,7 @@ class Engine:
             platform=this_platform(),
             rebuild=rebuild,
             trust=trust,
+            builder=flavour,
         )
         runtime = self.trt.Runtime(self.trt.Logger(self.trt.Logger.ERROR))
         runtime.engine_host_code_allowed = False
@@ -105,7 +106,7 @@ class _Context:
         self.context: Any = cuda.create_execution_context()
         if profiler is not None:
             self.context.profiler = profiler
-        self.stream = torch.cuda.Stream()
+        self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         generator = torch.Generator(device="cuda").manual_seed(seed)
         names = [cuda.get_tensor_name(index) for index in range(cuda.num_io_tensors)]
         self.inputs: dict[str, torch.Tensor] = {}
@@ -153,7 +154,7 @@ class TensorrtRunner:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._main: _Context | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._marks = [_event() for _ in range(2)]
         self._host: dict[str, torch.Tensor] = {}
         self._enqueue_ms = 0.0
 
@@ -268,9 +269,11 @@ class TensorrtLayers:
     def __init__(self, engine: Engine, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
         times: dict[str, list[float]] = {}
 
-        class Collector(engine.trt.IProfiler):  # type: ignore[misc]
+        base: Any = engine.trt.IProfiler
+
+        class Collector(base):  # type: ignore[misc]
             def __init__(self) -> None:
-                engine.trt.IProfiler.__init__(self)
+                base.__init__(self)
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 times.setdefault(layer_name, []).append(ms)
@@ -321,6 +324,10 @@ def input_shapes(
             )
         shapes[port] = (batch, *filled)
     return shapes
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _captured(context: _Context) -> torch.cuda.CUDAGraph | None:
