@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,8 @@ class Trainer:
             "lr": self._schedule.get_last_lr()[0],
             "seconds": time.perf_counter() - started,
         }
-        sad = self._sparsifier.sad()
+        # The steps of the run: the sparsifier's own count starts anew where `asp` prunes.
+        sad = replace(self._sparsifier.sad(), step=self._schedule.last_epoch)
         self._history.record_epoch(epoch, sad, row)
         self._recorder.epoch(row, self._task.score_name, sad)
         self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: {self._task.score_name} {score:.2%}")

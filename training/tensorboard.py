@@ -87,7 +87,7 @@ class TensorBoard:
             f"score/{score_name}": row["test_score"],
             "sad_previous_bits/total": sad.total.previous,
         }
-        before, since = self._flips_before(sad.step)
+        before, since = self._flips_before(sad)
         steps = max(1, sad.step - since)
         for layer in [*sad.layers, sad.total]:
             values[f"sad_previous/{layer.layer}"] = layer.previous_normalised
@@ -101,10 +101,13 @@ class TensorBoard:
         """See `Recorder`."""
         self._writer.close()
 
-    def _flips_before(self, now: int) -> tuple[dict[str, int], int]:
-        """Flips of every layer at the record before, and its step; both start anew when `asp` prunes."""
-        if self._before is None or now < self._before.step:
+    def _flips_before(self, now: Sad) -> tuple[dict[str, int], int]:
+        """Flips of every layer at the record before, and its step."""
+        if self._before is None:
             return {}, 0
+        if now.total.flips < self._before.total.flips:
+            # The count starts anew where `asp` prunes.
+            return {}, self._before.step
         return {layer.layer: layer.flips for layer in [*self._before.layers, self._before.total]}, self._before.step
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from nm2trt.data.samples import ArraySamples, Convert, Samples
-from nm2trt.data.tasks import Classification, Task
+from nm2trt.data.tasks import Classification, Task, better_of
 from nm2trt.errors import InputError
 
 
@@ -19,7 +19,8 @@ class DataSet:
     """Two parts of samples, and what they are for.
 
     Raises:
-        InputError: A part that is in memory has labels outside 0..classes - 1, or samples of another shape.
+        InputError: A part that is in memory has labels outside 0..classes - 1, or samples of another shape; the task
+            does not say which scores are better in the words that there are for it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DataSet:
     task: Task = field(default_factory=Classification)
 
     def __post_init__(self) -> None:
+        better_of(self.task)
         for part, samples in (("train", self.train), ("test", self.test)):
             if isinstance(samples, ArraySamples) and isinstance(self.task, Classification):
                 _check_labels(samples.y, self.classes, f"{self.name} {part}")
