@@ -20,12 +20,31 @@ if TYPE_CHECKING:
 _LARGEST_SHAPE_DIMENSIONS = 16
 
 
+def _list_gpus(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    from nm2trt.estimate.gpus import gpu_table
+
+    for key, spec in gpu_table().items():
+        figures = f"sm_{spec.sm:<4} {spec.dense.get('fp16', 0):7.1f} TFLOPS fp16 {spec.bandwidth_gb_s:6.0f} GB/s"
+        click.echo(f"{key:16} {spec.name:34} {figures}  {spec.source}")
+    context.exit()
+
+
 def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What `estimate` and `plan` share: the network, and where it runs."""
     for option in reversed(
         (
             click.argument("model", type=click.Path(path_type=Path), metavar="MODEL"),
-            click.option("--gpu", metavar="NAME", help="Such as a100-pcie-40gb; `--gpu list` names all."),
+            click.option("--gpu", metavar="NAME", help="Such as a100-pcie-40gb; --list-gpus names all."),
+            click.option(
+                "--list-gpus",
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_list_gpus,
+                help="Show the built-in GPUs with their figures and sources.",
+            ),
             click.option(
                 "--gpu-file",
                 type=click.Path(path_type=Path),
@@ -35,9 +54,7 @@ def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--precision",
                 type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
-                default="fp16",
-                show_default=True,
-                help="What the engine computes in; a quantised graph's INT8 layers stay INT8.",
+                help="What the engine computes in [default: a build folder's own, else fp16]. INT8 layers stay INT8.",
             ),
             click.option("--batch", type=int, metavar="N", help="Size of dynamic first dimensions."),
             click.option(
@@ -65,7 +82,7 @@ def command(
     model: Path,
     gpu: str | None,
     gpu_file: Path | None,
-    precision: str,
+    precision: str | None,
     batch: int | None,
     shapes: tuple[str, ...],
     dense_layers: tuple[str, ...],
@@ -83,9 +100,6 @@ def command(
     """
     from nm2trt.errors import EXIT_OK
 
-    if gpu == "list":
-        _list_gpus()
-        return EXIT_OK
     estimate = run_estimate(model, gpu, gpu_file, precision, batch, shapes, dense_layers, assume)
     if as_json:
         from nm2trt.estimate.document import estimate_document
@@ -103,7 +117,7 @@ def run_estimate(
     model: Path,
     gpu: str | None,
     gpu_file: Path | None,
-    precision: str,
+    precision: str | None,
     batch: int | None,
     shapes: tuple[str, ...],
     dense_layers: tuple[str, ...],
@@ -115,12 +129,13 @@ def run_estimate(
     from nm2trt.estimate.network import estimate_network
     from nm2trt.pattern import NMPattern
 
+    built_batch, built_precision = _of_build(model)
     with _watching() as watch:
         return estimate_network(
             model,
             spec,
-            precision,  # type: ignore[arg-type]
-            batch=batch if batch is not None or sizes else _batch_of_build(model),
+            precision or built_precision,  # type: ignore[arg-type]
+            batch=batch if batch is not None or sizes else built_batch,
             shapes=sizes,
             assume=None if assume is None else NMPattern.parse(assume),
             dense_layers=dense_layers,
@@ -149,22 +164,15 @@ def _shape(text: str) -> tuple[str, list[int]]:
     return name, [int(part) for part in parts]
 
 
-def _batch_of_build(model: Path) -> int | None:
-    """The batch that a build folder's engines were tuned for."""
+def _of_build(model: Path) -> tuple[int | None, str]:
+    """The batch that a build folder's engines were tuned for, and what its products run in beside INT8."""
     if not (model / "build.json").is_file():
-        return None
+        return None, "fp16"
     from nm2trt.artifacts import BuildDocument
 
-    batch = BuildDocument.read(model).batch
-    return None if batch is None else batch.opt
-
-
-def _list_gpus() -> None:
-    from nm2trt.estimate.gpus import gpu_table
-
-    for key, spec in gpu_table().items():
-        figures = f"sm_{spec.sm:<4} {spec.dense.get('fp16', 0):7.1f} TFLOPS fp16 {spec.bandwidth_gb_s:6.0f} GB/s"
-        click.echo(f"{key:16} {spec.name:34} {figures}  {spec.source}")
+    document = BuildDocument.read(model)
+    precision = document.precision.removeprefix("int8+")
+    return None if document.batch is None else document.batch.opt, precision if precision != "int8" else "fp16"
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def _verdict(layer: LayerEstimate) -> str:
     if layer.sparse is None:
         return "" if not layer.geometry.weight else f"no: {layer.tensorrt.partition(': ')[0]}"
     words = layer.expectation
-    return f"{words}: {layer.why}" if layer.why and words != "likely" else words
+    return f"{words}: {layer.why.partition(': ')[0]}" if layer.why and words != "likely" else words
 
 
 def layer_name(layer: LayerEstimate) -> str:

@@ -31,7 +31,7 @@ def command(
     model: Path,
     gpu: str | None,
     gpu_file: Path | None,
-    precision: str,
+    precision: str | None,
     batch: int | None,
     shapes: tuple[str, ...],
     dense_layers: tuple[str, ...],
@@ -53,8 +53,6 @@ def command(
     from nm2trt.estimate.sensitivity import read_sensitivity
 
     costs, note = ({}, "") if sensitivity is None else read_sensitivity(sensitivity)
-    if gpu == "list":
-        gpu = None
     estimate = run_estimate(model, gpu, gpu_file, precision, batch, shapes, dense_layers, "2:4")
     plan = make_plan(estimate, target=target, sensitivity=costs)
     if as_json:

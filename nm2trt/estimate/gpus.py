@@ -89,7 +89,7 @@ def find_gpu(name: str) -> GpuSpec:
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     if key in table:
         return table[key]
-    close = difflib.get_close_matches(key, table, n=3, cutoff=0.5) or [entry for entry in table if key and key in entry]
+    close = [entry for entry in table if key and key in entry] or difflib.get_close_matches(key, table, n=3, cutoff=0.5)
     offer = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(table)}"
     raise ConfigError(f"unknown GPU {name!r}", where="--gpu", mend=f"{offer}; others: --gpu-file")
 

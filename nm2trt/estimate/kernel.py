@@ -82,7 +82,7 @@ class KernelConstants(BaseModel):
     clock_gain: dict[str, dict[Precision, float]]
     """How much faster layers ran in the sparse engine whose kernels were the same: clocks, power; not sparsity."""
     spread: dict[str, Spread]
-    """Of layers ("dense", "sparse", "gain") and of whole engines ("total", "ratio")."""
+    """Of layers ("dense", "sparse", "gain": dense over sparse kernel) and of whole engines ("total")."""
     covered_flops: tuple[float, float] | None = None
     """Smallest and largest layer among those fitted on."""
     provenance: dict[str, str]
@@ -142,7 +142,7 @@ def kernel_time(
     floor_us = fitted.kernel_us
     if not layer.is_product:
         return KernelTime(
-            total_us=memory_us + floor_us,
+            total_us=max(memory_us + floor_us, moved / gpu.bytes_per_us),
             compute_us=0.0,
             memory_us=memory_us,
             floor_us=floor_us,
@@ -151,7 +151,8 @@ def kernel_time(
     compute_us, best = _compute(layer, gpu, precision, sparse, fitted)
     both = math.hypot(compute_us, memory_us)
     return KernelTime(
-        total_us=both + floor_us,
+        # Cached or not, the estimate stays on this side of the roofline.
+        total_us=max(both + floor_us, moved / gpu.bytes_per_us),
         compute_us=compute_us,
         memory_us=memory_us,
         floor_us=floor_us,

@@ -20,6 +20,7 @@ NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 _SPARSE_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 _FITTED_SM = 80
+_UNKNOWN = Spread(low=0.85, high=1.15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,17 +148,15 @@ def totals(
 ) -> NetworkEstimate:
     """Sum layers up to a network; the same arguments as NetworkEstimate's fields."""
     outside = _outside_of_network(gpu, precision, layers)
-    total = _widened(fitted.spread.get("total", Spread(low=0.9, high=1.1)), bool(outside))
-    ratio = _widened(fitted.spread.get("ratio", Spread(low=0.97, high=1.03)), bool(outside))
-    dense_us = sum(layer.dense.total_us - fitted.profile_us for layer in layers)
-    sparse_us = sum(layer.best_us - fitted.profile_us for layer in layers)
+    total = _widened(fitted.spread.get("total", _UNKNOWN), bool(outside))
+    gain = _widened(fitted.spread.get("gain", _UNKNOWN), bool(outside))
+    overhead_us = fitted.profile_us * len(layers)
+    dense_us = sum(layer.dense.total_us for layer in layers) - overhead_us
+    sparse_us = sum(layer.best_us for layer in layers) - overhead_us
+    # Where the builder's choice is open, either way belongs into the range; errors of gains are taken to go together.
+    most_us = sum(_with_gain(layer, layer.gain * gain.low, layer.expectation == "likely") for layer in layers)
+    least_us = sum(_with_gain(layer, layer.gain * gain.high, layer.expectation != "unlikely") for layer in layers)
     speedup = dense_us / sparse_us
-    # Where the builder's choice is open, either way belongs into the range.
-    sure_us = sum(layer.best_us if layer.expectation == "likely" else layer.dense.total_us for layer in layers)
-    most_us = sum(min(layer.dense.total_us, layer.sparse.total_us if layer.sparse else 1e18) for layer in layers)
-    overhead = fitted.profile_us * len(layers)
-    least, most = dense_us / (sure_us - overhead), dense_us / (most_us - overhead)
-    can_gain = any(layer.sparse for layer in layers)
     return NetworkEstimate(
         layers=layers,
         gpu=gpu,
@@ -167,14 +166,19 @@ def totals(
         sparse_ms=_range(sparse_us / 1e3, total),
         speedup=Range(
             value=speedup,
-            low=max(1.0, min(speedup, least) * ratio.low) if can_gain else 1.0,
-            high=max(speedup, most) * ratio.high if can_gain else 1.0,
+            low=min(speedup, dense_us / (most_us - overhead_us)),
+            high=max(speedup, dense_us / (least_us - overhead_us)),
         ),
         clock_gain=fitted.clock_gain.get(gpu.key, {}).get("tf32" if precision == "fp32" else precision, 1.0),
         profile_us=fitted.profile_us,
         outside=outside,
         notes=notes,
     )
+
+
+def _with_gain(layer: LayerEstimate, gain: float, chosen: bool) -> float:
+    """Time in the sparse engine if the kernel gained this much; the builder would not take a loss."""
+    return layer.dense.total_us / max(1.0, gain) if layer.sparse and chosen else layer.dense.total_us
 
 
 def _estimate(
@@ -200,11 +204,9 @@ def _estimate(
         geometry=layer,
         precision=kernel_precision,
         dense=dense,
-        dense_us=_range(dense.total_us, _widened(fitted.spread.get("dense", Spread(low=0.85, high=1.15)), far)),
+        dense_us=_range(dense.total_us, _widened(fitted.spread.get("dense", _UNKNOWN), far)),
         sparse=sparse,
-        sparse_us=_range(sparse.total_us, _widened(fitted.spread.get("sparse", Spread(low=0.85, high=1.15)), far))
-        if sparse
-        else None,
+        sparse_us=_range(sparse.total_us, _widened(fitted.spread.get("sparse", _UNKNOWN), far)) if sparse else None,
         tensorrt="eligible" if eligible else why_not or "no weights",
         expectation=expectation,
         chosen=chosen,
@@ -230,15 +232,15 @@ def _why(layer: LayerGeometry, sparse: KernelTime | None, gain: float, *, int8_o
         return ""
     if not int8_out:
         return "output is not INT8: no QuantizeLinear behind it"
-    if gain >= 1.15:
+    if hint_for(gain) == "likely":
         return ""
     if layer.n < 64:
-        return f"{layer.n} output channels: too narrow for a sparse kernel's tile"
+        return f"narrow: {layer.n} output channels, fewer than a sparse kernel's tile"
     words = {
-        "launch": "too small: launching takes longer than computing",
-        "memory": "bound by memory, which sparse weights hardly relieve",
-        "on-chip": "bound by activations on their way to the Tensor Cores, which stay dense",
-        "compute": "few multiply-adds for each activation",
+        "launch": "launch-bound: the kernel is shorter than its launch",
+        "memory": "memory-bound: sparse weights hardly relieve it",
+        "on-chip": "bound on chip: activations come to the Tensor Cores dense",
+        "compute": "small gain: few multiply-adds for each activation",
     }
     return words[sparse.bound]
 
@@ -265,7 +267,7 @@ def _outside_of_layer(layer: LayerGeometry, precision: Precision, fitted: Kernel
     if layer.is_product and layer.kind == "conv" and fitted.covered_flops:
         low, high = fitted.covered_flops
         if not low / 2 <= layer.flops <= high * 2:
-            found.append("convolutions far smaller or larger" if layer.flops < low else "far larger convolutions")
+            found.append(f"convolutions {'smaller' if layer.flops < low else 'larger'} than any that was measured")
     return tuple(found)
 
 

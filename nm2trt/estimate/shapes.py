@@ -26,6 +26,8 @@ _ROUNDS = 8
 """Of inference and folding; each sees what the one before it made known."""
 _SMALL = 1024
 """Elements; a tensor that holds a shape is far smaller, and nothing larger is worth computing here."""
+_KEPT = ("QuantizeLinear", "DequantizeLinear")
+"""They hold no shapes, and say that a small weight is quantised."""
 _LARGEST_DIMENSION = 2**31 - 1
 
 
@@ -211,7 +213,7 @@ def _fold(
     for node in graph.node:
         if not node.output or node.output[0] in known or node.domain not in ("", "ai.onnx"):
             continue
-        if any(attribute.HasField("g") for attribute in node.attribute):
+        if any(attribute.HasField("g") for attribute in node.attribute) or node.op_type in _KEPT:
             continue
         if node.op_type == "Shape":
             shape = types.get(node.input[0], (None, 0))[0]
