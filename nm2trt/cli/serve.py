@@ -64,6 +64,10 @@ def command(
     needed = frozenset(backend for backend, _ in models.values())
     notes = stderr_console()
     notes.print(installed.description, style="dim", markup=False, soft_wrap=True)
+    strangers = [name for name in models if not (repository / name / "package.json").is_file()]
+    if strangers:
+        text = f"{', '.join(map(repr, strangers))} was not packaged by nm2trt: its files are not checked"
+        notes.print(text, style="yellow", markup=False, soft_wrap=True)
     stand_ins = frozenset(STAND_INS) if stand_in else frozenset[str]()
     replaced = sorted(set(installed.missing(needed)) & stand_ins)
     if replaced:

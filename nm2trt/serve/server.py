@@ -97,14 +97,16 @@ class Server:
 
     def stop(self) -> None:
         """Ask it to end, wait, and kill what is left of its process group."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_S)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # The group holds the Python backend's processes too.
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        try:
+            if self._process.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_STOP_S)
+        finally:
+            # A second Ctrl-C comes here too. The group holds the Python backend's processes.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def _ready(self) -> bool:
         try:

@@ -3,6 +3,7 @@ import stat
 import sys
 
 import pytest
+from helpers import assert_one_error_line, nm2trt_inline
 
 from nm2trt.errors import ConfigError, MachineError
 from nm2trt.serve.installed import find_triton
@@ -109,6 +110,27 @@ def test_ports():
 def test_the_reason_is_found_in_the_log(line, words):
     found = model_failure(f"I1123 something\n{line}\nI1123 else\n")
     assert found == words if words is None else words in found
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("sleep 60", "was not ready after 1 s"),
+        ("echo 'error while loading shared libraries: libx.so'; exit 127", "shared libraries: libx.so"),
+        ("kill -SEGV $$", "was killed by SIGSEGV"),
+    ],
+)
+def test_a_server_that_does_not_come_up(tmp_path, monkeypatch, program, words):
+    binary = tmp_path / "tritonserver"
+    binary.write_text(f"#!/bin/sh\n{program}\n")
+    binary.chmod(0o755)
+    (tmp_path / "repo/net/1").mkdir(parents=True)
+    (tmp_path / "repo/net/config.pbtxt").write_text('backend: "python"\n')
+    monkeypatch.setenv("NM2TRT_TRITON", str(binary))
+    options = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+    result = nm2trt_inline("serve", tmp_path / "repo", "--timeout", "1", *options)
+    assert_one_error_line(result, 4, words)
+    assert "'net' was not packaged by nm2trt" in result.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="missing: Linux, whose kernel ends a server with its parent")

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 from helpers import assert_one_error_line, nm2trt_inline
+from hypothesis import given
+from hypothesis import strategies as st
 from serve_builds import everything, make_build
 
 from nm2trt.artifacts.package import PackageDocument
@@ -276,6 +278,44 @@ def test_a_manifest_that_does_not_match_stops_package_and_serve(tmp_path, damage
     if damage.__name__ != "strangers":
         assert_one_error_line(nm2trt_inline("serve", repository), 3, words)
     assert everything(repository) == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packaged")
+    package(folder / "repo", make_build(folder / "build"))
+    return folder / "repo/net"
+
+
+@given(data=st.data())
+def test_a_spoilt_manifest_is_the_users_error_never_ours(packaged, data):
+    path = packaged / "package.json"
+    right = path.read_bytes()
+    document = json.loads(right)
+    spoilt = data.draw(st.sampled_from(["bytes", "value", "missing", "version"]))
+    if spoilt == "bytes":
+        text = data.draw(st.binary(max_size=60))
+    else:
+        part = document["versions"][0] if spoilt == "version" else document
+        key = data.draw(st.sampled_from(sorted(part)))
+        value = part.pop(key)
+        if spoilt != "missing":
+            part[key] = data.draw(JSON.filter(lambda one: type(one) is not type(value)))
+        text = json.dumps(document).encode()
+    path.write_bytes(text)
+    try:
+        read_model(packaged)
+    except InputError as error:
+        assert "\n" not in str(error)
+    finally:
+        path.write_bytes(right)
 
 
 def test_what_a_config_names_as_its_backend():
