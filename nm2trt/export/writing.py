@@ -43,6 +43,8 @@ def write_onnx(
         OSError: The disk is full or the folder cannot be written; what was there stays.
     """
     if not external and weights_size_bytes(model) <= external_above_bytes:
+        # What lies beside the source has to come along.
+        ir.external_data.load_to_model(model)
         write_atomic(path, ir.to_proto(model).SerializeToString(deterministic=True))
         return [path]
     data = path.with_name(path.name + DATA_SUFFIX)
