@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,17 @@ from nm2trt.pattern import NMPattern
 BERT = (("seq 384 b32", 32, 384, 1.23), ("seq 384 b128", 128, 384, 1.26), ("seq 128 b128", 128, 128, 1.15))
 
 
-def report_published(constants: KernelConstants) -> None:
+def report_published(constants: KernelConstants) -> list[float]:
+    """Print them, and return logs of measured over predicted dense times of whole networks."""
+    logs = []
     print(f"\n{'published':34}{'predicted':>10} {'range':>14} {'published':>10} {'off by':>9}   dense ms")
 
     def line(name: str, found: NetworkEstimate, ratio: float, dense_ms: float | None, clock: float = 1.0) -> None:
         value = found.speedup.scaled(clock)
         inside = "" if value.low <= ratio <= value.high else "  outside the range"
         measured = "" if dense_ms is None else f" ({dense_ms:.2f} published)"
+        if dense_ms is not None and len(found.layers) > 1:
+            logs.append(math.log(dense_ms / found.dense_ms.value))
         print(
             f"{name:34}{value.value:9.3f}x  [{value.low:.2f}, {value.high:.2f}] {ratio:9.2f}x"
             f" {100 * (value.value - ratio):+6.1f} points   {found.dense_ms.value:.2f}{measured}{inside}"
@@ -54,3 +59,4 @@ def report_published(constants: KernelConstants) -> None:
     for precision, dense_ms in (("fp16", 0.862), ("int8", 0.546)):
         found = run(networks.resnet18, "a100-pcie-80gb", precision, batch=32)
         line(f"ResNet-18 {precision}: 'usually <= 15 %'", found, 1.15, dense_ms)
+    return logs

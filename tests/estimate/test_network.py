@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from nm2trt.errors import ConfigError, InputError
+from nm2trt.errors import ConfigError, InputError, Nm2trtError
 from nm2trt.estimate.gpus import find_gpu, read_gpu_file
 from nm2trt.estimate.network import estimate_network
 from nm2trt.estimate.plan import make_plan
@@ -64,6 +64,50 @@ def test_fp32_has_no_sparse_kernels(tmp_path):
     (layer,) = estimate_network(conv_net(tmp_path / "m.onnx"), A100, "fp32", batch=8).layers
     assert layer.tensorrt.startswith("FP32")
     assert layer.precision == "tf32"
+
+
+def quantized(path, *, int8_out):
+    """A pruned INT8 convolution between Q/DQ nodes."""
+    weights = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    weights["w"] = np.clip(np.round(20 * two_of_four(256, 256, 3, 3)), -127, 127).astype(np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], name="q0"),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"], name="dq0"),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], name="dqw"),
+        helper.make_node("Conv", ["xd", "wd"], ["y"], name="conv", pads=[1] * 4),
+    ]
+    if int8_out:
+        nodes.append(helper.make_node("QuantizeLinear", ["y", "s", "z"], ["yq"], name="q1"))
+        nodes.append(helper.make_node("DequantizeLinear", ["yq", "s", "z"], ["yd"], name="dq1"))
+    return save(path, nodes, {"x": ["n", 256, 16, 16]}, [nodes[-1].output[0]], weights)
+
+
+def test_int8_layers_want_an_int8_output(tmp_path):
+    for int8_out in (True, False):
+        found = estimate_network(quantized(tmp_path / "m.onnx", int8_out=int8_out), A100, batch=32)
+        (conv,) = [layer for layer in found.layers if layer.geometry.kind == "conv"]
+        assert (conv.precision, conv.tensorrt) == ("int8", "eligible")
+        assert conv.chosen is int8_out
+        assert ("output is not INT8" in conv.why) is not int8_out
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_models_are_read_or_refused(data, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    path = folder / "whole.onnx"
+    if not path.exists():
+        chain(path, widths=(4, 8, 8), size=5)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content), 700) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "damaged.onnx").write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        found = estimate_network(folder / "damaged.onnx", A100, batch=2)
+    except Nm2trtError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(layer.dense.total_us > 0 for layer in found.layers)
 
 
 def test_dense_layers_are_left_out_and_globs_checked(tmp_path):
