@@ -76,7 +76,7 @@ class Preprocessing:
         x_HWC = np.asarray(image, np.float32).reshape(image.height, image.width, -1) / 255
         if self.colour == "bgr":
             x_HWC = x_HWC[..., ::-1]
-        x_HWC = (x_HWC - np.float32(self.mean)) / np.float32(self.std)
+        x_HWC = (x_HWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(x_HWC if self.layout == "nhwc" else x_HWC.transpose(2, 0, 1), np.float32)
 
 

@@ -11,6 +11,7 @@ from nm2trt.calibration.qat import QuantAware, fake_quantised_weight, qdq_from_q
 from nm2trt.calibration.run import Settings
 from nm2trt.calibration.sessions import Runner
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.export import onnx_bytes, onnx_from_module
 from nm2trt.pattern import NMPattern, conforms
 from nm2trt.training import sparsify
 
@@ -87,32 +88,13 @@ def test_fine_tuning_holds_the_mask_and_the_export_computes_what_was_trained(tra
     document = qdq_from_quant_aware(aware, float_model, out, Settings(data=str(tmp_path / "x.npy")))
     assert document.verdict == "pass"
     assert all(layer.int8 for layer in document.layers)
-    found = Runner(onnx.load(out), "").run({"x": x[1400:1500].numpy()})[0]
+    found = Runner(onnx.load(out), "").run({"input": x[1400:1500].numpy()})[0]
     # Batch norm is folded after training: per-channel scales take the factor, but rounding may fall to the other side.
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def exported(module, path):
-    """As `nm2trt export` names nodes; batch norm folded by torch.fx."""
-    from torch.fx.experimental.optimization import fuse
-
-    folded = fuse(module.eval()).eval()
-    torch.onnx.export(
-        folded,
-        (torch.zeros(2, 1, 8, 8),),
-        path,
-        dynamo=False,
-        input_names=["x"],
-        output_names=["y"],
-        dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
-        opset_version=17,
-    )
-    made = onnx.load(path)
-    for node in made.graph.node:
-        weights = [name for name in node.input if name.endswith(".weight")]
-        if weights:
-            node.name = weights[0].removesuffix(".weight")
-    onnx.save(made, path)
+    path.write_bytes(onnx_bytes(onnx_from_module(module, (1, 8, 8))))
     return path
 
 
