@@ -142,19 +142,30 @@ def _new_onnx(build: BuildDocument, checkpoint: Path, temporary: Path) -> tuple[
 
     if not checkpoint.exists():
         raise InputError("does not exist", where=checkpoint, mend="CHECKPOINT is what `nm2trt export` takes")
-    if checkpoint.suffix == ".onnx":
+    if checkpoint.suffix == ".onnx" and build.source.kind != "onnx":
         return checkpoint, None
     from nm2trt.cli.export import export_run
 
-    exported = export_run(checkpoint, temporary / "build", builder="none", **export_options(build))
+    exported = export_run(checkpoint, temporary / "build", builder="none", **export_options(build, checkpoint))
     return temporary / "build" / MODEL, exported
 
 
-def export_options(build: BuildDocument) -> dict[str, Any]:
-    """The options of `nm2trt.cli.export.export_run` that repeat a build's export."""
-    options: dict[str, Any] = {"precision": build.precision}
+def export_options(build: BuildDocument, checkpoint: Path) -> dict[str, Any]:
+    """The options of `nm2trt.cli.export.export_run` that repeat a build's export with another checkpoint."""
+    options: dict[str, Any] = {"io_dtype": "fp32" if build.io_dtype == "fp32" else "same"}
+    if build.precision in ("fp32", "fp16", "bf16"):
+        options["precision"] = build.precision
     if build.batch is not None:
         options["batch"] = f"{build.batch.min}:{build.batch.opt}:{build.batch.max}"
+    model = build.source.model
+    # A run folder names its own network; a bare checkpoint names none.
+    if model is not None and checkpoint.is_file() and checkpoint.suffix != ".onnx":
+        options["about"] = {
+            "model": model.name,
+            "input_shape": ",".join(map(str, model.input_shape)),
+            "classes": model.classes,
+            "data": build.source.data,
+        }
     return options
 
 

@@ -98,6 +98,13 @@ def test_new_weights_reach_the_engines_and_the_manifest(made, build):
         check_plan(build, arm, tensorrt_version=HERE.tensorrt_version, sm="80", platform="linux_x86_64")
 
 
+def test_a_bare_checkpoint_is_exported_as_the_build_was(made, build):
+    fake = Fake()
+    document = refit_build(build, made / "second" / "checkpoint.safetensors", refitter=fake, here=HERE)
+    assert len(fake.jobs) == 2
+    assert (document.source.kind, document.precision, document.batch.max) == ("checkpoint", "fp16", 4)
+
+
 def refused(build, checkpoint, fake, error, words, **options):
     before = contents(build)
     with pytest.raises(error, match=words):
