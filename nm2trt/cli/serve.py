@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nm2trt.cli.common import json_option, stderr_console
+
+if TYPE_CHECKING:
+    from nm2trt.serve.server import Server
 
 
 @click.command(name="serve")
@@ -79,7 +83,7 @@ def command(
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait_until_ready(timeout_s)
                 if attempt == 0:
-                    _announce(server.http_url, server.grpc_url, server.pid, models, as_json)
+                    _announce(server, models, as_json)
                 else:
                     notes.print(f"ready again, process {server.pid}", markup=False)
                 how = server.wait()
@@ -97,7 +101,8 @@ def command(
     return 0
 
 
-def _announce(http: str, grpc: str, pid: int, models: dict[str, tuple[str, list[int]]], as_json: bool) -> None:
+def _announce(server: Server, models: dict[str, tuple[str, list[int]]], as_json: bool) -> None:
+    metrics = f"http://127.0.0.1:{server.ports.metrics}/metrics"
     if as_json:
         import json
 
@@ -106,13 +111,15 @@ def _announce(http: str, grpc: str, pid: int, models: dict[str, tuple[str, list[
         document = {
             "schema": "nm2trt.serve/1",
             "nm2trt_version": __version__,
-            "http": http,
-            "grpc": grpc,
-            "pid": pid,
+            "http": server.http_url,
+            "grpc": server.grpc_url,
+            "metrics": metrics,
+            "pid": server.pid,
             "models": {name: versions for name, (_, versions) in models.items()},
         }
         click.echo(json.dumps(document, indent=2))
         return
     for name, (_, versions) in models.items():
         click.echo(f"{name}: version {', '.join(map(str, versions))}")
-    click.echo(f"ready: {http}  gRPC {grpc}")
+    click.echo(f"metrics: {metrics}")
+    click.echo(f"ready: {server.http_url}  gRPC {server.grpc_url}")

@@ -18,6 +18,7 @@ from nm2trt.serve.releases import library_version
 
 MARK = "Written by nm2trt package; a changed first line keeps it from being written again."
 
+_HEALTHY = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -76,7 +77,8 @@ def compose(documents: Sequence[PackageDocument], *, image: str | None) -> str:
         "ports": [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)],
         "shm_size": "1gb",
         "healthcheck": {
-            "test": ["CMD", "curl", "-fsS", "http://127.0.0.1:8000/v2/health/ready"],
+            # The -py3 images have Python; whether they have curl depends on the release.
+            "test": ["CMD", "python3", "-c", _HEALTHY],
             "interval": "10s",
             "timeout": "5s",
             "retries": 12,

@@ -172,6 +172,12 @@ def _max_batch(request: PackageRequest, network: Network) -> int:
                 mend="export with --batch MIN:OPT:MAX, or drop the option",
             )
         return 0
+    if network.plans and build.batch.min > 1:
+        raise ConfigError(
+            f"the plan takes batches from {build.batch.min} on, and a server also makes smaller ones",
+            where=network.folder,
+            mend=f"export with --batch 1:{build.batch.opt}:{build.batch.max}",
+        )
     if request.max_batch is None:
         return build.batch.max
     if request.max_batch > build.batch.max or request.max_batch < 1:

@@ -128,6 +128,13 @@ def bad_cases():
     def too_large(tmp_path):
         return [make_build(tmp_path / "b")], {"max_batch": 65}
 
+    def small_batches_missing(tmp_path):
+        build = make_build(tmp_path / "b", builder="tensorrt")
+        document = json.loads((build / "build.json").read_text())
+        document["batch"]["min"] = 4
+        (build / "build.json").write_text(json.dumps(document))
+        return [build], {}
+
     def other_sm(tmp_path):
         return [make_build(tmp_path / "b", builder="tensorrt")], {"sm": "90"}
 
@@ -181,6 +188,7 @@ def bad_cases():
         (fixed, ConfigError, "no dynamic batch"),
         (fixed_delay, ConfigError, "--queue-delay-us: the build has no dynamic batch"),
         (too_large, ConfigError, "65 is outside 1..64"),
+        (small_batches_missing, ConfigError, "takes batches from 4 on"),
         (other_sm, InputError, "built for SM 80, here is 90"),
         (other_tensorrt, InputError, "TensorRT 10.13.3.9, here is 10.14.1.48"),
         (rtx, InputError, "built by tensorrt-rtx"),
