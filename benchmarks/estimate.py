@@ -24,7 +24,7 @@ import nm2trt.estimate as package
 from nm2trt.estimate.kernel import KernelConstants, kernel_time
 
 FOLDS = 8
-DENSE_SCALE, SPARSE_SCALE, CHOICE_SCALE, PRIOR = 0.08, 0.05, 0.04, 0.15
+DENSE_SCALE, SPARSE_SCALE, CHOICE_SCALE, PRIOR = 0.06, 0.03, 0.1, 0.15
 """Log errors that count as one; the prior's weight against one such error."""
 
 # Parameter, where it starts and its prior's centre, its physical limit.
@@ -40,16 +40,12 @@ PARAMETERS = {
     "sparse_speedup.fp16": (1.5, 2.0),
     "sparse_speedup.int8": (1.5, 2.0),
     "sparse_split_us": (0.5, 10.0),
-    "trt8.int8": (0.9, 1.0),
 }
-"""trt8.int8: speed of TensorRT 8's INT8 kernels against TensorRT 10's; it stays here, out of the package."""
 BOARD = "a100-pcie-40gb"
 SPLIT_US = 2.0
 
-Constants = tuple[KernelConstants, float]
 
-
-def constants_from(values: Sequence[float], gain: dict[str, float], **more) -> Constants:
+def constants_from(values: Sequence[float], gain: dict[str, float]) -> KernelConstants:
     given = dict(zip(PARAMETERS, values, strict=True))
     efficiency = {name: given[f"efficiency.{name}"] for name in ("tf32", "fp16", "int8")}
     fields = {
@@ -72,15 +68,11 @@ def constants_from(values: Sequence[float], gain: dict[str, float], **more) -> C
         "provenance": {},
     }
     plain = {name: given[name] for name in PARAMETERS if "." not in name}
-    return KernelConstants(**(fields | plain | more)), given["trt8.int8"]
+    return KernelConstants(**(fields | plain))
 
 
-def predict(row: Row, constants: Constants, *, sparse: bool = False) -> float:
-    fitted, old_int8 = constants
-    if row.engine == "resnet18 int8":
-        scaled = {name: value * (old_int8 if name == "int8" else 1) for name, value in fitted.efficiency.items()}
-        fitted = fitted.model_copy(update={"efficiency": scaled})
-    return kernel_time(row.layer, row.gpu, row.precision, sparse=sparse, constants=fitted).total_us
+def predict(row: Row, constants: KernelConstants, *, sparse: bool = False) -> float:
+    return kernel_time(row.layer, row.gpu, row.precision, sparse=sparse, constants=constants).total_us
 
 
 def clock_gains(rows: list[Row]) -> dict[str, float]:
@@ -97,7 +89,7 @@ def gain_of(row: Row, gain: dict[str, float]) -> float:
     return row.dense_us / row.sparse_us / gain[row.precision]
 
 
-def fit(rows: list[Row]) -> Constants:
+def fit(rows: list[Row]) -> KernelConstants:
     gain = clock_gains(rows)
     start = np.log([begin for begin, _ in PARAMETERS.values()])
     limit = np.log([end for _, end in PARAMETERS.values()])
@@ -120,7 +112,7 @@ def fit(rows: list[Row]) -> Constants:
     return constants_from(np.exp(found.x), gain)
 
 
-def cross_validate(rows: list[Row], key: Callable[[Row], object], folds: int) -> dict[int, Constants]:
+def cross_validate(rows: list[Row], key: Callable[[Row], object], folds: int) -> dict[int, KernelConstants]:
     """For each row (by index) constants that were fitted without it and without its group."""
     keys = sorted({key(row) for row in rows}, key=repr)
     order = np.random.default_rng(0).permutation(len(keys))
@@ -137,7 +129,7 @@ def summary(errors: list[float]) -> str:
     return f"{np.median(absolute):5.1f} % {np.quantile(absolute, 0.9):5.1f} % {100 * np.median(errors):+6.1f} %"
 
 
-def report_layers(rows: list[Row], by_row: dict[int, Constants], title: str) -> dict[str, list[float]]:
+def report_layers(rows: list[Row], by_row: dict[int, KernelConstants], title: str) -> dict[str, list[float]]:
     """Print errors by engine; return logs of measured over predicted for the spreads."""
     print(f"\n{title}\n{'':26}{'layers':>6}  {'median':>7} {'p90':>7} {'bias':>8}")
     logs: dict[str, list[float]] = {"dense": [], "sparse": [], "gain": []}
@@ -150,21 +142,19 @@ def report_layers(rows: list[Row], by_row: dict[int, Constants], title: str) -> 
         if not sparse:
             continue
         errors = [
-            predict(row, c, sparse=True) / c[0].clock_gain[BOARD][row.precision] / row.sparse_us - 1
-            for row, c in sparse
+            predict(row, c, sparse=True) / c.clock_gain[BOARD][row.precision] / row.sparse_us - 1 for row, c in sparse
         ]
         logs["sparse"] += [-math.log1p(error) for error in errors]
         print(f"{engine + ' sparse':26}{len(errors):6}  {summary(errors)}")
         errors = [
-            predict(row, c) / predict(row, c, sparse=True) / gain_of(row, c[0].clock_gain[BOARD]) - 1
-            for row, c in sparse
+            predict(row, c) / predict(row, c, sparse=True) / gain_of(row, c.clock_gain[BOARD]) - 1 for row, c in sparse
         ]
         logs["gain"] += [-math.log1p(error) for error in errors]
         print(f"{engine + ' dense/sparse':26}{len(errors):6}  {summary(errors)}")
     return logs
 
 
-def report_choice(rows: list[Row], by_row: dict[int, Constants]) -> None:
+def report_choice(rows: list[Row], by_row: dict[int, KernelConstants]) -> None:
     from nm2trt.estimate.choice import expects_sparse, hint_for
 
     print(f"\n{'sparse kernel expected?':26}{'right':>8}  {'likely':>14} {'open':>14} {'unlikely':>14}")
@@ -198,7 +188,7 @@ def profile_overhead(engines: list[Engine]) -> float:
     return float(np.mean(current))
 
 
-def report_engines(rows: list[Row], by_row: dict[int, Constants]) -> list[float]:
+def report_engines(rows: list[Row], by_row: dict[int, KernelConstants]) -> list[float]:
     """Sums over the layers of an engine that was held back: errors that do not average out."""
     logs = []
     print(f"\n{'engine held back, sums':26}{'dense':>9} {'dense/sparse predicted':>24} {'measured':>9}")
@@ -215,7 +205,7 @@ def report_engines(rows: list[Row], by_row: dict[int, Constants]) -> list[float]
     return logs
 
 
-def best(row: Row, constants: Constants) -> float:
+def best(row: Row, constants: KernelConstants) -> float:
     """Time of the kernel that the builder is expected to choose."""
     from nm2trt.estimate.choice import expects_sparse
 
@@ -223,8 +213,8 @@ def best(row: Row, constants: Constants) -> float:
     return sparse if row.layer.channels % 4 == 0 and expects_sparse(dense / sparse) else dense
 
 
-def gain(row: Row, constants: Constants) -> float:
-    return constants[0].clock_gain[BOARD][row.precision]
+def gain(row: Row, constants: KernelConstants) -> float:
+    return constants.clock_gain[BOARD][row.precision]
 
 
 def spreads(logs: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -274,7 +264,7 @@ def main() -> int:
     overhead = profile_overhead([*unet_engines(rows), *engines])
     flops = [row.layer.flops for row in rows]
     final = rounded(
-        constants[0],
+        constants,
         profile_us=overhead,
         spread=spreads(logs),
         covered_flops=(float(min(flops)), float(max(flops))),
@@ -300,18 +290,13 @@ def main() -> int:
     return 0
 
 
-def flat(constants: Constants) -> list[tuple[str, float]]:
-    fields, old = constants
+def flat(fields: KernelConstants) -> list[tuple[str, float]]:
     values = [(f"efficiency.{name}", fields.efficiency[name]) for name in ("fp16", "int8", "tf32")]
     names = ("l2_bytes_per_clock", "memory_efficiency", "epilogue", "kernel_us", "sparse_split_us")
     values += [(f"sparse_speedup.{name}", fields.sparse_speedup[name]) for name in ("fp16", "int8")]
     values += [(name, getattr(fields, name)) for name in names]
     values += [(f"sustained.{name}", value) for name, value in fields.sustained[BOARD].items()]
-    return [
-        *values,
-        *((f"clock_gain.{name}", value) for name, value in fields.clock_gain[BOARD].items()),
-        ("trt8.int8", old),
-    ]
+    return [*values, *((f"clock_gain.{name}", value) for name, value in fields.clock_gain[BOARD].items())]
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def draw(rows: list[Row], by_row: dict, predict: Callable[..., float], path: Pat
     for precision in ("fp16", "int8"):
         for chosen, marker in ((True, "o"), (False, "x")):
             points = [(r, by_row[i]) for i, r in enumerate(rows) if r.chosen is chosen and r.precision == precision]
-            x = [r.dense_us / r.sparse_us / c[0].clock_gain[r.gpu.key][r.precision] for r, c in points]
+            x = [r.dense_us / r.sparse_us / c.clock_gain[r.gpu.key][r.precision] for r, c in points]
             y = [predict(r, c) / predict(r, c, sparse=True) for r, c in points]
             label = f"{precision}, sparse kernel {'ran' if chosen else 'not chosen'}"
             right.scatter(x, y, s=24, c=colours[precision], marker=marker, alpha=0.7, label=label)

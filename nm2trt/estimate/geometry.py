@@ -134,12 +134,20 @@ def network_geometry(
         ConfigError: Dynamic dimensions are left without a value, or a value contradicts the file.
         InputError: There is no model, it is broken, or it holds no layer.
     """
+    from nm2trt.errors import InputError
     from nm2trt.estimate.fusion import fused_layers
     from nm2trt.estimate.shapes import shaped_graph
+    from nm2trt.layers.onnx_constants import UNREADABLE
+    from nm2trt.layers.onnx_tensors import one_line
 
     file = model_file(Path(path))
-    graph = shaped_graph(file, batch=batch, shapes=shapes)
-    layers, notes = fused_layers(graph)
+    try:
+        graph = shaped_graph(file, batch=batch, shapes=shapes)
+        layers, notes = fused_layers(graph)
+    except UNREADABLE as error:
+        raise InputError(
+            f"is no valid ONNX model: {one_line(error)}", where=file, mend="check it with onnx.checker"
+        ) from None
     return NetworkGeometry(layers=layers, inputs=graph.inputs, notes=(*graph.notes, *notes))
 
 

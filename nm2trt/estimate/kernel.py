@@ -42,6 +42,9 @@ _SPLIT_REDUCTION = 512
 _TILE_OVERLAP = 8.0
 """Exponent of a tile's sum of multiply-adds and traffic: 1 is one after the other, infinity perfect overlap. For
 compute and device memory it is 2."""
+_ATTENTION_EFFICIENCY = 0.4
+"""Of what a GEMM reaches; not fitted. Dao, "FlashAttention-2" (2023), gives 30 to 50 % of the peak for fused attention
+before it, on an A100."""
 _CUDA_CORE_SHARE = 0.05
 """FP32 units reach this share of the FP16 Tensor Core peak in a depthwise convolution."""
 
@@ -221,7 +224,7 @@ def _compute(
             best_us, best = total_us, _Tiling(bm, bn, split, tiles / gpu.sms, mma_us, l2_us)
     if layer.kind == "attention":
         # The second product of a fused attention has the dimensions of the first.
-        best_us *= layer.flops / max(1, 2 * layer.m * layer.n * layer.k * layer.groups)
+        best_us *= layer.flops / max(1, 2 * layer.m * layer.n * layer.k * layer.groups) / _ATTENTION_EFFICIENCY
     return best_us / sustained, best
 
 
