@@ -16,6 +16,7 @@ from nm2trt.profile.graph import precision_of
 from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner, best_device, require_device
 from nm2trt.profile.runner import Runner
 from nm2trt.profile.source import Source
+from nm2trt.profile.tensorrt_presence import Flavour, why_not
 
 Opener = Callable[[int], Runner]
 """Build number -> runner."""
@@ -54,8 +55,6 @@ def choose_backend(wanted: str, source: Source | None = None) -> tuple[Backend, 
     Raises:
         MachineError: TensorRT was asked for; the line says what is missing.
     """
-    from nm2trt.profile.tensorrt_runner import why_not
-
     if wanted in ("tensorrt", "tensorrt-rtx"):
         flavour: Backend = "tensorrt" if wanted == "tensorrt" else "tensorrt-rtx"
         missing = why_not("tensorrt" if wanted == "tensorrt" else "tensorrt-rtx")
@@ -174,7 +173,7 @@ def _check_rebuilds(plans: Mapping[ArmName, tuple[Path, BuildDocument, Arm]], wa
 
 
 def _open_engine(backend: Backend, config: ProfileConfig, folder: Path, arm: Arm, rebuild: int) -> Runner:
-    from nm2trt.profile.tensorrt_runner import Engine, Flavour, TensorrtRunner
+    from nm2trt.profile.tensorrt_runner import Engine, TensorrtRunner
 
     flavour: Flavour = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
     engine = Engine(folder, arm, flavour=flavour, rebuild=rebuild, trust=config.trust)

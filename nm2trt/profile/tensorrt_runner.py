@@ -6,12 +6,11 @@ Buffers, events, graphs and streams are torch's: it is installed with the CUDA l
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,10 +18,8 @@ from nm2trt.artifacts import RunnerRecord, check_plan, this_platform
 from nm2trt.artifacts.build import Arm
 from nm2trt.errors import InputError, MachineError
 from nm2trt.profile.runner import LayerTimes
+from nm2trt.profile.tensorrt_presence import MODULES, Flavour, why_not
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
-
-_MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _DTYPES = {
     "FLOAT": torch.float32,
     "HALF": torch.float16,
@@ -37,20 +34,6 @@ _NOTE = (
     "TensorRT has 2:4 kernels and its builder chooses between them and dense ones layer by layer; the flag alone says "
     "nothing."
 )
-
-
-def why_not(flavour: Flavour) -> str:
-    """Say what keeps engines from running here; empty where nothing does."""
-    package = _MODULES[flavour]
-    if importlib.util.find_spec(package) is None:
-        extra = "rtx" if flavour == "tensorrt-rtx" else "tensorrt"
-        return (
-            f"the package {package.replace('_', '-')} is not installed "
-            f"(pip install 'nm2trt[{extra}]', on a machine with an NVIDIA GPU)"
-        )
-    if not torch.cuda.is_available():
-        return "there is no NVIDIA GPU, or torch was installed without CUDA"
-    return ""
 
 
 class Engine:
@@ -74,7 +57,7 @@ class Engine:
         missing = why_not(flavour)
         if missing:
             raise MachineError(f"--backend {flavour}: {missing}", mend="use --backend onnxruntime")
-        self.trt: Any = importlib.import_module(_MODULES[flavour])
+        self.trt: Any = importlib.import_module(MODULES[flavour])
         self.flavour = flavour
         major, minor = torch.cuda.get_device_capability()
         path = check_plan(

@@ -4,7 +4,7 @@ import json
 
 import onnx
 import pytest
-from helpers import assert_one_error_line, nm2trt
+from helpers import assert_one_error_line, nm2trt, nm2trt_inline
 from small_networks import build_folder, small_network
 
 QUICK = ("--batch", "1,2", "--duration", "0.2")
@@ -38,7 +38,7 @@ def test_report_folder_and_table(networks, tmp_path):
 
 
 def test_json_is_one_document_and_nothing_else(networks, tmp_path):
-    result = nm2trt("profile", networks / "sparse", *QUICK, "--json", "-o", tmp_path / "r")
+    result = nm2trt_inline("profile", networks / "sparse", *QUICK, "--no-layers", "--json", "-o", tmp_path / "r")
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document == json.loads((tmp_path / "r" / "report.json").read_text())
@@ -47,7 +47,7 @@ def test_json_is_one_document_and_nothing_else(networks, tmp_path):
 
 
 def test_every_wrong_option_at_once(networks, tmp_path):
-    result = nm2trt(
+    result = nm2trt_inline(
         "profile", networks / "sparse", "--batch", "0,-1,x", "--duration", "0", "--seed", "-1", "-o", tmp_path / "r"
     )
     assert_one_error_line(result, 2, "--batch: '0', '-1', 'x'", "--duration", "--seed")
@@ -66,13 +66,13 @@ def test_every_wrong_option_at_once(networks, tmp_path):
 )
 def test_unusable_input(networks, tmp_path, source, dense, fragments):
     options = ("--dense", networks / dense) if dense else ()
-    result = nm2trt("profile", networks / source, *options, *QUICK, "-o", tmp_path / "r")
+    result = nm2trt_inline("profile", networks / source, *options, *QUICK, "-o", tmp_path / "r")
     assert_one_error_line(result, 3, *fragments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorrt_without_tensorrt(networks, tmp_path):
-    result = nm2trt("profile", networks / "sparse", "--backend", "tensorrt", *QUICK, "-o", tmp_path / "r")
+    result = nm2trt_inline("profile", networks / "sparse", "--backend", "tensorrt", *QUICK, "-o", tmp_path / "r")
     assert_one_error_line(result, 4, "--backend tensorrt")
     assert list(tmp_path.iterdir()) == []
 
@@ -81,11 +81,82 @@ def test_existing_output_is_kept_unless_forced(networks, tmp_path):
     output = tmp_path / "r"
     output.mkdir()
     (output / "thesis.txt").write_text("mine")
-    assert_one_error_line(nm2trt("profile", networks / "sparse", *QUICK, "-o", output), 2, "exists", "--force")
-    forced = nm2trt("profile", networks / "sparse", *QUICK, "-o", output, "--force")
+    assert_one_error_line(nm2trt_inline("profile", networks / "sparse", *QUICK, "-o", output), 2, "exists", "--force")
+    forced = nm2trt_inline("profile", networks / "sparse", *QUICK, "-o", output, "--force")
     assert_one_error_line(forced, 2, "nm2trt did not write")
     assert (output / "thesis.txt").read_text() == "mine"
     (output / "thesis.txt").unlink()
     (output / "report.json").write_text("{}")
-    assert nm2trt("profile", networks / "sparse", *QUICK, "-o", output, "--force").returncode == 0
+    assert nm2trt_inline("profile", networks / "sparse", *QUICK, "-o", output, "--force").returncode == 0
     assert json.loads((output / "report.json").read_text())["schema"] == "nm2trt.report/2"
+
+
+def test_a_table_of_layer_times_becomes_a_report(tmp_path):
+    rows = ["layer,dense_engine_ms,sparse_engine_ms,sparse_kernel_chosen"]
+    rows += [f"l{index},1.3,1.0,1" for index in range(4)] + [f"d{index},1.04,1.0,0" for index in range(4)]
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(rows))
+    result = nm2trt_inline("profile", "--layer-times", table, "--batch", "32", "-o", tmp_path / "r")
+    assert result.returncode == 0, result.stderr
+    assert "4 of 8 layers with weights run sparse kernels" in result.stdout
+    assert "sparse kernels account for 1.12x" in result.stdout
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["layers"]["chosen"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "fragment"),
+    [
+        ((), 2, "nothing to profile"),
+        (("--layer-times", "t.csv"), 2, "add --batch N"),
+        (("--layer-times", "t.csv", "--batch", "1,2"), 2, "one batch size"),
+        (("--layer-times", "t.csv", "--trtexec-sparse", "x"), 2, "exclude each other"),
+        (("--trtexec-sparse", "nothing/here"), 3, "no .json, .log or .txt file"),
+        (("net.onnx", "--shape", "x=1xN"), 2, "--shape: 'x=1xN'"),
+        (("net.onnx", "--rate", "fast"), 2, "--rate: 'fast'"),
+        (("net.onnx", "--rebuilds", "0"), 2, "--rebuilds"),
+        (("net.onnx", "--trtexec-sparse", "x", "--dense", "y"), 2, "choose one"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(tmp_path, arguments, code, fragment):
+    assert_one_error_line(nm2trt_inline("profile", *arguments, "-o", tmp_path / "r"), code, fragment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_duration_too_short_for_an_interval_is_refused(networks, tmp_path):
+    result = nm2trt_inline(
+        "profile", networks / "sparse", "--duration", "0.00001", "--backend", "onnxruntime", "-o", tmp_path / "r"
+    )
+    assert_one_error_line(result, 2, "--duration 1e-05 is too short", "use --duration")
+
+
+def test_dynamic_dimensions_take_their_values_from_shape(tmp_path):
+    path = tmp_path / "wide.onnx"
+    onnx.save(small_network(sparse=True, width="W"), path)
+    asked = ("--batch", "2", "--duration", "0.2", "--backend", "onnxruntime", "--no-layers")
+    assert_one_error_line(nm2trt_inline("profile", path, *asked, "-o", tmp_path / "r"), 3, "--shape x=2x4x?x?")
+    result = nm2trt_inline("profile", path, *asked, "--shape", "x=1x4x6x6", "-o", tmp_path / "r")
+    assert result.returncode == 0, result.stderr
+
+
+def test_layers_load_and_rebuilds(networks, tmp_path):
+    result = nm2trt_inline(
+        "profile", networks / "sparse", "--batch", "4", "--duration", "0.3", "--rebuilds", "2", "--streams", "2",
+        "--backend", "onnxruntime", "-o", tmp_path / "r",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    document = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert len(document["batches"][0]["build_ratios"]) == 2
+    assert document["layers"]["weighted"] == 2
+    assert document["layers"]["chosen"] == 0
+    assert document["roofline"]["source"].startswith("measured here")
+    assert len(document["load"]["points"]) == 6
+    assert set(document["load"]["capacity_per_s"]) == {"dense", "sparse"}
+    assert "--rebuilds 2" in document["command"]
+    for wanted in ("under load, 2 streams", "no layer runs a sparse kernel", "no 2:4 kernels"):
+        assert wanted in result.stdout
+
+
+def test_the_schema_is_printed():
+    result = nm2trt_inline("profile", "--schema")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["title"] == "nm2trt.report/2"

@@ -9,25 +9,15 @@ import numpy as np
 import onnx
 import pytest
 from matplotlib.image import imread
+from profile_reports import EVIL, batch_record, report_document
 from small_networks import build_document, fact, small_network
 
-from nm2trt.artifacts import (
-    ArmRecord,
-    BatchRecord,
-    Facts,
-    NetworkRecord,
-    ProtocolRecord,
-    RatioRecord,
-    ReportDocument,
-    RunnerRecord,
-    host_record,
-)
+from nm2trt.artifacts import Facts
 from nm2trt.report import Badge, Callout, Commands, Drawing, KeyFigure, KeyFigures, Prose, Section, Table, render_page
 from nm2trt.report.curves import curves_svg
 from nm2trt.report.profile_page import profile_page
 from nm2trt.report.sections import build_section, commands_section, facts_section, layers_section
 
-EVIL = '<script>alert("1")</script> & "quotes" \' $x$'
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -57,70 +47,6 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
-
-
-def arm(name, scale, batch):
-    quantiles_ms = tuple(scale * (1 + 0.1 * (at / 100) ** 3) for at in range(101))
-    return ArmRecord(
-        name=name,
-        calls=500,
-        median_ms=quantiles_ms[50],
-        p90_ms=quantiles_ms[90],
-        p99_ms=quantiles_ms[99],
-        mean_ms=scale,
-        coefficient_of_variation=0.05,
-        throughput_per_s=1000 * batch / scale,
-        quantiles_ms=quantiles_ms,
-    )
-
-
-def batch_record(batch, ratio=1.0, *, rounds=100, high=None):
-    return BatchRecord(
-        batch=batch,
-        rounds=rounds,
-        calls_per_round=5,
-        warmup_s=0.1,
-        steady=True,
-        arms=(arm("dense", ratio, batch), arm("sparse", 1.0, batch), arm("sparse-again", 1.01, batch)),
-        ratio=RatioRecord(value=ratio, low=0.0 if high else ratio - 0.01, high=high or ratio + 0.01),
-        noise=RatioRecord(value=1.01, low=1.0, high=high or 1.02),
-        noise_floor=(high or 1.02) - 1,
-        finding="no-difference",
-        sentence="no difference that this run could show (A/A noise 2.0 %)",
-    )
-
-
-def report_document(name="resnet-small", **changes):
-    fields = {
-        "sparse": NetworkRecord(
-            kind="build", name=name, sha256="a" * 64, method="sr-ste", pattern="2:4", model="resnet", zero_share=0.5
-        ),
-        "dense": NetworkRecord(kind="filled", name=name, sha256="a" * 64, zero_share=0.0, note="filled; timing only"),
-        "precision": "fp32",
-        "runner": RunnerRecord(
-            backend="onnxruntime",
-            version="1.31",
-            provider="CPUExecutionProvider",
-            threads=2,
-            settings={"spinning": "off"},
-            clock="host",
-            sparse_kernels=False,
-            note="ONNX Runtime's CPU provider has no 2:4 kernels.",
-        ),
-        "backend_choice": "auto picked onnxruntime",
-        "protocol": ProtocolRecord(duration_s=6, seed=0, confidence=0.95, resamples=2000),
-        "batches": [batch_record(1), batch_record(8, 1.02), batch_record(32)],
-        "headline": "No difference that this run could show at any of 3 batch sizes (A/A noise up to 2.0 %).",
-        "facts": Facts(
-            legal=fact("proved", "2 of 2"),
-            eligible=fact("proved", "2"),
-            chosen=fact("disproved", "none"),
-            faster=fact("unknown", "cannot show"),
-        ),
-        "command": f"nm2trt profile {name} -o report",
-        "host": host_record(),
-    }
-    return ReportDocument(**{**fields, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,294 @@
+"""Everything that a GPU can tell, unattended: networks x precisions x batches, dense against sparse, into one archive.
+
+    make a100                                                      # on a machine with a GPU and TensorRT
+    python benchmarks/a100.py --dry-run                            # the commands, nothing else
+    python benchmarks/a100.py --networks tiny --backend onnxruntime --batches 1,2 --duration 1 --rebuilds 1
+
+It only calls nm2trt's own commands, one after the other, each with its log. A step that fails is noted and the rest
+goes on; a second call goes on where the first was stopped. Weights are random (seeded) and pruned by magnitude: good
+for timing, since kernels do not look at values, and for nothing else. See docs/a100.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from a100_networks import NETWORKS, Network, write_samples, write_weights
+
+from nm2trt.artifacts import ReportDocument
+from nm2trt.report import KeyFigure, Section, Table, render_page
+
+LIMIT_S = 4 * 3600
+ARCHIVED = (".json", ".html", ".log", ".txt", ".png")
+"""Plans, weights and ONNX files stay: they are large, and the archive names their sha256."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command with what it writes."""
+
+    name: str
+    arguments: tuple[str, ...]
+    output: Path
+    """What it writes: when this is there, the step is done."""
+
+    @property
+    def line(self) -> str:
+        return shlex.join(("nm2trt", *self.arguments))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which commands, in which order."""
+
+    folder: Path
+    backend: str
+    precisions: tuple[str, ...]
+    batches: tuple[int, ...]
+    duration: float
+    rebuilds: int
+    streams: int
+
+    def steps(self, network: Network) -> Iterator[Step]:
+        yield self._prune(network)
+        for arm in ("dense", "sparse"):
+            yield self._export(network, arm)
+        for precision in self.precisions:
+            if precision == "int8":
+                for arm in ("dense", "sparse"):
+                    yield self._calibrate(network, arm)
+            for batch in self.batches:
+                if self.backend != "onnxruntime":
+                    yield self._build(network, precision, batch)
+                yield self._profile(network, precision, batch)
+
+    def weights(self, network: Network, arm: str) -> Path:
+        return self.folder / "networks" / network.name / arm / network.weights_file
+
+    def samples(self, network: Network) -> Path:
+        return self.folder / "networks" / network.name / "samples.npz"
+
+    def onnx(self, network: Network, arm: str, precision: str) -> Path:
+        base = self.folder / "onnx"
+        if precision == "int8":
+            return base / f"{network.name}-{arm}-int8.onnx"
+        return base / f"{network.name}-{arm}-fp16" / "model.onnx"
+
+    def _prune(self, network: Network) -> Step:
+        source, output = self.weights(network, "dense"), self.weights(network, "sparse")
+        if network.is_folder:
+            source, output = source.parent, output.parent
+        return Step(f"{network.name}-prune", ("prune", str(source), "-o", str(output)), output)
+
+    def _export(self, network: Network, arm: str) -> Step:
+        source = self.weights(network, arm)
+        output = self.onnx(network, arm, "fp16").parent
+        arguments = ("export", str(source.parent if network.is_folder else source), *network.export_options)
+        arguments += ("--samples", str(self.samples(network)), "--precision", "fp16", "--builder", "none")
+        return Step(f"{network.name}-{arm}-export", (*arguments, "-o", str(output)), output)
+
+    def _calibrate(self, network: Network, arm: str) -> Step:
+        output = self.onnx(network, arm, "int8")
+        source = str(self.onnx(network, arm, "fp16"))
+        arguments = (
+            "calibrate",
+            source,
+            "--data",
+            str(self.samples(network)),
+            "--method",
+            "minmax",
+            "--builder",
+            "none",
+        )
+        # Dense and sparse need the same graph, so the dense network takes the same placement.
+        return Step(
+            f"{network.name}-{arm}-calibrate", (*arguments, "--placement", "default", "-o", str(output)), output
+        )
+
+    def _build(self, network: Network, precision: str, batch: int) -> Step:
+        output = self.folder / "builds" / f"{network.name}-{precision}-b{batch}"
+        arguments = ("export", str(self.onnx(network, "sparse", precision)))
+        arguments += ("--dense", str(self.onnx(network, "dense", precision)), "--batch", f"{batch}:{batch}:{batch}")
+        arguments += ("--builder", self.backend, "--rebuilds", str(self.rebuilds), "-o", str(output))
+        return Step(f"{network.name}-{precision}-b{batch}-build", arguments, output)
+
+    def _profile(self, network: Network, precision: str, batch: int) -> Step:
+        output = self.folder / "reports" / f"{network.name}-{precision}-b{batch}"
+        if self.backend == "onnxruntime":
+            arguments = ("profile", str(self.onnx(network, "sparse", precision)))
+            arguments += ("--dense", str(self.onnx(network, "dense", precision)))
+        else:
+            arguments = ("profile", str(self.folder / "builds" / output.name))
+        arguments += ("--backend", self.backend, "--batch", str(batch), "--duration", f"{self.duration:g}")
+        arguments += ("--rebuilds", str(self.rebuilds), "--streams", str(self.streams), "-o", str(output))
+        return Step(f"{network.name}-{precision}-b{batch}-profile", arguments, output)
+
+
+def run(step: Step, logs: Path) -> dict[str, object]:
+    """Run one step; exit code 1 (a bad verdict) still leaves its output, and the way goes on."""
+    if step.output.exists():
+        print(f"  {step.name}: there already")
+        return {"step": step.name, "line": step.line, "exit": 0, "seconds": 0.0, "note": "there already"}
+    step.output.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    log = logs / f"{step.name}.log"
+    with log.open("w", encoding="utf-8") as file:
+        file.write(f"$ {step.line}\n")
+        file.flush()
+        try:
+            command = [sys.executable, "-m", "nm2trt", *step.arguments]
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    seconds = time.monotonic() - started
+    last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1]
+    print(f"  {step.name}: exit {code}, {seconds:.0f} s{'' if code == 0 else ': ' + last[:160]}", flush=True)
+    return {"step": step.name, "line": step.line, "exit": code, "seconds": round(seconds, 1), "note": last[:400]}
+
+
+def describe_machine(folder: Path) -> None:
+    """What the archive must say of the machine, beside what every report says."""
+    for name, command in (
+        ("nvidia-smi.txt", ["nvidia-smi", "-q"]),
+        ("doctor.json", [sys.executable, "-m", "nm2trt", "doctor", "--json"]),
+        ("pip-freeze.txt", [sys.executable, "-m", "pip", "freeze"]),
+    ):
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+        except (OSError, subprocess.TimeoutExpired) as error:
+            found = f"{error}\n"
+        (folder / name).write_text(found, encoding="utf-8")
+
+
+def summarise(folder: Path, steps: list[dict[str, object]]) -> None:
+    """Write summary.json and index.html: a row for each network, precision and batch."""
+    rows = []
+    for path in sorted((folder / "reports").glob("*/report.json")):
+        report = ReportDocument.read(path.parent)
+        for batch in report.batches:
+            layers = report.layers
+            rows.append(
+                {
+                    "report": path.parent.name,
+                    "batch": batch.batch,
+                    "baseline": batch.baseline,
+                    "ratio": batch.ratio.value,
+                    "low": batch.ratio.low,
+                    "high": batch.ratio.high if batch.ratio.high < float("inf") else None,
+                    "finding": batch.finding,
+                    "noise": batch.noise_floor if batch.noise_floor < float("inf") else None,
+                    "chosen": layers.chosen if layers else None,
+                    "weighted": layers.weighted if layers else None,
+                    "net": layers.net.value if layers and layers.net else None,
+                    "sentence": batch.sentence,
+                }
+            )
+    failed = [one for one in steps if one["exit"] != 0]
+    summary = {"schema": "nm2trt.a100/1", "rows": rows, "steps": steps, "failed": len(failed)}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    table = Table(
+        ("report", "batch", "dense / sparse", "sparse kernels", "finding"),
+        tuple(
+            (
+                str(row["report"]),
+                str(row["batch"]),
+                f"{row['ratio']:.3f}x [{row['low']:.3f}, {row['high'] or float('inf'):.3f}]",
+                "not seen" if row["chosen"] is None else f"{row['chosen']} of {row['weighted']}",
+                str(row["sentence"]),
+            )
+            for row in rows
+        ),
+        numeric=frozenset({1, 2}),
+        code=frozenset({0}),
+    )
+    steps_table = Table(
+        ("step", "exit", "seconds", "last line"),
+        tuple((str(one["step"]), str(one["exit"]), str(one["seconds"]), str(one["note"])) for one in steps),
+        numeric=frozenset({1, 2}),
+    )
+    figures = [KeyFigure(str(len(rows)), "measurements"), KeyFigure(str(len(failed)), "steps that did not end well")]
+    sections = [Section("Measurements", (table,)), Section("Steps", (steps_table,), folded=True)]
+    page = render_page("Dense against sparse", "random weights, pruned by magnitude; for timing only", sections,
+                       key_figures=figures)  # fmt: skip
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def archive(folder: Path) -> Path:
+    """Pack everything but weights, ONNX files and plans."""
+    target = folder.with_suffix(".tar.gz")
+    with tarfile.open(target, "w:gz") as packed:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix in ARCHIVED and "networks" not in path.relative_to(folder).parts:
+                packed.add(path, arcname=f"{folder.name}/{path.relative_to(folder).as_posix()}")
+    return target
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("build/a100"))
+    parser.add_argument("--networks", default="resnet50,vit_b_16,bert", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--precisions", default="fp16,int8")
+    parser.add_argument("--batches", default="1,8,32,128")
+    parser.add_argument("--backend", choices=("tensorrt", "onnxruntime"), default="tensorrt")
+    parser.add_argument("--duration", type=float, default=10.0, help="seconds for each batch and build")
+    parser.add_argument("--rebuilds", type=int, default=3)
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    options = parser.parse_args(arguments)
+    options.networks = options.networks.split(",")
+    unknown = [name for name in options.networks if name not in NETWORKS]
+    wrong = [name for name in options.precisions.split(",") if name not in ("fp16", "int8")]
+    if unknown or wrong:
+        parser.error(f"unknown: {', '.join(unknown + wrong)}")
+    if not all(size.isdigit() and int(size) > 0 for size in options.batches.split(",")):
+        parser.error("--batches: positive whole numbers, with commas")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    plan = Plan(
+        folder=options.output,
+        backend=options.backend,
+        precisions=tuple(options.precisions.split(",")),
+        batches=tuple(int(size) for size in options.batches.split(",")),
+        duration=options.duration,
+        rebuilds=options.rebuilds,
+        streams=options.streams,
+    )
+    if options.dry_run:
+        for name in options.networks:
+            for step in plan.steps(NETWORKS[name]):
+                print(step.line)
+        return 0
+    logs = plan.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    describe_machine(plan.folder)
+    done: list[dict[str, object]] = []
+    for name in options.networks:
+        network = NETWORKS[name]
+        print(name, flush=True)
+        write_weights(network, plan.weights(network, "dense"))
+        write_samples(network, plan.samples(network))
+        for step in plan.steps(network):
+            done.append(run(step, logs))
+            summarise(plan.folder, done)
+    packed = archive(plan.folder)
+    failed = sum(one["exit"] != 0 for one in done)
+    print(f"{len(done) - failed} of {len(done)} steps ended well; {packed}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

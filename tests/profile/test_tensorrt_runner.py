@@ -1,0 +1,102 @@
+"""The TensorRT runner: shapes and gates here, the rest on a GPU."""
+
+from enum import Enum
+from types import SimpleNamespace
+
+import onnx
+import pytest
+from helpers import nm2trt
+from small_networks import build_folder, small_network
+
+from nm2trt.errors import InputError, MachineError
+from nm2trt.profile import profile, profile_config
+from nm2trt.profile.arms import lineup
+from nm2trt.profile.source import read_source
+from nm2trt.profile.tensorrt_presence import why_not
+from nm2trt.profile.tensorrt_runner import Engine, input_shapes
+
+
+class Mode(Enum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+def engine(**inputs):
+    names = [*inputs, "y"]
+    return SimpleNamespace(
+        num_io_tensors=len(names),
+        get_tensor_name=lambda index: names[index],
+        get_tensor_mode=lambda name: Mode.OUTPUT if name == "y" else Mode.INPUT,
+        get_tensor_shape=lambda name: inputs[name],
+    )
+
+
+TRT = SimpleNamespace(TensorIOMode=Mode)
+
+
+def test_dynamic_dimensions_are_filled_from_batch_and_shape():
+    cuda = engine(ids=(-1, -1), mask=(-1, -1), pixels=(-1, 3, 224, 224))
+    given = {"ids": (1, 128), "mask": (1, 128)}
+    assert input_shapes(cuda, TRT, 8, given, name="e") == {
+        "ids": (8, 128), "mask": (8, 128), "pixels": (8, 3, 224, 224)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "message"),
+    [
+        ((-1, -1), {}, r"dynamic dimensions besides the batch: \?; give them with --shape x=8x\?"),
+        ((4, 3), {}, "fixed batch of 4, not 8; use --batch 4"),
+        ((-1, -1, 7), {"x": (1, 5)}, r"\?x7"),
+    ],
+)
+def test_shapes_that_stay_open_are_named(shape, given, message):
+    with pytest.raises(InputError, match=message):
+        input_shapes(engine(x=shape), TRT, 8, given, name="e")
+
+
+def test_an_onnx_file_is_no_engine(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(small_network(sparse=True), path)
+    with pytest.raises(InputError, match="TensorRT's arms are engines; export it first"):
+        lineup("tensorrt", read_source(path), None, profile_config(backend="tensorrt"))
+
+
+def test_builds_that_the_folder_lacks_are_named(tmp_path):
+    folder = build_folder(tmp_path / "b", small_network(sparse=True))
+    with pytest.raises(InputError, match=r"holds 0 builds of the control engine, not 3.*--rebuilds 3"):
+        lineup("tensorrt", read_source(folder), None, profile_config(backend="tensorrt", rebuilds=3))
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_without_library_or_gpu_no_plan_is_touched(tmp_path, flavour):
+    if not why_not(flavour):
+        pytest.skip("there is a GPU here; the tests marked gpu load real plans")
+    with pytest.raises(MachineError, match=f"--backend {flavour}: .*(not installed|no NVIDIA GPU)"):
+        Engine(tmp_path / "there is nothing here", "sparse", flavour=flavour)
+
+
+@pytest.mark.tensorrt
+def test_engines_are_timed_and_their_layers_too(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(small_network(sparse=True, channels=64), path)
+    result = nm2trt("export", path, "--builder", "tensorrt", "--batch", "1:4:8", "-o", tmp_path / "build")
+    assert result.returncode == 0, result.stderr
+    config = profile_config(backend="tensorrt", batches="1,4", duration_s=1.0, streams=2)
+    report = profile(tmp_path / "build", config)
+    assert [arm.name for arm in report.batches[0].arms] == ["control", "sparse", "sparse-again"]
+    assert report.batches[0].tuned_for == 4
+    assert all(arm.enqueue_ms > 0 and arm.with_transfers is not None for arm in report.batches[0].arms)
+    assert report.layers.sparse_ms > 0
+    assert report.load.capacity_per_s["sparse"] > 0
+
+
+@pytest.mark.tensorrt
+def test_a_changed_plan_is_never_loaded(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(small_network(sparse=True, channels=64), path)
+    assert nm2trt("export", path, "--builder", "tensorrt", "-o", tmp_path / "build").returncode == 0
+    with (tmp_path / "build" / "sparse.plan").open("ab") as plan:
+        plan.write(b"\0")
+    with pytest.raises(InputError, match="sha256"):
+        Engine(tmp_path / "build", "sparse")
