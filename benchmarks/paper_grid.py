@@ -114,10 +114,14 @@ class Estimate:
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, *, signed: bool = False) -> str:
-        """Such as "90.41 ± 0.12 (n = 5)"; `signed` for differences."""
+    def text(self, *, signed: bool = False, usual: int = 0) -> str:
+        """Such as "90.41 ± 0.12 (n = 5)"; `signed` for differences, without n where it is the `usual` one."""
         mean = f"{self.mean:+.2f}" if signed else f"{self.mean:.2f}"
-        return f"{mean} (one seed)" if self.half is None else f"{mean} ± {self.half:.2f} (n = {self.seeds})"
+        if self.half is not None:
+            mean += f" ± {self.half:.2f}"
+        if self.seeds == usual:
+            return mean
+        return f"{mean} (one seed)" if self.seeds == 1 else f"{mean} (n = {self.seeds})"
 
 
 def estimate(values: dict[int, float]) -> Estimate | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -35,6 +36,7 @@ def markdown(grid: Grid, command: str, pictures: tuple[str, str] | None) -> Iter
         return
     score, lower = runs[0].result.score_name, runs[0].result.score_better == "lower"
     counts = [len(grid.runs(cell)) for cell in (DENSE, *_both())]
+    say = partial(_text, usual=max(counts))
     yield "# The paper's comparison, small\n"
     yield (
         f"{grid.model} ({runs[0].model.parameters:,} weights) on {grid.data}, {runs[0].train_samples:,} training "
@@ -45,18 +47,19 @@ def markdown(grid: Grid, command: str, pictures: tuple[str, str] | None) -> Iter
     yield f"    {command}\n"
     yield (
         "Small networks on small images are not ImageNet: what can carry over is the order of the methods, not the "
-        "figures. ± is the half width of the 95 % Student interval over n seeds; differences are taken seed by seed.\n"
+        "figures. ± is the half width of the 95 % Student interval over the seeds, n of them where that differs; "
+        "differences are taken seed by seed; one seed has no interval.\n"
     )
     yield "## What the paper found, and what these runs say\n"
     yield from _findings(grid, lower=lower)
     yield f"\n## Test {score}, %\n"
-    yield f"Dense: {_text(estimate(grid.scores(DENSE)))}; the paper's ResNet-50 on ImageNet: {PAPER_DENSE}.\n"
+    yield f"Dense: {say(estimate(grid.scores(DENSE)))}; the paper's ResNet-50 on ImageNet: {PAPER_DENSE}.\n"
     yield "| pattern | STE | SR-STE | ASP | SR-STE less STE | paper: STE | paper: SR-STE | paper: ASP |"
     yield "|---|---|---|---|---|---|---|---|"
     for pattern in PATTERNS:
-        own = [_text(estimate(grid.scores(Cell(method, pattern)))) for method in ("ste", "sr-ste", "asp")]
+        own = [say(estimate(grid.scores(Cell(method, pattern)))) for method in ("ste", "sr-ste", "asp")]
         theirs = [PAPER[pattern].get(method, "") for method in ("ste", "sr-ste", "asp")]
-        gap = _text(_gap(grid, pattern), signed=True)
+        gap = say(_gap(grid, pattern), signed=True)
         yield f"| {pattern} | {' | '.join([*own, gap, *theirs])} |"
     yield (
         "\n\\* quoted from memory of the paper (Zhou et al., ICLR 2021); the others stand in the authors' model zoo. "
@@ -70,9 +73,9 @@ def markdown(grid: Grid, command: str, pictures: tuple[str, str] | None) -> Iter
     yield "|---|---|---|---|"
     for pattern in PATTERNS:
         ste, srste = (grid.flips(Cell(method, pattern)) for method in ("ste", "sr-ste"))
-        columns = _text(estimate(ste)), _text(estimate(srste)), _text(paired(srste, ste), signed=True)
+        columns = say(estimate(ste)), say(estimate(srste)), say(paired(srste, ste), signed=True)
         yield f"| {pattern} | {' | '.join(columns)} |"
-    yield f"\nThe masks that the dense network would have at 2:4: {_text(estimate(grid.flips(DENSE)))}.\n"
+    yield f"\nThe masks that the dense network would have at 2:4: {say(estimate(grid.flips(DENSE)))}.\n"
     if pictures:
         yield f"![Mask flips a weight over the steps, STE against SR-STE, seed 0](images/{pictures[1]})\n"
     yield "## The decay at 2:4\n"
@@ -80,7 +83,7 @@ def markdown(grid: Grid, command: str, pictures: tuple[str, str] | None) -> Iter
     yield f"| lambda | {score} | flips a weight |"
     yield "|---|---|---|"
     for decay, cell in _sweep():
-        yield f"| {decay:g} | {_text(estimate(grid.scores(cell)))} | {_text(estimate(grid.flips(cell)))} |"
+        yield f"| {decay:g} | {say(estimate(grid.scores(cell)))} | {say(estimate(grid.flips(cell)))} |"
 
 
 def _both() -> list[Cell]:
@@ -97,8 +100,8 @@ def _range(counts: list[int]) -> str:
     return f"{most} {words}" if least == most else f"{least} to {most} {words}"
 
 
-def _text(found: Estimate | None, *, signed: bool = False) -> str:
-    return _NOT_RUN if found is None else found.text(signed=signed)
+def _text(found: Estimate | None, *, signed: bool = False, usual: int = 0) -> str:
+    return _NOT_RUN if found is None else found.text(signed=signed, usual=usual)
 
 
 def _gap(grid: Grid, pattern: str) -> Estimate | None:

@@ -250,7 +250,7 @@ class Trainer:
         position.samples += len(y_B)
         if not self._accelerator.sync_gradients:
             return
-        rate = self._schedule.get_last_lr()[0]
+        rate = float(self._schedule.get_last_lr()[0])
         self._schedule.step()
         step = self._schedule.last_epoch
         if not math.isfinite(value):

@@ -183,4 +183,5 @@ def _device(trained: Trained) -> str:
         return f"{trained.accelerator.num_processes} x {torch.cuda.get_device_name(device)}"
     processes = trained.accelerator.num_processes
     several = f"{processes} processes, each " if processes > 1 else ""
-    return f"{device.type}, {several}{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {several}{threads} thread{'s' if threads > 1 else ''}"

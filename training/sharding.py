@@ -105,6 +105,10 @@ def like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """A whole tensor in the form of `target`: this process's part of it, where that is sharded."""
     if not isinstance(target, DTensor) or value.shape != target.shape:
         return value
+    return _distributed(value, target)
+
+
+def _distributed(value: torch.Tensor, target: DTensor) -> DTensor:
     # Every process has read the same file, so nothing needs to be sent.
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
@@ -132,7 +136,7 @@ def own_sparsifier_state(state: Mapping[str, Any], model: nn.Module) -> dict[str
         own = {}
         for key, value in entry.items():
             if isinstance(value, torch.Tensor) and value.dim():
-                own[key] = like(value, parameter).to_local()
+                own[key] = _distributed(value, parameter).to_local()
             elif isinstance(value, torch.Tensor):
                 own[key] = value if dist.get_rank() == 0 else torch.zeros_like(value)
             else:
@@ -142,7 +146,7 @@ def own_sparsifier_state(state: Mapping[str, Any], model: nn.Module) -> dict[str
 
 
 def _sharded_entries(state: Mapping[str, Any], model: nn.Module) -> Iterator[tuple[str, DTensor, Mapping[str, Any]]]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
     for name, entry in state["layers"].items():
         parameter = parameters.get(name)
         if isinstance(parameter, DTensor):

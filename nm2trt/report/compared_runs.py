@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nm2trt.artifacts import RunDocument
 from nm2trt.artifacts.files import write_atomic
@@ -137,7 +137,7 @@ def _scores(axes: Axes, runs: Sequence[RunCurves]) -> None:
     axes.set_xlabel("step")
 
 
-def _styles(count: int) -> list[dict[str, str]]:
+def _styles(count: int) -> list[dict[str, Any]]:
     return [
         {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _DASHES[index // len(_COLOURS) % len(_DASHES)]}
         for index in range(count)
