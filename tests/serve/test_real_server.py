@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import assert_one_error_line, nm2trt, nm2trt_inline
+from helpers import REPOSITORY, assert_one_error_line, nm2trt, nm2trt_inline
 from run_folders import make_run
 from serve_builds import TRITON, make_build, needs_client, needs_triton
 
@@ -148,6 +149,19 @@ def test_a_model_that_is_not_there(serving, builds):
         "check-server", serving.http, "nothing", "--build", builds / "sparse", "--grpc", serving.grpc
     )
     assert_one_error_line(result, 3, "model 'nothing' is not there or not ready")
+
+
+def test_the_example_splits_its_traffic(serving):
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "examples/client.py", serving.http, "net", "--against", "net-dense",
+         "--share", "0.25", "--requests", "80"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = dict(re.findall(r"^(\S+): (\d+) requests, [\d.]+ % right", result.stdout, re.MULTILINE))
+    assert set(found) == {"net", "net-dense"}
+    assert int(found["net"]) + int(found["net-dense"]) == 80
+    assert int(found["net-dense"]) < int(found["net"])
 
 
 def test_200_concurrent_requests_lose_nothing(serving, builds):

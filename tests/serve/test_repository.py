@@ -1,6 +1,9 @@
 import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 from helpers import assert_one_error_line, nm2trt_inline
@@ -116,6 +119,32 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, fresh, broken)
     assert not list(tmp_path.rglob(".*partial*"))
     if not fresh:
         assert check_repository(repository) == {"net": ("onnxruntime", [1])}
+
+
+@pytest.mark.parametrize("at", ["shutil.copyfile", "nm2trt.serve.repository.write_atomic"])
+def test_a_kill_leaves_the_old_version_in_place(tmp_path, at):
+    repository, build = tmp_path / "repo", make_build(tmp_path / "build", seed=1)
+    package(repository, make_build(tmp_path / "old", seed=2))
+    before = everything(repository / "net")
+    module, _, name = at.rpartition(".")
+    code = (
+        f"import os, signal, {module}\n"
+        f"{module}.{name} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from nm2trt.cli.main import run\n"
+        f"run(['package', {str(build)!r}, '-o', {str(repository)!r}, '--name', 'net', '--queue-delay-us', '9'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    after = everything(repository / "net")
+    assert {name: after[name] for name in before} == before
+    if at == "shutil.copyfile":
+        assert check_repository(repository) == {"net": ("onnxruntime", [1])}
+        package(repository, build)
+        assert [version.version for version in read_model(repository / "net").versions] == [1, 2]
+    else:
+        # The version is whole, but nothing vouches for it yet: the line says what to remove.
+        with pytest.raises(InputError, match="version 2 is not in package.json; remove that folder"):
+            check_repository(repository)
 
 
 def bad_cases():
