@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/check
 
-.PHONY: help demo test check format triton peers test-gpu clean
+.PHONY: help demo test check format triton peers test-gpu a100 clean
 
 help:
 	@echo "make demo    the whole way on bundled data, ends in build/demo/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-gpu  the tests that need a GPU and TensorRT; packs what they saw into build/gpu-evidence.tar.gz"
 	@echo "make peers   install other pruning tools and trained networks into build/peers, and judge what they make"
 	@echo "make triton  Triton's server for nm2trt serve, from a package, into build/triton; make test needs it too"
+	@echo "make a100    on a GPU machine: networks x precisions x batches, dense against sparse, into build/a100.tar.gz"
 	@echo "make format  put the code into the house format"
 
 $(STAMP): pyproject.toml
@@ -65,6 +66,11 @@ build/peers/.installed: Makefile
 
 peers: $(STAMP) build/peers/.installed
 	NM2TRT_PEERS=$(abspath build/peers) $(BIN)/pytest tests/verify/test_peers.py
+
+# On a GPU machine: everything that it can tell, into build/a100.tar.gz (docs/a100.md).
+a100: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tensorrt,nvml,huggingface]'
+	$(BIN)/python benchmarks/a100.py -o build/a100
 
 test-gpu: $(STAMP)
 	$(BIN)/python tests/gpu_evidence.py build/gpu-evidence.tar.gz
