@@ -43,6 +43,7 @@ Progress = Callable[[str, int, int], None]
 Compile = Callable[[Path, Graph, Placement, dict[str, tuple[int, ...]]], CompileRecord | None]
 """Called with the result, the float graph, the placement, and the shape of one sample's input, for free sizes."""
 
+_MODEL = "model.onnx"
 _BATCH_BYTES = 128 * 2**20
 _LARGEST_BATCH = 64
 _SENSITIVITY_SAMPLES = 64
@@ -175,7 +176,7 @@ def calibrate(
     """Quantise a float ONNX model; OUT.onnx and OUT.calibration.json appear together or not at all.
 
     Args:
-        model: Float32 or float16 ONNX.
+        model: Float32 or float16 ONNX, or a folder of `nm2trt export`.
         output: `.onnx` to write.
         settings: See `Settings`.
         force: Replace an output that nm2trt wrote.
@@ -193,6 +194,7 @@ def calibrate(
         OSError: The disk is full.
     """
     started = time.perf_counter()
+    model = model_file(model)
     check_target(model, output, force=force)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.partial-", dir=_folder(output)) as staging:
         folder = Path(staging)
@@ -234,6 +236,11 @@ def calibrate(
         write_atomic(document_path(output), document.to_json())
         shutil.move(result, output)
     return document
+
+
+def model_file(path: Path) -> Path:
+    """Return the ONNX file itself where a folder of `nm2trt export` was named."""
+    return path / _MODEL if (path / _MODEL).is_file() else path
 
 
 def check_target(model: Path, output: Path, *, force: bool) -> None:

@@ -88,7 +88,8 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
 
     TensorRT 11 has no calibrators: INT8 is Q/DQ nodes in the ONNX file. Scales are per channel for weights
     and per tensor for activations, zero points 0, so a stored zero stays a zero. OUT.onnx gets them where TensorRT
-    fuses them; OUT.calibration.json says what was done and found.
+    fuses them; OUT.calibration.json says what was done and found. MODEL.onnx may also be a folder of
+    `nm2trt export`.
 
     \b
     nm2trt calibrate build/model.onnx --data fashion-mnist -o int8.onnx
