@@ -59,29 +59,39 @@ def package_deepstream(
     if text is not None:
         # nvinfer's classifiers read labels apart by semicolons, in one line.
         (target / LABELS).write_text(";".join(text.split("\n")[:-1]) + "\n", encoding="utf-8")
+    lines = _nvinfer_lines(
+        build, (channels, height, width), name=name, scale=scale, plan=with_plan, labels=text is not None
+    )
+    (target / "config_infer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return _document(target, network, name=name, server="deepstream")
+
+
+def _nvinfer_lines(
+    build: BuildDocument, image_CHW: tuple[int, int, int], *, name: str, scale: float, plan: bool, labels: bool
+) -> list[str]:
+    """Gst-nvinfer's configuration; keys as in DeepStream's `gstnvinfer_property_parser.h`."""
+    channels, height, width = image_CHW
     batch = build.batch.max if build.batch is not None and has_dynamic_batch(build) else _fixed_batch(build)
-    lines = [
+    return [
         f"# {name}: {build.source.method or 'unknown method'} {build.source.pattern or ''}".rstrip(),
         "# nvinfer has no key for SPARSE_WEIGHTS: an engine that it builds itself from the ONNX is built without the",
         "# flag. Only nm2trt export's model.plan had it; whether that runs sparse kernels is in its build.json.",
         "[property]",
         "gpu-id=0",
         f"onnx-file={ONNX}",
-        *([f"model-engine-file={PLAN}"] if with_plan else []),
+        *([f"model-engine-file={PLAN}"] if plan else []),
         f"batch-size={batch}",
         f"infer-dims={channels};{height};{width}",
         f"network-mode={_MODES.get(build.precision, 0)}",
-        "network-type=1" if text is not None else "network-type=100",
+        "network-type=1" if labels else "network-type=100",
         f"output-blob-names={';'.join(port.name for port in build.outputs)}",
         f"model-color-format={_COLOURS[channels]}",
         f"net-scale-factor={scale:.9g}",
         "process-mode=1",
         "gie-unique-id=1",
         "output-tensor-meta=1",
-        *([f"labelfile-path={LABELS}", "classifier-threshold=0.0"] if text is not None else []),
+        *([f"labelfile-path={LABELS}", "classifier-threshold=0.0"] if labels else []),
     ]
-    (target / "config_infer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return _document(target, network, name=name, server="deepstream")
 
 
 def package_onnxruntime(folder: Path, target: Path, *, name: str, arm: Arm) -> PackageDocument:

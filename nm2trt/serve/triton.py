@@ -135,6 +135,11 @@ def _refuse_plan_options(request: PackageRequest, folders: tuple[Path, ...]) -> 
 
 def _document(request: PackageRequest, name: str, network: Network, platform: Platform) -> PackageDocument:
     build = network.build
+    on_cpu = platform == "python" or (platform == "onnxruntime" and request.device == "cpu")
+    if on_cpu and "bf16" in build.precision:
+        raise InputError(
+            "ONNX Runtime has no bfloat16 kernels on a CPU", where=network.folder, mend="export with --precision fp16"
+        )
     if platform == "python":
         for port in (*build.inputs, *build.outputs):
             numpy_type(port.dtype)

@@ -143,7 +143,7 @@ def test_a_kill_leaves_the_old_version_in_place(tmp_path, at):
         assert [version.version for version in read_model(repository / "net").versions] == [1, 2]
     else:
         # The version is whole, but nothing vouches for it yet: the line says what to remove.
-        with pytest.raises(InputError, match="version 2 is not in package.json; remove that folder"):
+        with pytest.raises(InputError, match=r"version 2 is not in package\.json; remove that folder"):
             check_repository(repository)
 
 
@@ -210,6 +210,12 @@ def bad_cases():
     def bad_name(tmp_path):
         return [make_build(tmp_path / "b")], {"name": "../up"}
 
+    def bf16_on_a_cpu(tmp_path):
+        build = make_build(tmp_path / "b")
+        document = json.loads((build / "build.json").read_text())
+        (build / "build.json").write_text(json.dumps({**document, "precision": "bf16"}))
+        return [build], {"server": "triton-cpu"}
+
     def no_build(tmp_path):
         return [tmp_path], {}
 
@@ -230,6 +236,7 @@ def bad_cases():
         (two_tensorrts, InputError, "TensorRT 10.13.3.9 and 10.14.1.48"),
         (no_dense, InputError, "holds no dense network"),
         (bad_name, ConfigError, "model name '../up'"),
+        (bf16_on_a_cpu, InputError, "no bfloat16 kernels"),
         (no_build, InputError, "no build.json"),
     ]
 
