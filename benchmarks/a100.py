@@ -24,10 +24,9 @@ from pathlib import Path
 
 from a100_networks import NETWORKS, Network, write_samples, write_weights
 
-from nm2trt.artifacts import ReportDocument
-from nm2trt.report import KeyFigure, Section, Table, render_page
-
 LIMIT_S = 4 * 3600
+INT8_OUT = "int8-out"
+"""INT8 with a QuantizeLinear behind each sparse layer: TensorRT takes sparse INT8 kernels where the output is INT8."""
 ARCHIVED = (".json", ".html", ".log", ".txt", ".png")
 """Plans, weights and ONNX files stay: they are large, and the archive names their sha256."""
 
@@ -63,13 +62,17 @@ class Plan:
         for arm in ("dense", "sparse"):
             yield self._export(network, arm)
         for precision in self.precisions:
-            if precision == "int8":
-                for arm in ("dense", "sparse"):
-                    yield self._calibrate(network, arm)
+            if precision != "fp16":
+                for arm in self.arms(precision):
+                    yield self._calibrate(network, arm, precision)
             for batch in self.batches:
                 if self.backend != "onnxruntime":
                     yield self._build(network, precision, batch)
                 yield self._profile(network, precision, batch)
+
+    def arms(self, precision: str) -> tuple[str, ...]:
+        """Which weights are compared; `int8-out` puts Q/DQ where only the sparse network has its pattern."""
+        return ("sparse",) if precision == INT8_OUT else ("dense", "sparse")
 
     def weights(self, network: Network, arm: str) -> Path:
         return self.folder / "networks" / network.name / arm / network.weights_file
@@ -79,8 +82,8 @@ class Plan:
 
     def onnx(self, network: Network, arm: str, precision: str) -> Path:
         base = self.folder / "onnx"
-        if precision == "int8":
-            return base / f"{network.name}-{arm}-int8.onnx"
+        if precision != "fp16":
+            return base / f"{network.name}-{arm}-{precision}.onnx"
         return base / f"{network.name}-{arm}-fp16" / "model.onnx"
 
     def _prune(self, network: Network) -> Step:
@@ -96,36 +99,37 @@ class Plan:
         arguments += ("--samples", str(self.samples(network)), "--precision", "fp16", "--builder", "none")
         return Step(f"{network.name}-{arm}-export", (*arguments, "-o", str(output)), output)
 
-    def _calibrate(self, network: Network, arm: str) -> Step:
-        output = self.onnx(network, arm, "int8")
-        source = str(self.onnx(network, arm, "fp16"))
-        arguments = (
-            "calibrate",
-            source,
-            "--data",
-            str(self.samples(network)),
-            "--method",
-            "minmax",
-            "--builder",
-            "none",
-        )
-        # Dense and sparse need the same graph, so the dense network takes the same placement.
-        return Step(
-            f"{network.name}-{arm}-calibrate", (*arguments, "--placement", "default", "-o", str(output)), output
-        )
+    def _calibrate(self, network: Network, arm: str, precision: str) -> Step:
+        output = self.onnx(network, arm, precision)
+        arguments = ("calibrate", str(self.onnx(network, arm, "fp16")), "--data", str(self.samples(network)))
+        # Dense and sparse are compared on one graph, so both take the placement that needs no pattern.
+        placement = "sparse" if precision == INT8_OUT else "default"
+        arguments += ("--method", "minmax", "--placement", placement, "--builder", "none", "-o", str(output))
+        return Step(f"{network.name}-{arm}-{precision}-calibrate", arguments, output)
 
     def _build(self, network: Network, precision: str, batch: int) -> Step:
         output = self.folder / "builds" / f"{network.name}-{precision}-b{batch}"
         arguments = ("export", str(self.onnx(network, "sparse", precision)))
-        arguments += ("--dense", str(self.onnx(network, "dense", precision)), "--batch", f"{batch}:{batch}:{batch}")
-        arguments += ("--builder", self.backend, "--rebuilds", str(self.rebuilds), "-o", str(output))
+        if "dense" in self.arms(precision):
+            arguments += ("--dense", str(self.onnx(network, "dense", precision)))
+        arguments += (
+            "--batch",
+            f"{batch}:{batch}:{batch}",
+            "--builder",
+            self.backend,
+            "--rebuilds",
+            str(self.rebuilds),
+            "-o",
+            str(output),
+        )
         return Step(f"{network.name}-{precision}-b{batch}-build", arguments, output)
 
     def _profile(self, network: Network, precision: str, batch: int) -> Step:
         output = self.folder / "reports" / f"{network.name}-{precision}-b{batch}"
         if self.backend == "onnxruntime":
             arguments = ("profile", str(self.onnx(network, "sparse", precision)))
-            arguments += ("--dense", str(self.onnx(network, "dense", precision)))
+            if "dense" in self.arms(precision):
+                arguments += ("--dense", str(self.onnx(network, "dense", precision)))
         else:
             arguments = ("profile", str(self.folder / "builds" / output.name))
         arguments += ("--backend", self.backend, "--batch", str(batch), "--duration", f"{self.duration:g}")
@@ -173,6 +177,9 @@ def describe_machine(folder: Path) -> None:
 
 def summarise(folder: Path, steps: list[dict[str, object]]) -> None:
     """Write summary.json and index.html: a row for each network, precision and batch."""
+    from nm2trt.artifacts import ReportDocument
+    from nm2trt.report import KeyFigure, Section, Table, render_page
+
     rows = []
     for path in sorted((folder / "reports").glob("*/report.json")):
         report = ReportDocument.read(path.parent)
@@ -238,7 +245,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("build/a100"))
     parser.add_argument("--networks", default="resnet50,vit_b_16,bert", help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--precisions", default="fp16,int8")
+    parser.add_argument("--precisions", default=f"fp16,int8,{INT8_OUT}")
     parser.add_argument("--batches", default="1,8,32,128")
     parser.add_argument("--backend", choices=("tensorrt", "onnxruntime"), default="tensorrt")
     parser.add_argument("--duration", type=float, default=10.0, help="seconds for each batch and build")
@@ -248,7 +255,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.networks = options.networks.split(",")
     unknown = [name for name in options.networks if name not in NETWORKS]
-    wrong = [name for name in options.precisions.split(",") if name not in ("fp16", "int8")]
+    wrong = [name for name in options.precisions.split(",") if name not in ("fp16", "int8", INT8_OUT)]
     if unknown or wrong:
         parser.error(f"unknown: {', '.join(unknown + wrong)}")
     if not all(size.isdigit() and int(size) > 0 for size in options.batches.split(",")):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 SAMPLES = 64
 TOKENS, VOCABULARY = 128, 30522
@@ -81,6 +80,9 @@ def write_weights(network: Network, path: Path) -> None:
     """Write random weights, once."""
     if path.exists():
         return
+    import torch
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     module = network.make().eval()
@@ -94,6 +96,8 @@ def write_samples(network: Network, path: Path) -> None:
     """Write random samples, once: images, or tokens with a full mask."""
     if path.exists():
         return
+    import numpy as np
+
     rng = np.random.default_rng(0)
     if network.is_folder:
         ids = rng.integers(0, VOCABULARY, (SAMPLES, *network.sample), dtype=np.int64)
