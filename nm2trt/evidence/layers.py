@@ -140,7 +140,7 @@ def _log_names(
 def _weightless(layer: InspectedLayer, nodes: tuple[str, ...], weights: tuple[str, ...], sight: _Sight) -> bool:
     if layer.has_sparse_weights is not None or layer.weights_count:
         return False
-    if layer.type in _NO_WEIGHTS:
+    if layer.type in _NO_WEIGHTS or (layer.type == _POINTWISE and not nodes and not layer.constants):
         return True
     if sight.graph is not None and nodes:
         return not weights

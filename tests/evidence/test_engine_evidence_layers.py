@@ -108,6 +108,19 @@ def test_what_rtx_hides_is_said_to_be_hidden():
     assert "2 groups" in layers["b_myl0_2"].why
 
 
+def test_generated_kernels_around_a_convolution_are_not_counted_twice():
+    graph = graph_of("a", "b")
+    made = [
+        layer("__myl_Cast_myl0_1", "__myl_Cast_0x1", kind="kgen", Metadata="[ONNX Layer: a]"),
+        layer("a_myl0_2", STUB, kind="correlation", Metadata="[ONNX Layer: a]"),
+        layer("__myl_Tran_myl0_3", kind="kgen"),
+        layer("__myl_FcMul_myl0_4", "__myl_FcMul_0x2", kind="kgen", Metadata="[ONNX Layer: b]"),
+    ]
+    layers, _ = judge(made, graph=graph)
+    assert {name for name, one in layers.items() if one.has_weights} == {"a_myl0_2", "__myl_FcMul_myl0_4"}
+    assert layers["__myl_FcMul_myl0_4"].torch_names == ("b.weight",)
+
+
 def test_nothing_at_all_is_no_layers():
     found = engine_evidence(None, None)
     assert (found.layers, found.log_eligible, found.log_chosen) == ((), None, None)
