@@ -82,6 +82,16 @@ def _fashion_mnist() -> Finding:
     return Finding("fashion-mnist", present=True, detail=f"{folder}")
 
 
+def _triton() -> Finding:
+    from nm2trt.errors import MachineError
+    from nm2trt.serve.installed import find_triton
+
+    try:
+        return Finding("triton", present=True, detail=f"{find_triton().description}: serves")
+    except MachineError as error:
+        return Finding("triton", present=False, detail=error.what, mend=error.mend)
+
+
 def _findings() -> list[Finding]:
     from nm2trt.artifacts.host import available_cpus
 
@@ -106,6 +116,8 @@ def _findings() -> list[Finding]:
             "compiles for SM80 without a GPU; cannot show sparse kernels",
             "pip install 'nm2trt[rtx]'",
         ),
+        _triton(),
+        _module("tritonclient", "tritonclient", "checks servers", "pip install 'nm2trt[server]'"),
         Finding("digits", present=True, detail="inside scikit-learn"),
         _fashion_mnist(),
     ]
