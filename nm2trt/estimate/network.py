@@ -135,7 +135,10 @@ def estimate_network(
         model_file(Path(path)), network.layers, assume=assume, dense_layers=dense_layers, watch=watch
     )
     layers = tuple(_estimate(layer, why_not.get(layer.name, ""), gpu, precision, fitted) for layer in network.layers)
-    return totals(layers, gpu, precision, network.inputs, fitted, network.notes)
+    notes = network.notes
+    if precision in ("int8", "fp8") and not any(layer.quantized for layer in network.layers):
+        notes = (*notes, f"no Q/DQ in the graph: every layer with weights is taken for {precision.upper()}, in and out")
+    return totals(layers, gpu, precision, network.inputs, fitted, notes)
 
 
 def totals(

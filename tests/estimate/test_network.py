@@ -82,6 +82,13 @@ def quantized(path, *, int8_out):
     return save(path, nodes, {"x": ["n", 256, 16, 16]}, [nodes[-1].output[0]], weights)
 
 
+def test_int8_without_q_dq_is_an_assumption_that_is_said(tmp_path):
+    path = conv_net(tmp_path / "m.onnx")
+    assert "no Q/DQ" in estimate_network(path, A100, "int8", batch=1).notes[0]
+    assert not estimate_network(path, A100, "fp16", batch=1).notes
+    assert not estimate_network(quantized(tmp_path / "q.onnx", int8_out=True), A100, "int8", batch=1).notes
+
+
 def test_int8_layers_want_an_int8_output(tmp_path):
     for int8_out in (True, False):
         found = estimate_network(quantized(tmp_path / "m.onnx", int8_out=int8_out), A100, batch=32)
