@@ -52,7 +52,7 @@ def package_deepstream(
     channels, height, width = _image(folder, build)
     with_plan = has_plan(build, arm)
     network = plan_network((folder,), arm, sm=sm, tensorrt=tensorrt) if with_plan else onnx_network(folder, arm)
-    shutil.copyfile(network.onnx, target / ONNX)
+    _copy_graph(network, target)
     for path, _ in network.plans:
         shutil.copyfile(path, target / PLAN)
     text = None if labels is None else checked_labels(labels, build)
@@ -104,11 +104,17 @@ def package_onnxruntime(folder: Path, target: Path, *, name: str, arm: Arm) -> P
     network = onnx_network(folder, arm)
     if len(network.build.inputs) != 1 or network.build.inputs[0].dtype not in ("float32", "fp32", "float"):
         raise InputError("the programs feed one float32 input, and this build has others", where=folder)
-    shutil.copyfile(network.onnx, target / ONNX)
+    _copy_graph(network, target)
     for file in ("run.py", "main.cpp", "CMakeLists.txt"):
         text = resources.files("nm2trt.serve").joinpath("snippets", f"{file}.txt").read_text(encoding="utf-8")
         (target / file).write_text(text, encoding="utf-8")
     return _document(target, network, name=name, server="onnxruntime")
+
+
+def _copy_graph(network: Network, target: Path) -> None:
+    shutil.copyfile(network.onnx, target / ONNX)
+    for path in network.data:
+        shutil.copyfile(path, target / path.name)
 
 
 def _image(folder: Path, build: BuildDocument) -> tuple[int, int, int]:

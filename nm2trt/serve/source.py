@@ -12,6 +12,7 @@ from nm2trt.artifacts.plan_trust import check_plan
 from nm2trt.errors import ConfigError, InputError
 
 ONNX_FILE = "model.onnx"
+DENSE_FILE = "dense.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class Network:
     folder: Path
     build: BuildDocument
     onnx: Path
+    data: tuple[Path, ...]
+    """External data of the graph; empty where the weights are inside."""
     plans: tuple[tuple[Path, EngineRecord], ...]
     """Empty where the server is to run the ONNX."""
 
@@ -47,11 +50,41 @@ def build_onnx(folder: Path, build: BuildDocument, arm: Arm) -> Path:
     named = {engine.onnx for engine in build.engines if engine.arm == arm}
     if arm != "dense":
         named.add(ONNX_FILE)
+    elif DENSE_FILE in build.files:
+        named.add(DENSE_FILE)
     if not named:
         raise InputError(
             "the build holds no dense network", where=folder, mend="name the dense build with --dense, or drop that arm"
         )
     name = sorted(named)[0]
+    return _vouched(folder, build, name)
+
+
+def external_data(folder: Path, build: BuildDocument, onnx: Path) -> tuple[Path, ...]:
+    """Find the files that hold a graph's weights outside it, and hold them to the manifest.
+
+    Raises:
+        InputError: The graph cannot be read, or names a file that build.json does not vouch for.
+    """
+    from google.protobuf.message import DecodeError
+    from onnx import TensorProto, load
+
+    try:
+        model = load(str(onnx), load_external_data=False)
+    except DecodeError as error:
+        raise InputError(f"no readable ONNX: {error}", where=onnx, mend="export it again") from None
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(_vouched(folder, build, name) for name in sorted(names))
+
+
+def _vouched(folder: Path, build: BuildDocument, name: str) -> Path:
+    """A file of the build that is what build.json says."""
     path = folder / name
     if path.parent != folder or name not in build.files or not path.is_file() or path.is_symlink():
         raise InputError(f"no plain file {name!r} that build.json vouches for", where=folder, mend="export it again")
@@ -68,7 +101,13 @@ def build_onnx(folder: Path, build: BuildDocument, arm: Arm) -> Path:
 def onnx_network(folder: Path, arm: Arm) -> Network:
     """Take an arm's graph, for a server that runs ONNX."""
     build = read_build(folder)
-    return Network(arm=arm, folder=folder, build=build, onnx=build_onnx(folder, build, arm), plans=())
+    return _network(folder, build, arm, ())
+
+
+def _network(folder: Path, build: BuildDocument, arm: Arm, plans: tuple[tuple[Path, EngineRecord], ...]) -> Network:
+    onnx = build_onnx(folder, build, arm)
+    data = external_data(folder, build, onnx)
+    return Network(arm=arm, folder=folder, build=build, onnx=onnx, data=data, plans=plans)
 
 
 def plan_network(folders: Sequence[Path], arm: Arm, *, sm: str | None, tensorrt: str | None) -> Network:
@@ -110,9 +149,7 @@ def plan_network(folders: Sequence[Path], arm: Arm, *, sm: str | None, tensorrt:
             where=folders[-1],
             mend="build them with the same TensorRT",
         )
-    return Network(
-        arm=arm, folder=folder, build=first, onnx=build_onnx(folder, first, arm), plans=tuple(plans.values())
-    )
+    return _network(folder, first, arm, tuple(plans.values()))
 
 
 def plan_record(folder: Path, build: BuildDocument, arm: Arm) -> EngineRecord:

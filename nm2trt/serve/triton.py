@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -119,9 +119,7 @@ def _network(request: PackageRequest, folders: tuple[Path, ...], arm: Arm) -> tu
     if platform != "tensorrt_plan":
         _refuse_plan_options(request, folders)
     if of_dense_build:
-        network = Network(
-            arm="dense", folder=network.folder, build=network.build, onnx=network.onnx, plans=network.plans
-        )
+        network = replace(network, arm="dense")
     return network, platform, why  # type: ignore[return-value]
 
 
@@ -276,6 +274,9 @@ def _publish(
 def fill_version(target: Path, platform: Platform, network: Network) -> None:
     """Copy a version's files: the graph always (it says what a plan was built from), then what the server runs."""
     shutil.copyfile(network.onnx, target / ONNX)
+    for path in network.data:
+        # The graph holds its name.
+        shutil.copyfile(path, target / path.name)
     for file, (path, _) in zip(_plan_files(network), network.plans, strict=True):
         shutil.copyfile(path, target / file)
     if platform == "python":
