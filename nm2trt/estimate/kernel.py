@@ -32,6 +32,7 @@ SPARSE_WEIGHT_SCALE: dict[Precision, float] = {
 """Half of the values and two bits of place for each that is kept."""
 _ALIGNMENT: dict[Precision, int] = {"tf32": 4, "fp16": 8, "bf16": 8, "int8": 32, "fp8": 16}
 """Channels are padded to this."""
+_FEW_CHANNELS = 4
 _SIDES = (32, 64, 128, 256)
 _LARGEST_TILE, _SMALLEST_TILE = 256 * 128, 64 * 32
 _SPARSE_COLUMNS = 64
@@ -229,7 +230,8 @@ def _compute(
 
 
 def _padded_k(layer: LayerGeometry, precision: Precision) -> int:
-    step = _ALIGNMENT[precision]
+    # The first convolution of an image network has kernels of its own, which pad three channels to fewer.
+    step = min(_ALIGNMENT[precision], 8) if layer.channels <= _FEW_CHANNELS else _ALIGNMENT[precision]
     return _up(layer.channels, step) * step * layer.taps if layer.groups == 1 else layer.k
 
 
