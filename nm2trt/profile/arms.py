@@ -116,7 +116,15 @@ def _onnxruntime(sparse: Source, dense: Source, config: ProfileConfig) -> Lineup
         openers["control"] = opener(sparse, sparsity=False)
     openers["sparse"] = opener(sparse, sparsity=True)
     openers["sparse-again"] = opener(sparse, sparsity=True)
-    return Lineup(openers=openers, baseline="dense", precision=precision_of(sparse.model))
+    precision = precision_of(sparse.model)
+    notes = (_FP16_ON_CPU,) if device == "cpu" and ("fp16" in precision or "bf16" in precision) else ()
+    return Lineup(openers=openers, baseline="dense", precision=precision, notes=notes)
+
+
+_FP16_ON_CPU = (
+    "ONNX Runtime's CPU provider computes in float32 where it has no 16-bit kernels, and casts around it: these times "
+    "say nothing of 16-bit arithmetic."
+)
 
 
 def _tensorrt(backend: Backend, sparse: Source, dense: Source | None, config: ProfileConfig) -> Lineup:

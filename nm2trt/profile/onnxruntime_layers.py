@@ -15,6 +15,8 @@ from nm2trt.profile.runner import LayerTimes
 _SUFFIX = "_kernel_time"
 _LAYOUT = "_nchwc"
 """ONNX Runtime appends it to operators that it moved into its blocked layout."""
+_CAST = "InsertedPrecisionFreeCast_"
+"""It names casts so that it puts around operators without FP16 kernels, and what it then fuses with them."""
 
 
 class OnnxRuntimeLayers:
@@ -101,7 +103,8 @@ class _Origins:
         self._constants = {tensor.name for tensor in model.graph.initializer}
 
     def of(self, name: str, op_type: str) -> tuple[str, ...]:
-        node = self._nodes.get(name) or self._makers.get(name)
+        tensor = name if op_type == "Cast" else name.removeprefix(_CAST)
+        node = self._nodes.get(name) or self._makers.get(tensor)
         if node is None:
             return ()
         chain = [node]
@@ -115,7 +118,8 @@ class _Origins:
             node = following
             chain.append(node)
         if node.op_type != wanted:
-            chain = chain[:1]
+            # A fused operator that carries one operator's name stands for that one at least.
+            chain = chain[:1] if name in self._nodes else []
         return tuple(one.name or one.output[0] for one in reversed(chain))
 
 

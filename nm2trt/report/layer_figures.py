@@ -30,7 +30,8 @@ def bars_svg(layers: LayersRecord, *, name: str) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("ms a call")
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="lower right")
+        # Above the bars: inside, it would lie on some of them.
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     words = f"Times of the {len(rows)} longest layers of {len(layers.layers)}; {layers.sentence}"
     return svg_markup(figure, name=name, label=words)
 
@@ -79,7 +80,7 @@ def roofline_svg(layers: LayersRecord, roofline: RooflineRecord | None, *, name:
             axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("operations a byte")
         axes.set_ylabel(f"{unit}FLOP/s or {unit}OP/s")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     return svg_markup(figure, name=name, label=f"Roofline: {len(points)} layers by arithmetic intensity and speed")
 
 

@@ -119,8 +119,9 @@ def test_reasons_of_a_layer_that_kept_its_dense_kernel():
     assert layers_record(tables, {"sparse": gained}, Network(), SETTING, source="s", seed=0).layers[0].reasons == ()
 
 
-def test_layers_of_onnxruntime_lead_back_to_the_graph():
-    model = small_network(sparse=True)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_layers_of_onnxruntime_lead_back_to_the_graph(dtype):
+    model = small_network(sparse=True, dtype=dtype)
     for index, node in enumerate(model.graph.node):
         node.name = f"n{index}_{node.op_type}"
     runners = {name: OnnxRuntimeRunner(model, name="net") for name in ("dense", "sparse")}
