@@ -77,6 +77,8 @@ def refit_build(
     from nm2trt.cli.export_engines import copy_onnx
     from nm2trt.engine import check_pattern, check_same_graph, run_refit
 
+    # The folder is replaced by another of its name, and "." is none.
+    folder = folder.resolve()
     build = BuildDocument.read(folder, mend="name a folder that `nm2trt export` wrote")
     engines = _refittable(folder, build)
     with tempfile.TemporaryDirectory(prefix="nm2trt-refit-") as temporary:

@@ -7,6 +7,7 @@ stdout that the process was started with; everything else that is printed goes t
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -76,20 +77,21 @@ def build(job: EngineJob, progress_fd: int) -> WorkerAnswer:
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ULTRA_VERBOSE
-    create_config = _config(job, trt, progress_monitor(trt, progress_fd))
-    cache, cache_words = _timing_cache(job)
-    flags: list[str] = []
+    known = _known_timings(job)
+    create_config = _config(job, trt, progress_monitor(trt, progress_fd), known)
+    kept: list[Any] = []
 
     def config(builder: Any, network: Any) -> Any:
-        made = create_config(builder, network)
-        flags.extend(name for name, flag in trt.BuilderFlag.__members__.items() if made.get_flag(flag))
-        return made
+        # The configuration is asked again after the build, and lives no longer than its builder.
+        kept[:] = [builder, network, create_config(builder, network)]
+        return kept[-1]
 
     started = time.perf_counter()
     network = _network(job, NetworkFromOnnxPath)
-    plan = bytes(EngineBytesFromNetwork(network, config=config, save_timing_cache=cache)())
+    plan = bytes(EngineBytesFromNetwork(network, config=config)())
     seconds = time.perf_counter() - started
     write_atomic(job.plan, plan)
+    flags = [name for name, flag in trt.BuilderFlag.__members__.items() if kept[-1].get_flag(flag)]
     note = _inspect(job, trt, plan) if job.backend == "tensorrt" else ""
     return WorkerAnswer(
         version=str(trt.__version__),
@@ -97,7 +99,7 @@ def build(job: EngineJob, progress_fd: int) -> WorkerAnswer:
         sm=job.sm or _present_sm(),
         seconds=seconds,
         note=note,
-        timing_cache=cache_words,
+        timing_cache=_keep_timings(job, kept[-1], known),
     )
 
 
@@ -199,17 +201,37 @@ def _network(job: EngineJob, loader: Any) -> Any:
     return loader(str(job.onnx), strongly_typed=True) if job.backend == "tensorrt" else loader(str(job.onnx))
 
 
-def _timing_cache(job: EngineJob) -> tuple[str | None, str]:
-    """File for polygraphy to read and write, and what is done with it in words."""
+class _Bytes(io.BytesIO):
+    """Bytes that polygraphy takes for an open file."""
+
+    mode = "rb"
+
+
+def _known_timings(job: EngineJob) -> bytes | None:
+    """Content of the timing cache, for the builder to start from; None where there is none to read."""
+    if job.backend == "tensorrt-rtx" or job.timing_cache is None or not job.timing_cache.is_file():
+        return None
+    return job.timing_cache.read_bytes()
+
+
+def _keep_timings(job: EngineJob, config: Any, known: bytes | None) -> str:
+    """Write the builder's timings, old and new, back to the cache; tells in words what was done.
+
+    Polygraphy would do it in place, and leave a lock file behind: a full disk must not cost the user the old timings.
+    """
     if job.backend == "tensorrt-rtx":
-        return None, "not used: TensorRT-RTX chooses no kernels when it builds"
+        return "not used: TensorRT-RTX chooses no kernels when it builds"
     if job.timing_cache is None:
-        return None, "none"
-    known = "read and extended" if job.timing_cache.is_file() else "started"
-    return str(job.timing_cache), f"{job.timing_cache.name} {known}"
+        return "none"
+    cache = config.get_timing_cache()
+    if cache is None:
+        return f"{job.timing_cache.name} not used: TensorRT refused it as another version's or another GPU's"
+    with cache.serialize() as buffer:
+        write_atomic(job.timing_cache, bytes(buffer))
+    return f"{job.timing_cache.name} {'started' if known is None else 'read and extended'}"
 
 
-def _config(job: EngineJob, trt: Any, monitor: Any) -> Callable[[Any, Any], Any]:
+def _config(job: EngineJob, trt: Any, monitor: Any, timings: bytes | None) -> Callable[[Any, Any], Any]:
     """The builder's configuration.
 
     STRICT_NANS is never set, since it forbids sparse kernels; nor is hardware compatibility, which takes away tactics.
@@ -241,11 +263,8 @@ def _config(job: EngineJob, trt: Any, monitor: Any) -> Callable[[Any, Any], Any]
         return create
     from polygraphy.backend.trt import CreateConfig
 
-    cache = job.timing_cache
     # TF32 is TensorRT's own default, which polygraphy turns off and RTX keeps.
-    create = CreateConfig(
-        tf32=True, load_timing_cache=str(cache) if cache is not None and cache.is_file() else None, **common
-    )
+    create = CreateConfig(tf32=True, load_timing_cache=None if timings is None else _Bytes(timings), **common)
     return create
 
 

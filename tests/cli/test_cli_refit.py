@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -96,6 +97,13 @@ def test_new_weights_reach_the_engines_and_the_manifest(made, build):
         assert hashlib.sha256(after[name]).hexdigest() == record.sha256
     for arm in ("control", "sparse", "dense"):
         check_plan(build, arm, tensorrt_version=HERE.tensorrt_version, sm="80", platform="linux_x86_64")
+
+
+def test_the_folder_one_stands_in_can_be_refitted(made, build, monkeypatch):
+    monkeypatch.chdir(build)
+    document = refit_build(Path(), made / "second", refitter=Fake(), here=HERE)
+    assert BuildDocument.read(build) == document
+    assert not any(path.is_dir() for path in build.iterdir())
 
 
 def test_a_bare_checkpoint_is_exported_as_the_build_was(made, build):
