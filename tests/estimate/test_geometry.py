@@ -24,7 +24,7 @@ def torch_flops(model, *inputs):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
 def test_torchvision_flops_are_those_that_torch_counts(name, tmp_path):
     model = torchvision.models.get_model(name, weights=None).eval()
     x = torch.zeros(2, 3, 64, 64)
