@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer, rewriter
@@ -37,7 +38,7 @@ class _Computed:
     """Names of the floating-point constants that it is computed from, the largest first."""
 
 
-def simplify(model: ir.Model) -> dict[str, str]:
+def simplify(model: ir.Model) -> dict[str, list[str]]:
     """Fold constants, BatchNorm and no-ops in place, and name weights, operators and nodes after torch.
 
     Initializers keep their state dict names, also where a weight had to be transposed; the operator that consumes
@@ -47,8 +48,8 @@ def simplify(model: ir.Model) -> dict[str, str]:
         model: As torch.onnx wrote it, not optimized.
 
     Returns:
-        Name of each parameter that a weight was computed from -> the initializer's name, for those that changed
-        their name (a mask was folded in, or two layers share one parameter).
+        Name of each parameter that a weight was computed from -> the names of its initializers, for those that changed
+        their name (a mask was folded in, two layers share one parameter, or a layer reads a part of one).
     """
     with silenced():
         common.InlinePass()(model)
@@ -104,7 +105,8 @@ def constant_ancestors(value: ir.Value) -> tuple[set[ir.Node], list[ir.Value]] |
     return nodes, leaves
 
 
-def _fold_weights(model: ir.Model) -> dict[str, str]:
+def _fold_weights(model: ir.Model) -> dict[str, list[str]]:
+    parts = _split_weights(model)
     computed: list[_Computed] = []
     wanted: set[ir.Node] = set()
     for node, index, value in weight_values(model):
@@ -119,11 +121,47 @@ def _fold_weights(model: ir.Model) -> dict[str, str]:
         floats.sort(key=lambda leaf: -(leaf.const_value.size if leaf.const_value is not None else 0))
         computed.append(_Computed(node, index, tuple(str(leaf.name) for leaf in floats)))
     if not computed:
-        return {}
+        return parts
     optimizer.fold_constants(model, should_fold=lambda node: node in wanted)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
-    return dict(_name_computed(model, computed))
+    renamed: dict[str, list[str]] = {}
+    for old, new in _name_computed(model, computed):
+        renamed.setdefault(old, []).append(new)
+    return {name: [new for part in pieces for new in renamed.get(part, [part])] for name, pieces in parts.items()} | {
+        name: new for name, new in renamed.items() if not any(name in pieces for pieces in parts.values())
+    }
+
+
+def _split_weights(model: ir.Model) -> dict[str, list[str]]:
+    """Cut parameters that the graph splits, such as a packed projection whose queries have another origin."""
+    parts: dict[str, list[str]] = {}
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Split" and node.inputs else None
+        if source is None or not source.is_initializer() or source.const_value is None:
+            continue
+        attribute = node.attributes.get("axis")
+        axis = attribute.as_int() if attribute is not None else 0
+        sizes = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+        array = source.const_value.numpy()
+        places = (
+            np.cumsum(sizes.numpy())[:-1].tolist()
+            if sizes is not None
+            else [-(-array.shape[axis] // len(node.outputs)) * number for number in range(1, len(node.outputs))]
+        )
+        for number, (output, piece) in enumerate(zip(node.outputs, np.split(array, places, axis), strict=True), 1):
+            name = f"{source.name}#{number}"
+            value = ir.Value(
+                name=name,
+                type=ir.TensorType(source.const_value.dtype),
+                shape=ir.Shape(piece.shape),
+                const_value=ir.tensor(np.ascontiguousarray(piece), name=name),
+            )
+            model.graph.initializers[name] = value
+            output.replace_all_uses_with(value)
+            parts.setdefault(str(source.name), []).append(name)
+    common.RemoveUnusedNodesPass()(model)
+    return parts
 
 
 def _name_computed(model: ir.Model, computed: Iterable[_Computed]) -> Iterator[tuple[str, str]]:
@@ -136,6 +174,8 @@ def _name_computed(model: ir.Model, computed: Iterable[_Computed]) -> Iterator[t
         named.add(id(value))
         wished = [_plain(name) for name in one.parameters[:1]]
         scope = one.node.metadata_props.get(MODULE_KEY, "")
+        if scope and f"{scope}.weight" in wished:
+            _give_way(model, f"{scope}.weight")
         wished.append(f"{scope}.weight" if scope else str(value.name))
         name = next((wish for wish in wished if wish not in initializers), None)
         number = 2
@@ -144,6 +184,18 @@ def _name_computed(model: ir.Model, computed: Iterable[_Computed]) -> Iterator[t
         value.name = name
         if one.parameters and one.parameters[0] != name:
             yield one.parameters[0], name
+
+
+def _give_way(model: ir.Model, name: str) -> None:
+    """Of a parameter with two names the exporter keeps one; name it after the module that still reads it as it is."""
+    initializers = model.graph.initializers
+    value = initializers.get(name)
+    scopes = {user.metadata_props.get(MODULE_KEY, "") for user, _ in value.uses()} if value is not None else set()
+    if value is None or len(scopes) != 1:
+        return
+    other = f"{scopes.pop()}.weight"
+    if other not in (name, ".weight") and other not in initializers:
+        value.name = other
 
 
 def _plain(name: str) -> str:
@@ -204,7 +256,8 @@ def _name_nodes(model: ir.Model) -> None:
 def _layer_of(value: ir.Value | None) -> str:
     if value is None or not value.is_initializer():
         return ""
+    name, mark, number = str(value.name).partition("#")
     for suffix in _SUFFIXES:
-        if (value.name or "").endswith(suffix):
-            return str(value.name).removesuffix(suffix)
+        if name.endswith(suffix):
+            return f"{name.removesuffix(suffix)}{mark}{number}"
     return ""

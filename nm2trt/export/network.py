@@ -78,7 +78,9 @@ def export_torch(source: ExportSource, *, precision: Precision | None, io_dtype:
     known: dict[str, str] = dict(source.patterns)
     if not source.claimed:
         known = {
-            name: pattern for name, pattern in known.items() if renamed.get(name, name) in model.graph.initializers
+            name: pattern
+            for name, pattern in known.items()
+            if all(new in model.graph.initializers for new in renamed.get(name, (name,)))
         }
     patterns = renamed_patterns(model, known, renamed) or {}
     annotate(model, patterns=patterns, method=source.record.method)

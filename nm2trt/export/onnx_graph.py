@@ -62,7 +62,7 @@ def onnx_from_module(
 
 def float32_model(
     module: nn.Module, inputs: Sequence[InputSpec], *, precision: Precision
-) -> tuple[ir.Model, dict[str, str]]:
+) -> tuple[ir.Model, dict[str, list[str]]]:
     """Export in float32, with the opset that `precision` needs, folded and named.
 
     Returns:
@@ -88,7 +88,7 @@ def convert_model(model: ir.Model, module: nn.Module, *, precision: Precision, i
 
 
 def renamed_patterns(
-    model: ir.Model, patterns: Mapping[str, str] | None, renamed: Mapping[str, str]
+    model: ir.Model, patterns: Mapping[str, str] | None, renamed: Mapping[str, Sequence[str]]
 ) -> dict[str, str] | None:
     """Patterns by the names of the graph's initializers.
 
@@ -97,7 +97,7 @@ def renamed_patterns(
     """
     if patterns is None:
         return None
-    named = {renamed.get(name, name): pattern for name, pattern in patterns.items()}
+    named = {new: pattern for name, pattern in patterns.items() for new in renamed.get(name, (name,))}
     for name in sorted(named.keys() - model.graph.initializers.keys()):
         raise InputError(
             "the exporter left no plain initializer of this name, so its pattern cannot be judged in the ONNX",
