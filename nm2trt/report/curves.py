@@ -142,19 +142,21 @@ def _score(axes: Axes, metrics: Rows, score: Score) -> None:
         return
     step, percent = _column(epochs, "step"), 100 * _column(epochs, "test_score")
     axes.plot(step, percent, color=SPARSE, marker="o" if len(epochs) == 1 else "")
+    axes.margins(y=0.15)
     axes.set_xlabel("step")
     if score.better == "lower":
         axes.set_ylim(bottom=0)
         axes.set_ylabel("lower is better")
-    else:
-        axes.set_ylim(top=min(100.0, float(np.nanmax(percent)) + 2) if np.isfinite(percent).any() else 100.0)
     if np.isfinite(percent[-1]):
+        # Beside the curve's end, on the side that it does not come from.
+        below = score.better == "lower"
         axes.annotate(
             f"{percent[-1]:.2f}",
             (step[-1], percent[-1]),
-            xytext=(0, 6 if score.better == "lower" else -12),
+            xytext=(0, -5 if below else 5),
             textcoords="offset points",
             ha="right",
+            va="top" if below else "bottom",
             color=SPARSE,
             fontsize=8.5,
         )
@@ -195,4 +197,5 @@ def _sad(axes: Axes, sad: Rows) -> None:
 
 def _short(layer: str) -> str:
     name = layer.removesuffix(".weight")
-    return name if len(name) <= 24 else f"…{name[-23:]}"
+    # Both ends: the block's number stands in front, the layer's role at the end.
+    return name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}"
