@@ -66,13 +66,13 @@ def external_data(folder: Path, build: BuildDocument, onnx: Path) -> tuple[Path,
     Raises:
         InputError: The graph cannot be read, or names a file that build.json does not vouch for.
     """
-    from google.protobuf.message import DecodeError
     from onnx import TensorProto, load
 
     try:
         model = load(str(onnx), load_external_data=False)
-    except DecodeError as error:
-        raise InputError(f"no readable ONNX: {error}", where=onnx, mend="export it again") from None
+    except Exception as error:
+        # protobuf's DecodeError, which comes without types.
+        raise InputError(f"no readable ONNX: {error}", where=onnx, mend="export it again") from error
     names = {
         entry.value
         for tensor in model.graph.initializer
