@@ -60,6 +60,8 @@ def simplify(model: ir.Model) -> dict[str, list[str]]:
             optimizer.fold_constants(model, onnx_shape_inference=True)
             rewriter.rewrite(model)
             common.RemoveUnusedNodesPass()(model)
+            # The exporter's sequences of parts have become splits by now.
+            renamed |= _fold_weights(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         common.CommonSubexpressionEliminationPass()(model)

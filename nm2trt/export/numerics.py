@@ -29,6 +29,7 @@ mistaken transpose is far above them.
 """
 
 _NEAR = 0.25
+_FEWEST_WATCHED = 2
 _MAP_RANK = 4
 
 
@@ -103,7 +104,9 @@ def _plan(samples: Samples, batch: BatchRange | None) -> list[_Run]:
 
 def _probed(path: Path, samples: Samples, size: int) -> list[str]:
     probe = RangeProbe(path)
-    for piece in samples.pieces(size, min(samples.count, FEWEST_SAMPLES)):
+    # A network that is so large that it is compared on the fewest samples is watched on fewer still.
+    count = min(samples.count, FEWEST_SAMPLES if samples.count > FEWEST_SAMPLES else _FEWEST_WATCHED)
+    for piece in samples.pieces(min(size, count), count):
         probe.run(piece)
     probe.check()
     node, value = probe.peak
