@@ -31,7 +31,9 @@ _CHOSE = re.compile(
 )
 _DUMPED = re.compile(r"^\s*(?:\[[^\]]*\]\s*)*Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: (?P<rest>.*)$")
 _TACTIC = re.compile(r", TacticName: (.*?)(?=, StreamId: |, Metadata: |$)")
-_TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<sizes>[-\d,]*)\](?P<rest>.*?)\}(?=,? |\]|$)")
+_TENSOR = re.compile(
+    r"\{ Name: (?P<name>.{0,1000}?), Dimensions: \[(?P<sizes>[-\d,]*)\](?P<rest>.{0,1000}?)\}(?=,? |\]|$)"
+)
 _NEW_MESSAGE = re.compile(r"^\s|^\[|^&&&&|^$")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_METADATA = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:[\x1e\x1f\[]|$))", re.DOTALL)
-_FOREIGN = re.compile(r"ForeignNode\[(.*?)\.\.\.(.*?)\]", re.DOTALL)
-_ONE_FOREIGN = re.compile(r"ForeignNode\[((?:(?!\.\.\.).)*?)\]", re.DOTALL)
+_METADATA = "[ONNX Layer: "
+_FOREIGN = "ForeignNode["
+_SQUARE = re.compile(r"[\[\]]")
 _REFORMAT = re.compile(r"^(?:Reformatting CopyNode for|Reformatted) ", re.IGNORECASE)
 _MYELIN_ENDING = re.compile(r"_myl\d+_\d+$")
 _PROFILE_ENDING = re.compile(r" \[profile \d+\]$")
@@ -53,8 +53,7 @@ def parse_name(name: str) -> LayerName:
     name = _PROFILE_ENDING.sub("", name.strip())
     if _REFORMAT.match(name):
         return LayerName(parts=())
-    spans = tuple((first, last) for first, last in _FOREIGN.findall(name))
-    rest = _ONE_FOREIGN.sub(r"\1", _FOREIGN.sub("", name)) if "ForeignNode[" in name else name
+    spans, rest = _foreign(name)
     parts: dict[str, None] = {}
     for fused in split_top(rest, " + "):
         for part in _inside(fused.strip()):
@@ -66,7 +65,34 @@ def parse_name(name: str) -> LayerName:
 
 def metadata_nodes(metadata: str) -> tuple[str, ...]:
     """ONNX nodes that the inspector's Metadata field lists, in order, each once."""
-    return tuple(dict.fromkeys(_METADATA.findall(metadata)))
+    # Between them stand a record separator, a unit separator or a line break, depending on the version.
+    pieces = (piece.rpartition("]") for piece in metadata.split(_METADATA)[1:])
+    return tuple(dict.fromkeys(name for name, bracket, _ in pieces if bracket))
+
+
+def _foreign(name: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """First and last nodes of the Myelin subgraphs in a name, and the name without them."""
+    spans, rest, at = [], [], 0
+    while (start := name.find(_FOREIGN, at)) >= 0:
+        end = _closing(name, start + len(_FOREIGN))
+        if end < 0:
+            break
+        first, dots, last = name[start + len(_FOREIGN) : end].partition("...")
+        if dots:
+            spans.append((first, last))
+        rest += [name[at:start], "" if dots else first]
+        at = end + 1
+    return tuple(spans), "".join(rest) + name[at:]
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the bracket that closes the one before `start`; -1 where none does."""
+    depth = 1
+    for match in _SQUARE.finditer(text, start):
+        depth += 1 if match[0] == "[" else -1
+        if not depth:
+            return match.start()
+    return -1
 
 
 def _inside(text: str) -> list[str]:

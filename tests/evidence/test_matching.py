@@ -70,6 +70,19 @@ def test_names_lead_to_nodes(name, nodes):
     assert match_name(name, GRAPH) == nodes
 
 
+def test_names_with_brackets_of_their_own():
+    name = "{ForeignNode[(Unnamed Layer* 3) [Shuffle]...fc]} + {ForeignNode[solo[0]]}"
+    assert parse_name(name).spans == (("(Unnamed Layer* 3) [Shuffle]", "fc"),)
+    assert "solo[0]" in parse_name(name).parts
+
+
+@pytest.mark.parametrize("piece", ["ForeignNode[", "ForeignNode[a.", "[ONNX Layer: ", "a + ", "{", "PWN("])
+def test_names_without_end_are_read_in_time(piece):
+    # Quadratic reading of these would take minutes.
+    assert parse_name(piece * 20_000) is not None
+    assert metadata_nodes(piece * 20_000) is not None
+
+
 def test_metadata_is_believed_before_the_name():
     layer = InspectedLayer(name="__myl_FcAdd_myl0_5", onnx_nodes=("fc",))
     assert match_layer(layer, GRAPH) == ("fc",)
