@@ -19,6 +19,13 @@ def print_build(document: BuildDocument, output: Path) -> None:
     console = stdout_console()
     names = ", ".join([*document.files, document.FILE])
     console.print(f"wrote {escape(str(output))}: {escape(names)}", soft_wrap=True)
+    batch = document.batch
+    sizes = "fixed shapes" if batch is None else f"batch {batch.min} to {batch.max}, tuned for {batch.opt}"
+    console.print(
+        f"onnx: {escape(document.precision)}, inputs and outputs {escape(document.io_dtype)}, opset {document.opset}, "
+        f"{sizes}, {escape(document.exporter)}",
+        soft_wrap=True,
+    )
     if document.numerics is not None:
         _print_numerics(console, document.numerics)
     _print_pattern(console, document)
@@ -32,10 +39,17 @@ def _print_numerics(console: Console, numerics: NumericsRecord) -> None:
     console.print(
         f"numerics: {word}, largest error {numerics.max_abs_error:.3g} ({numerics.max_rel_error:.2e} of the largest "
         f"output, bound {numerics.tolerance:.0e}) at {escape(numerics.max_abs_error_at)}; argmax agrees on "
-        f"{numerics.argmax_agreement:.2%}; {escape(numerics.inputs)}, batches "
-        f"{', '.join(map(str, numerics.batches))}",
+        f"{numerics.argmax_agreement:.2%}; {escape(numerics.inputs)}"
+        + (f", batches {', '.join(map(str, numerics.batches))}" if numerics.batches else ""),
         soft_wrap=True,
     )
+    for output in numerics.outputs if len(numerics.outputs) > 1 else ():
+        agreement = "" if output.argmax_agreement is None else f", argmax agrees on {output.argmax_agreement:.2%}"
+        console.print(
+            f"  {escape(output.name)}: {output.max_rel_error:.2e} of its largest value{agreement}", soft_wrap=True
+        )
+    for note in numerics.notes:
+        console.print(f"  note: {escape(note)}", soft_wrap=True)
 
 
 def _print_pattern(console: Console, document: BuildDocument) -> None:

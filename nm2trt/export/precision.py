@@ -24,7 +24,7 @@ IoDtype = Literal["fp32", "same"]
 
 IR_DTYPE = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 NUMPY_DTYPE: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
-LARGEST = {name: float(ml_dtypes.finfo(dtype).max) for name, dtype in NUMPY_DTYPE.items()}
+LARGEST = {"fp32": 3.4028234663852886e38, "fp16": 65504.0, "bf16": 3.3895313892515355e38}
 
 _SCHEMA_TYPE = {
     ir.DataType.FLOAT: "tensor(float)",
@@ -182,7 +182,7 @@ def _graphs(model: ir.Model) -> Iterator[Any]:
     yield from model.graph.subgraphs()
 
 
-def _converted(tensor: ir.TensorProtocol, target: Precision, *, clamp: bool) -> tuple[ir.Tensor, float | None]:
+def _converted(tensor: ir.TensorProtocol, target: Precision, *, clamp: bool) -> tuple[ir.TensorProtocol, float | None]:
     """The tensor in the new type, and its largest finite value where that is beyond the type's range."""
     array = np.asarray(tensor.numpy()).astype(np.float32)
     limit = np.float32(LARGEST[target])
