@@ -26,6 +26,7 @@ OUTPUT = "logits"
 
 # torch.export specialises a batch of 1, so the example has 2.
 _EXAMPLE_BATCH = 2
+_FREE_BATCH = "take the batch from its input's shape instead of a number in forward"
 _PLAIN_NAME = re.compile(r"[A-Za-z_][\w.]*")
 _SPECIALISED = re.compile(r"specialized it to be a constant|was inferred to be a constant|Constraints violated")
 _UNSUPPORTED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'", re.DOTALL)
@@ -73,6 +74,9 @@ def float32_graph(module: nn.Module, inputs: Sequence[InputSpec], *, opset: int)
     if program is None:
         raise InputError("torch returned no ONNX program", where="export")
     model: ir.Model = program.model
+    fixed = [str(value.name) for value in model.graph.inputs if value.shape is None or isinstance(value.shape[0], int)]
+    if fixed:
+        raise InputError(f"the network fixes the batch of {', '.join(fixed)}", where="export", mend=_FREE_BATCH)
     return model
 
 
@@ -213,7 +217,7 @@ def _explained(error: BaseException) -> InputError:
         return InputError(
             f"the network fixes its batch ({_first_line(chain[-1])})",
             where="export",
-            mend="take the batch from its input's shape instead of a number in forward",
+            mend=_FREE_BATCH,
         )
     return InputError(
         f"torch cannot export the network: {_first_line(chain[1] if chain[1:] else error)}", where="export"
