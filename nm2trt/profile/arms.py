@@ -211,5 +211,8 @@ def with_reference(lineup: Lineup, run: Path, config: ProfileConfig) -> Lineup:
         precision=lineup.precision,
         tuned_for=lineup.tuned_for,
         evidence=lineup.evidence,
-        notes=(*lineup.notes, "The torch arms run in float32, whatever the precision of the others."),
+        notes=(
+            *lineup.notes,
+            "The torch arms run in float32, whatever the precision of the others, and after the rounds of the others.",
+        ),
     )

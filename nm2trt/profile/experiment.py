@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def _try_all(runners: Mapping[ArmName, Runner], config: ProfileConfig) -> Runner
         round_ms = 0.0
         for runner in runners.values():
             runner.prepare(batch)
+        for runner in _split(runners)[0].values():
             round_ms += min(runner.run_once() for _ in range(3))
         # Each arm of a round makes an untimed call and at least one that counts.
         needed_s[batch] = 2 * round_ms / 1000 * statistics.MIN_ROUNDS / LONGEST_SHARE
@@ -150,10 +152,21 @@ def _measure_batch(
     for runner in runners.values():
         runner.prepare(batch)
     before = _state(record)
-    measured = measure(runners, duration_s=config.duration_s, seed=config.seed, progress=progress)
+    arms, references = _split(runners)
+    measured = measure(arms, duration_s=config.duration_s, seed=config.seed, progress=progress)
     after = _state(record)
+    if references:
+        # Apart from the rounds: a slow reference would take the others' time, and its threads their cores.
+        apart = measure(references, duration_s=config.duration_s, seed=config.seed, progress=progress)
+        measured = replace(measured, latency_ms=measured.latency_ms | apart.latency_ms)
     extras = {name: _extras(runner) for name, runner in runners.items()}
     return BatchMeasurement(measured=measured, extras=extras, before=before, after=after)
+
+
+def _split(runners: Mapping[ArmName, Runner]) -> tuple[dict[ArmName, Runner], dict[ArmName, Runner]]:
+    """Tell the arms that are compared from the references in PyTorch."""
+    arms = {name: runner for name, runner in runners.items() if not name.startswith("torch-")}
+    return arms, {name: runner for name, runner in runners.items() if name not in arms}
 
 
 def _extras(runner: Runner) -> ArmExtras:
