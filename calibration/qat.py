@@ -23,7 +23,8 @@ from torch import nn
 
 from nm2trt.artifacts.calibration import CalibrationDocument
 from nm2trt.calibration.ranges import LEVELS, Method
-from nm2trt.calibration.run import Settings, calibrate
+from nm2trt.calibration.run import calibrate
+from nm2trt.calibration.settings import Settings
 from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.errors import ConfigError, InputError
 

@@ -26,12 +26,13 @@ from nm2trt.calibration.cache import read_cache
 from nm2trt.calibration.collection import collect, ranges_of, scales_of
 from nm2trt.calibration.feeds import Batch, Source
 from nm2trt.calibration.graph import Graph, Layer, load_proto, open_float_graph
-from nm2trt.calibration.insertion import STORAGES, Storage, insert
-from nm2trt.calibration.placement import PLACEMENTS, Placement, Rule, place
+from nm2trt.calibration.insertion import Storage, insert
+from nm2trt.calibration.placement import Placement, place
 from nm2trt.calibration.proof import chosen_layers, layer_records, pattern_problems, sparse_weights, tensor_ranges
 from nm2trt.calibration.ranges import LEVELS, Method
 from nm2trt.calibration.sensitivity import rank, within_drop
 from nm2trt.calibration.sessions import Runner, with_outputs
+from nm2trt.calibration.settings import Settings
 from nm2trt.calibration.sources import open_data
 from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.calibration.stripping import without_quantisation
@@ -47,57 +48,6 @@ _MODEL = "model.onnx"
 _BATCH_BYTES = 128 * 2**20
 _LARGEST_BATCH = 64
 _SENSITIVITY_SAMPLES = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the user asked for.
-
-    Raises:
-        ConfigError: A value is not allowed, or options do not go together.
-    """
-
-    data: str | None = None
-    cache: Path | None = None
-    method: str = "entropy"
-    placement: str = "default"
-    weights: str = "qdq"
-    samples: int = 512
-    held_out: int = 10_000
-    batch_size: int | None = None
-    exclude: tuple[str, ...] = ()
-    sensitivity: bool = False
-    max_drop: float | None = None
-    resymmetrize: bool = False
-    preprocess: str | None = None
-    data_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        Method.parse(self.method)
-        if self.placement not in PLACEMENTS:
-            raise ConfigError(
-                f"unknown placement {self.placement!r}", where="--placement", mend=f"choose {', '.join(PLACEMENTS)}"
-            )
-        if self.weights not in STORAGES:
-            raise ConfigError(f"unknown storage {self.weights!r}", where="--weights", mend="choose qdq or int8")
-        for option, value in (("--samples", self.samples), ("--held-out", self.held_out)):
-            if value < 1:
-                raise ConfigError(f"{value} is less than 1", where=option)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"{self.batch_size} is less than 1", where="--batch-size")
-        if self.data is None and self.cache is None:
-            raise ConfigError(
-                "there is nothing to take ranges from", mend="give --data, or --cache of TensorRT 8 to 10"
-            )
-        if self.data is None and (self.sensitivity or self.max_drop is not None):
-            raise ConfigError("--sensitivity and --max-drop need samples", mend="give --data")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"{self.max_drop:g} is not between 0 and 100 points", where="--max-drop")
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """Of the placement."""
-        return PLACEMENTS[self.placement]
 
 
 @dataclass
@@ -185,13 +135,11 @@ def calibrate(
         layer_ranges: Layer name -> range of its input, instead of one from samples (quantisation-aware training).
 
     Returns:
-        What was written as OUT.calibration.json; its verdict is "fail" when a check failed, and the files are still
-        there to look at.
+        What was written as OUT.calibration.json; a failed check is a verdict, and the files are still there.
 
     Raises:
         ConfigError: Wrong options, or the output exists.
         InputError: The model or the samples cannot be used; nothing is written.
-        OSError: The disk is full.
     """
     started = time.perf_counter()
     model = model_file(model)
@@ -200,42 +148,58 @@ def calibrate(
         folder = Path(staging)
         work = _open(model, folder, settings, progress)
         work.cached |= _input_scales(work.graph, layer_ranges or {})
-        layers, why_not = chosen_layers(work.graph, settings.exclude)
-        if not layers:
-            raise ConfigError("leaves no layer to quantise", where="--exclude")
-        placement, sensitivity, kept, agreement = _decided(work, layers)
-        why_not |= chosen_layers(work.graph, settings.exclude, kept)[1]
+        placement, sensitivity, kept, agreement = _decided(work, _layers(work))
+        why_not = chosen_layers(work.graph, settings.exclude, kept)[1]
         note = {"method": settings.method, "placement": settings.placement, "weights": settings.weights}
-        result = folder / "result" / output.name
-        result.parent.mkdir()
-        result.write_bytes(work.model(placement, note=note).SerializeToString())
+        result = _written(work.model(placement, note=note), folder / "result" / output.name)
         after = verify_path(result, source=output.name)
         compiled = compile_check(result, work.graph, placement, work.shapes) if compile_check is not None else None
         records = layer_records(work.graph, placement, work.before, after, why_not)
-        problems = [*pattern_problems(records), *_misses(settings, agreement, compiled)]
+        problems = (*pattern_problems(records), *_misses(settings, agreement, compiled))
         document = CalibrationDocument(
             source=_file(model),
             output=_file(result),
-            data=work.source.words if work.source is not None else "none",
-            method=f"cache {settings.cache.name}" if settings.cache is not None else str(Method.parse(settings.method)),
-            placement=settings.placement,
-            weights="int8" if settings.weights == "int8" else "qdq",
-            samples=work.samples,
-            tensors=tensor_ranges(placement, work.scales(placement), work.statistics),
             layers=records,
             agreement=agreement,
             sensitivity=tuple(sensitivity),
             kept_float=tuple(layer.name for layer in kept),
             compiled=compiled,
-            notes=tuple(work.notes),
-            problems=tuple(problems),
+            problems=problems,
             verdict="fail" if problems else "pass",
             seconds=time.perf_counter() - started,
             host=host_record(),
+            **_how(work, placement),
         )
         write_atomic(document_path(output), document.to_json())
         shutil.move(result, output)
     return document
+
+
+def _layers(work: _Work) -> tuple[Layer, ...]:
+    layers, _ = chosen_layers(work.graph, work.settings.exclude)
+    if not layers:
+        raise ConfigError("leaves no layer to quantise", where="--exclude")
+    return layers
+
+
+def _written(proto: onnx.ModelProto, path: Path) -> Path:
+    path.parent.mkdir()
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def _how(work: _Work, placement: Placement) -> dict[str, Any]:
+    """Fields of the document that say how ranges and places were chosen."""
+    settings = work.settings
+    return {
+        "data": work.source.words if work.source is not None else "none",
+        "method": f"cache {settings.cache.name}" if settings.cache is not None else str(Method.parse(settings.method)),
+        "placement": settings.placement,
+        "weights": settings.weights,
+        "samples": work.samples,
+        "tensors": tensor_ranges(placement, work.scales(placement), work.statistics),
+        "notes": tuple(work.notes),
+    }
 
 
 def model_file(path: Path) -> Path:

@@ -14,7 +14,7 @@ from nm2trt.cli.common import json_option, stderr_console
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.calibration import CalibrationDocument
-    from nm2trt.calibration.run import Settings
+    from nm2trt.calibration.settings import Settings
 
 
 @click.command(name="calibrate")
@@ -105,7 +105,7 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
     if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
         raise ConfigError("is no .png in an existing folder", where=f"--plot {plot}")
     builder, sm = options.pop("builder"), options.pop("sm")
-    from nm2trt.calibration.run import Settings
+    from nm2trt.calibration.settings import Settings
 
     settings = Settings(**options)
     with _watching() as progress:

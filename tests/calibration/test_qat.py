@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from nm2trt.calibration.qat import QuantAware, fake_quantised_weight, qdq_from_quant_aware
-from nm2trt.calibration.run import Settings
 from nm2trt.calibration.sessions import Runner
+from nm2trt.calibration.settings import Settings
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export import onnx_bytes, onnx_from_module
 from nm2trt.pattern import NMPattern, conforms
