@@ -1,6 +1,6 @@
 """The paper's finding in two minutes: the decay of SR-STE keeps masks from flipping.
 
-    python benchmarks/paper_flips.py [--seeds 0] [--images 15000] [--epochs 2] [--json]
+    python benchmarks/paper_flips.py [--seeds 0] [--images 20000] [--epochs 2] [--json]
 
 Trains resnet8 2:4 on part of Fashion-MNIST by STE and by SR-STE with lambda 2e-4 and 2e-3, with the settings of
 paper.py, a process with one thread for each run. Prints how often a weight changed sides over all optimizer steps; the
@@ -60,7 +60,7 @@ def flips_per_weight(cell: Cell, seed: int, epochs: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--images", type=int, default=15_000)
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
