@@ -47,10 +47,9 @@ def summary_lines(document: CalibrationDocument) -> list[str]:
     kept = [layer for layer in sparse if layer.verdict_after == "conforms"]
     whole = [layer for layer in sparse if layer.end_to_end]
     whole_count = sum(layer.end_to_end for layer in layers)
+    count = len(document.tensors)
     how = f"{document.method}, placement {document.placement}, {document.samples} samples"
-    lines = [
-        f"INT8: {len(int8)} of {len(layers)} layers, {whole_count} from end to end; {len(document.tensors)} tensors, {how}"
-    ]
+    lines = [f"INT8: {len(int8)} of {len(layers)} layers, {whole_count} from end to end; {count} tensors, {how}"]
     lines += [
         f"  floating point: {layer.name}: {layer.why_not}" for layer in layers if not layer.int8 and layer.why_not
     ]
