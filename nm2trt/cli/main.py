@@ -58,7 +58,7 @@ def cli() -> None:
     """Take a neural network from N:M sparse training to TensorRT, with proof at every step.
 
     \b
-    train -> verify -> export -> profile
+    train -> verify -> calibrate -> export -> profile -> package
 
     Every stage writes a folder with a manifest; the next stage reads it. New here? Run `nm2trt demo`,
     then open the report that it names. `nm2trt doctor` tells what this machine can do.
