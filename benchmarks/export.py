@@ -1,19 +1,23 @@
 """Export networks that were pruned 2:4, check them, compile them for SM80; and what the checks cost.
 
-    python benchmarks/export.py [--networks resnet18 bert ...] [--builder auto] [--repeats 3] [--write docs/export.md]
+    python benchmarks/export.py [--only resnet18 "bert, 4 layers" cost] [--missing] [--builder auto] [--repeats 3]
+                                [--write docs/export.md]
 
 Random weights (BatchNorm statistics and zero-initialised heads drawn, too), pruned by nm2trt's own `prune`, exported
 by `nm2trt export` in fp32 and fp16 with every check. Prints Markdown: nodes, seconds, error, eligible layers, size of
-the plan. Then, for resnet50 and in turn in one process: loading a checkpoint and a bare torch.onnx.export, beside
-`nm2trt export` of the same checkpoint with all checks and no engine. Goal: below 1.5 in processor time.
---write puts both tables into a page, between its markers.
+the plan. Then ("cost"), for resnet50 and in turn in one process: loading a checkpoint and a bare torch.onnx.export,
+beside `nm2trt export` of the same checkpoint with all checks and no engine. Goal: below 1.5 in processor time.
+Each network has a process of its own. --write puts both tables into a page, between its markers, after each network;
+a later run with --missing or --only goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +37,12 @@ from nm2trt.pattern import NMPattern
 from nm2trt.prune import Request, prune_path
 
 PRECISIONS = ("fp32", "fp16")
+COST = "cost"
+TITLES = (
+    "network", "precision", "nodes", "export and checks", "of it CPU", "largest error", "same argmax",
+    "eligible / layers", "plan, SM80", "verdict",
+)  # fmt: skip
+COST_TITLES = ("resnet50, load and export", "CPU", "wall", "CPU against bare")
 BEGIN, END = "<!-- benchmarks/export.py -->", "<!-- end -->"
 TOKENS = ("--input", "input_ids=128:int64", "attention_mask=128:int64")
 
@@ -136,20 +146,6 @@ def line_of(name: str, precision: str, build: BuildDocument, nodes: int, cpu_s: 
     return f"| {' | '.join(cells)} |"
 
 
-def table(names: list[str], builder: str) -> list[str]:
-    titles = (
-        "network", "precision", "nodes", "export and checks", "of it CPU", "largest error", "same argmax",
-        "eligible / layers", "plan, SM80", "verdict",
-    )  # fmt: skip
-    lines = [f"| {' | '.join(titles)} |", "|---|---|--:|--:|--:|--:|--:|--:|--:|---|"]
-    print("\n".join(lines), flush=True)
-    for name in names:
-        for precision in PRECISIONS:
-            lines.append(row(name, precision, builder))
-            print(lines[-1], flush=True)
-    return lines
-
-
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Processor and wall seconds."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -193,36 +189,101 @@ def cost(repeats: int) -> list[str]:
                 )
             for name, pair in seconds.items() if turn else ():
                 found.setdefault(name, []).append(pair)
-    lines = ["| resnet50, load and export | CPU | wall | CPU against bare |", "|---|--:|--:|--:|"]
     base = [cpu for cpu, _ in found["bare torch.onnx.export"]]
+    lines = []
     for name, pairs in found.items():
         ratio = statistics.median(cpu / bare_cpu for (cpu, _), bare_cpu in zip(pairs, base, strict=True))
         cpu_s, wall_s = (statistics.median(values) for values in zip(*pairs, strict=True))
         lines.append(f"| {name} | {cpu_s:.1f} s | {wall_s:.1f} s | {ratio:.2f} |")
-    print("\n".join(lines), flush=True)
     return lines
 
 
-def write(page: Path, lines: list[str]) -> None:
-    text = page.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    tail = rest.partition(END)[2]
-    page.write_text(f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}", encoding="utf-8")
+def in_own_process(job: str, arguments: argparse.Namespace) -> list[str]:
+    """Rows of one network, or of the comparison; one that is killed is a row, and the others still run."""
+    command = [sys.executable, __file__, "--one", job, "--builder", arguments.builder]
+    command += ["--repeats", str(arguments.repeats)]
+    rows = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith("| "):
+                rows.append(line.rstrip())
+                print(rows[-1], flush=True)
+    if process.returncode:
+        code = process.returncode
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+        columns = len(COST_TITLES if job == COST else TITLES)
+        rows.append(f"| {job} | {ended} |" + " - |" * (columns - 2))
+        print(rows[-1], flush=True)
+    return rows
+
+
+class Page:
+    """The two tables, which a page may hold already: a run replaces the rows that it measured and keeps the others."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.rows: dict[str, list[str]] = {}
+        if path is None:
+            return
+        found = path.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+        job = ""
+        for line in found.splitlines():
+            first = line.strip("| ").partition(" |")[0]
+            job = COST if first == COST_TITLES[0] else first if first in NETWORKS else job
+            if line.startswith("| ") and first not in (TITLES[0], COST_TITLES[0]):
+                self.rows.setdefault(job, []).append(line)
+
+    def complete(self, job: str) -> bool:
+        """Whether nothing is missing of a network."""
+        return len(self.rows.get(job, ())) == len(PRECISIONS) and all(" s | " in row for row in self.rows[job])
+
+    def lines(self) -> list[str]:
+        networks = [row for name in NETWORKS for row in self.rows.get(name, ())]
+        return [*head(TITLES, left=2), *networks, "", *head(COST_TITLES, left=1), *self.rows.get(COST, ())]
+
+    def write(self) -> None:
+        if self._path is None:
+            return
+        before, _, rest = self._path.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        text = f"{before}{BEGIN}\n\n" + "\n".join(self.lines()) + f"\n\n{END}{after}"
+        self._path.write_text(text, encoding="utf-8")
+
+
+def head(titles: tuple[str, ...], *, left: int) -> list[str]:
+    return [f"| {' | '.join(titles)} |", "|" + "---|" * left + "--:|" * (len(titles) - left)]
+
+
+def one(job: str, arguments: argparse.Namespace) -> None:
+    """Measure in this process."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if job == COST:
+        print("\n".join(cost(arguments.repeats)), flush=True)
+        return
+    for precision in PRECISIONS:
+        print(row(job, precision, arguments.builder), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    jobs = [*NETWORKS, COST]
+    parser.add_argument("--only", nargs="*", choices=jobs, default=jobs, metavar="NAME", help=", ".join(jobs))
+    parser.add_argument("--missing", action="store_true", help="leave out what the page of --write holds already")
     parser.add_argument("--builder", default="auto")
-    parser.add_argument("--repeats", type=int, default=3, help="of the comparison with a bare export; 0 leaves it out")
+    parser.add_argument("--repeats", type=int, default=3, help="of the comparison with a bare export")
     parser.add_argument("--write", type=Path, metavar="PAGE")
+    parser.add_argument("--one", choices=jobs, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    lines = cost(arguments.repeats) if arguments.repeats else []
-    lines = [*table(arguments.networks, arguments.builder), "", *lines]
-    if arguments.write:
-        write(arguments.write, lines)
+    if arguments.one:
+        one(arguments.one, arguments)
+        return
+    page = Page(arguments.write)
+    for job in arguments.only:
+        if not (arguments.missing and page.complete(job)):
+            page.rows[job] = in_own_process(job, arguments)
+            page.write()
+    print("\n" + "\n".join(page.lines()))
 
 
 if __name__ == "__main__":

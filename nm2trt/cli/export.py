@@ -213,11 +213,14 @@ def export_run(
         engine={**(engine or {})},
     )
     source_kind(source)
-    from nm2trt.engine import choose_builder
+    from nm2trt.engine import check_settings, choose_builder
 
     progress("looking for TensorRT")
     chosen = choose_builder(config.builder)
-    target = chosen.builder.resolve_sm(config.sm) if chosen.builder is not None else None
+    target = None
+    if chosen.builder is not None:
+        check_settings(chosen.builder, config.engine)
+        target = chosen.builder.resolve_sm(config.sm)
     with staged_folder(output, force=force) as folder:
         document = _export_into(folder, source, config, chosen, target, progress)
         document.write(folder)

@@ -1,6 +1,6 @@
 """ONNX -> TensorRT and TensorRT-RTX engines, and what their builds prove."""
 
-from nm2trt.engine.arms import Network, build_arms
+from nm2trt.engine.arms import Network, build_arms, check_settings
 from nm2trt.engine.builders import (
     AUTO,
     BUILDER_CHOICES,
@@ -41,6 +41,7 @@ __all__ = [
     "build_arms",
     "check_pattern",
     "check_same_graph",
+    "check_settings",
     "choose_builder",
     "chosen_fact",
     "compare_plans",

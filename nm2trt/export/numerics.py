@@ -99,7 +99,7 @@ def _plan(samples: Samples, batch: BatchRange | None) -> list[_Run]:
         return [_Run(1, count)]
     optimal = min(batch.opt, count)
     others = sorted({min(batch.min, count), min(batch.max, count)} - {optimal})
-    return [_Run(optimal, count), *(_Run(size, min(count, max(size, 2))) for size in others)]
+    return [_Run(optimal, count), *(_Run(size, size) for size in others)]
 
 
 def _probed(path: Path, samples: Samples, size: int) -> list[str]:

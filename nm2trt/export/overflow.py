@@ -16,6 +16,32 @@ from nm2trt.export.sessions import Session, session_of_model
 
 _HIGHEST, _LOWEST = "nm2trt/highest/", "nm2trt/lowest/"
 _LISTED = 8
+_BOUNDED = frozenset(
+    (
+        "AveragePool",
+        "Concat",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Squeeze",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+    )
+)
+"""Operators whose outputs exceed neither 1 nor the largest of their inputs: no overflow begins in them."""
 _MASKING = ("Add", "Where", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Cast", "Slice", "Identity")
 
 
@@ -30,7 +56,7 @@ class RangeProbe:
         model = ir.load(path)
         self._watched: dict[str, ir.Node] = {}
         for node in list(model.graph):
-            for value in node.outputs:
+            for value in node.outputs if node.op_type not in _BOUNDED or node.domain else ():
                 if value.dtype == ir.DataType.FLOAT16 and value.name:
                     self._watched[value.name] = node
                     _watch(model, value)
@@ -80,9 +106,7 @@ class RangeProbe:
             or (self._lowest.get(key, 0.0) < -limit and not _only_masks(node.outputs))
         }
         origins = [
-            key
-            for key in self._watched
-            if key in over and not any(v is not None and v.name in over for v in self._watched[key].inputs)
+            key for key in self._watched if key in over and not over.intersection(self._sources(self._watched[key]))
         ]
         if not origins:
             return
@@ -93,6 +117,23 @@ class RangeProbe:
             where="--precision",
             mend="use --precision bf16, or train with smaller activations",
         )
+
+    def _sources(self, node: ir.Node) -> set[str]:
+        """Names of the watched values that a node reads, itself or behind operators that are not watched."""
+        found: set[str] = set()
+        seen: set[ir.Value] = set()
+        pending = list(node.inputs)
+        while pending:
+            value = pending.pop()
+            if value is None or value in seen:
+                continue
+            seen.add(value)
+            producer = value.producer()
+            if value.name in self._watched:
+                found.add(str(value.name))
+            elif producer is not None:
+                pending += producer.inputs
+        return found
 
 
 def _watch(model: ir.Model, value: ir.Value) -> None:

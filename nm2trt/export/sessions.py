@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
@@ -94,6 +95,9 @@ def _opened(content: str | bytes, where: str, *, optimized: bool) -> Session:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
+    # As many threads as torch has, and none that waits by turning: such a wait is processor time of the user's others.
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = onnxruntime.GraphOptimizationLevel
     # The extended level of 1.31 crashes on an exported cross-attention, and its fusions are no part of the file.
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
