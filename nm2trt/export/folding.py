@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer, rewriter
 
+from nm2trt.export.affine import fold_affine
 from nm2trt.export.torch_graph import silenced
 
 WEIGHT_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
@@ -39,7 +40,7 @@ class _Computed:
 
 
 def simplify(model: ir.Model) -> dict[str, list[str]]:
-    """Fold constants, BatchNorm and no-ops in place, and name weights, operators and nodes after torch.
+    """Fold constants, BatchNorm (frozen, too) and no-ops in place, and name weights, operators and nodes after torch.
 
     Initializers keep their state dict names, also where a weight had to be transposed; the operator that consumes
     `layer.weight` is named `layer`; others are named `module/Operator`.
@@ -64,6 +65,7 @@ def simplify(model: ir.Model) -> dict[str, list[str]]:
             renamed |= _fold_weights(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
+        fold_affine(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
         common.OutputFixPass()(model)
