@@ -149,7 +149,7 @@ def _timm_shape(model: str) -> tuple[int, ...] | None:
     return tuple(settings.input_size) if settings is not None else None
 
 
-class _Undrawn(TorchDispatchMode):
+class _Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Leaves fresh weights at zero, since the checkpoint replaces every one: drawing resnet50's takes 0.2 s."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,7 +168,7 @@ def _by_name(
 
     def build(count: int) -> nn.Module:
         # The caller's random numbers are left as they were.
-        with torch.random.fork_rng(devices=[]), _Undrawn():
+        with torch.random.fork_rng(devices=[]), _Undrawn():  # type: ignore[no-untyped-call]
             return build_model(model, shape, count)
 
     return build(classes or _classes(lambda: build(_USUAL_CLASSES), tensors))

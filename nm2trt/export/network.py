@@ -142,7 +142,7 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
         exporter=f"{graph.record.name} as found" if not converted else f"{graph.record.name}, converted to {precision}",
         patterns=graph.patterns,
         reference=OnnxReference(graph.path, converted=converted),
-        tolerance=max(TOLERANCES.get(part, TOLERANCES["fp16"]) for part in named.split("+")),
+        tolerance=max(TOLERANCES.get(part if converted else floats, TOLERANCES["fp16"]) for part in named.split("+")),
         converted_to=precision if converted else None,
         data=None,
         record=graph.record,
