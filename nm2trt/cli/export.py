@@ -93,7 +93,7 @@ def _source_options(command: F) -> F:
     "--tolerance",
     type=float,
     metavar="X",
-    help="Largest output error, relative to the largest output. Default: 1e-4 fp32, 1e-2 fp16, 5e-2 bf16.",
+    help="Largest output error, relative to the largest output. Default: 1e-4 fp32, 1e-2 fp16, 5e-2 bf16 and INT8.",
 )
 @force_option
 @json_option
