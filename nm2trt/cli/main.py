@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import click
 
@@ -84,10 +84,6 @@ def run(arguments: list[str] | None = None) -> int:
         return _say(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _say("interrupted; nothing half-written was left", _INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away (`nm2trt verify F | head`); it has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _say(
@@ -102,9 +98,36 @@ def run(arguments: list[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+class _Output:
+    """Standard output whose reader may go away (`nm2trt verify F | head`), which changes no verdict."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main() -> NoReturn:
     """Console script."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout = cast(TextIO, _Output(sys.stdout))
     sys.exit(run())
 
 

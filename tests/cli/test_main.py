@@ -1,9 +1,11 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 
 import click
+import numpy as np
 import pytest
 from helpers import assert_one_error_line, nm2trt, nm2trt_inline
 
@@ -101,6 +103,19 @@ def test_a_closed_pipe_is_no_error():
     )
     assert "Traceback" not in result.stderr
     assert "error" not in result.stderr
+
+
+def test_a_reader_that_went_away_does_not_change_the_verdict(tmp_path):
+    np.savez(tmp_path / "pruned.npz", **{"fc.weight": np.tile(np.float32([0, 0, 1, 2]), (8, 4))})
+    np.savez(tmp_path / "broken.npz", **{"fc.weight": np.tile(np.float32([0, 0, 1, 2] * 3 + [0, 1, 2, 3]), (8, 1))})
+    for name, verdict in (("pruned", 0), ("broken", 1)):
+        reads, writes = os.pipe()
+        os.close(reads)
+        command = [sys.executable, "-m", "nm2trt", "verify", tmp_path / f"{name}.npz"]
+        result = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writes)
+        assert result.returncode == verdict, result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_doctor_prints_one_document():
