@@ -58,3 +58,8 @@ def pytest_runtest_setup(item):
     missing = missing_requirements(gpu=bool(needs), tensorrt="tensorrt" in needs)
     if missing:
         pytest.skip(f"missing: {', '.join(missing)}")
+
+
+def pytest_collection_modifyitems(items):
+    # The longest first, so that no worker is left alone with one at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
