@@ -14,7 +14,7 @@ from nm2trt.data.fashion_mnist import system_folder
 @pytest.mark.skipif(system_folder() is None, reason="missing: Debian's dataset-fashion-mnist")
 def test_the_larger_the_decay_the_fewer_masks_flip():
     script = REPOSITORY / "benchmarks" / "paper_flips.py"
-    command = [sys.executable, str(script), "--seeds", "0", "--json"]
+    command = [sys.executable, str(script), "--seeds", "0", "--images", "15000", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert result.returncode in (0, 1), result.stderr[-3000:]
     ((ste, weak, strong),) = json.loads(result.stdout).values()
