@@ -38,7 +38,7 @@ $(TRITON)/.installed:
 triton: $(TRITON)/.installed
 
 test: check triton
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Type and import checkers cannot follow the editable mapping of training/ and calibration/,
 # so they read the wheel's own layout, unpacked into a folder.
