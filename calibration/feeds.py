@@ -163,7 +163,7 @@ class ArraySource:
         self._ports = ports
         self._labels = labels
         self._split = Split.of(count, samples, held_out, where)
-        self.task = _classification() if labels is not None else None
+        self.task = classification() if labels is not None else None
         self.words = f"{where}: {len(self._split.calibration)} samples, held out {len(self._split.held_out)}"
 
     def calibration(self, size: int) -> Iterator[Batch]:
@@ -236,7 +236,8 @@ def only_port(ports: Sequence[Port], where: object) -> Port:
     return ports[0]
 
 
-def _classification() -> Any:
+def classification() -> Any:
+    """Task of labels that came without one; imported late, since it brings torch."""
     from nm2trt.data import Classification
 
     return Classification()

@@ -19,6 +19,7 @@ from nm2trt.calibration.feeds import (
     DataSetSource,
     Source,
     check_feed,
+    classification,
     only_port,
     shown,
 )
@@ -143,7 +144,7 @@ class FunctionSource:
         first = next(self._all(), None)
         if first is None:
             raise InputError("yields no sample", where=f"--data {name}")
-        self.task = None if first.labels is None else _classification()
+        self.task = None if first.labels is None else classification()
         self.words = f"{name}: first {samples} samples, held out the next {held_out}"
 
     def calibration(self, size: int) -> Iterator[Batch]:  # noqa: ARG002 -- the function's own batches
@@ -234,9 +235,3 @@ def _mapped_npz(path: Path) -> dict[str, Array]:
                 np.memmap(path, dtype, "r", raw.tell(), shape, order) if 0 not in shape else np.zeros(shape, dtype)
             )
     return arrays
-
-
-def _classification() -> Any:
-    from nm2trt.data import Classification
-
-    return Classification()

@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nm2trt.pattern import NMPattern
+
 _WIDTH_IN_FILES = 120
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,3 +55,15 @@ def stderr_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def layer_pattern(text: str) -> tuple[str, NMPattern]:
+    """Read the GLOB=N:M of `--layer`."""
+    from nm2trt.errors import ConfigError
+    from nm2trt.pattern import NMPattern
+
+    # Names may hold "=", patterns cannot.
+    glob, equals, pattern = text.rpartition("=")
+    if not equals or not glob:
+        raise ConfigError(f"--layer {text!r} is not GLOB=N:M", mend="write it like 'layer3.*=1:4'")
+    return glob, NMPattern.parse(pattern)

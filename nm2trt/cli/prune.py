@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import json_option, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import json_option, layer_pattern, output_option, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from nm2trt.pattern import NMPattern
+    pass
 
 
 @click.command(name="prune")
@@ -65,7 +65,7 @@ def command(
 
     request = Request(
         pattern=NMPattern.parse(pattern),
-        layer_patterns=dict(_layer_pattern(text) for text in layers),
+        layer_patterns=dict(layer_pattern(text) for text in layers),
         exclude=exclude,
     )
     with _watching() as watch:
@@ -84,17 +84,6 @@ def command(
 
         print_document(stdout_console(), document)
     return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
-
-
-def _layer_pattern(text: str) -> tuple[str, NMPattern]:
-    from nm2trt.errors import ConfigError
-    from nm2trt.pattern import NMPattern
-
-    # Names may hold "=", patterns cannot.
-    glob, equals, pattern = text.rpartition("=")
-    if not equals or not glob:
-        raise ConfigError(f"--layer {text!r} is not GLOB=N:M", mend="write it like 'layer3.*=1:4'")
-    return glob, NMPattern.parse(pattern)
 
 
 @contextmanager

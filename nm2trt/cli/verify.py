@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import json_option, stderr_console
+from nm2trt.cli.common import json_option, layer_pattern, stderr_console
 
 if TYPE_CHECKING:
     from nm2trt.layers import LayerWeight
-    from nm2trt.pattern import NMPattern
     from nm2trt.verify import Judgement
 
 
@@ -73,7 +72,7 @@ def command(
         _check_plot(plot, paths)
     rules: dict[str, Any] = {
         "pattern": None if pattern is None else parse_pattern(pattern),
-        "layer_patterns": dict(_layer_pattern(text) for text in layers),
+        "layer_patterns": dict(layer_pattern(text) for text in layers),
         "exclude": exclude,
         "require": require,
         "strict": strict,
@@ -130,17 +129,6 @@ def _draw(path: Path, judgement: Judgement, plot: Path) -> None:
         for layer, groups in group_histograms(path, judgement)
     ]
     write_sparsity_png(rows, plot, f"{plain(judgement.source)}: non-zeros per group, layer by layer")
-
-
-def _layer_pattern(text: str) -> tuple[str, NMPattern]:
-    from nm2trt.errors import ConfigError
-    from nm2trt.pattern import NMPattern
-
-    # Names may hold "=", patterns cannot.
-    glob, equals, pattern = text.rpartition("=")
-    if not equals or not glob:
-        raise ConfigError(f"--layer {text!r} is not GLOB=N:M", mend="write it like 'layer3.*=1:4'")
-    return glob, NMPattern.parse(pattern)
 
 
 def _print(documents: list[Judgement], *, as_json: bool) -> None:

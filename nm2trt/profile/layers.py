@@ -367,10 +367,3 @@ def network_of(source: Source, *, batch: int, shapes: Mapping[str, Sequence[int]
         graph=onnx_nodes(source.model),
         precision=precision_of(source.model),
     )
-
-
-def roofline_point(row: LayerTimeRecord) -> tuple[float, float] | None:
-    """(FLOP per byte, FLOP per second) of a layer in the sparse arm; None for one without arithmetic."""
-    if not row.flops or not row.bytes or not row.sparse_ms:
-        return None
-    return row.flops / row.bytes, row.flops / (row.sparse_ms / 1000)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from nm2trt.artifacts.calibration import CalibrationDocument
 from nm2trt.artifacts.files import write_atomic
-from nm2trt.report.figure import ACCENT, DENSE, INK, MUTED, SPARSE, house_style, new_figure, note, png_bytes, svg_markup
+from nm2trt.report.figure import ACCENT, DENSE, INK, MUTED, SPARSE, house_style, new_figure, note, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,12 +26,6 @@ _CLIPPED = 1e-3
 def write_ranges_png(document: CalibrationDocument, path: Path) -> None:
     """Write the picture, atomically."""
     write_atomic(path, png_bytes(ranges_figure(document)))
-
-
-def ranges_svg(document: CalibrationDocument, *, name: str = "ranges") -> str:
-    """Draw the same for a report."""
-    label = f"Ranges of {len(document.tensors)} quantised tensors, chosen by {document.method}."
-    return svg_markup(ranges_figure(document), name=name, label=label)
 
 
 def ranges_figure(document: CalibrationDocument) -> Figure:
