@@ -5,6 +5,7 @@ Pure numpy: ONNX Runtime is imported by those who run networks.
 
 from __future__ import annotations
 
+from nm2trt.ort.batch_axis import find_batch_axis
 from nm2trt.ort.compare_outputs import (
     OutputComparison,
     Reason,
@@ -23,6 +24,7 @@ __all__ = [
     "compare_output",
     "compare_outputs",
     "describe_comparison",
+    "find_batch_axis",
     "first_failure",
     "merge_comparisons",
 ]
