@@ -14,7 +14,7 @@ from nm2trt.artifacts import BatchRange, BuildSource, GraphPort, write_atomic
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.foreign import ForeignGraph
 from nm2trt.export.inputs import InputSpec, bounded
-from nm2trt.export.numerics import TOLERANCES
+from nm2trt.export.numerics import TOLERANCES, tolerance_of
 from nm2trt.export.onnx_graph import annotate, convert_model, exporter_version, float32_model, renamed_patterns
 from nm2trt.export.precision import Conversion, IoDtype, Precision, convert
 from nm2trt.export.reference import OnnxReference, Reference, TorchReference
@@ -23,6 +23,10 @@ from nm2trt.export.torch_graph import BATCH, silenced
 from nm2trt.export.writing import write_onnx
 from nm2trt.layers import PATTERNS_KEY
 
+QUANTIZED_OPS = frozenset(
+    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
+)
+"""Operators that round to integers: a rounding step more or less is no error."""
 USUAL_PRECISION: Precision = "fp32"
 _LISTED = 3
 
@@ -142,7 +146,7 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
         exporter=f"{graph.record.name} as found" if not converted else f"{graph.record.name}, converted to {precision}",
         patterns=graph.patterns,
         reference=OnnxReference(graph.path, converted=converted),
-        tolerance=max(TOLERANCES.get(part if converted else floats, TOLERANCES["fp16"]) for part in named.split("+")),
+        tolerance=tolerance_of(named, quantized=any(node.op_type in QUANTIZED_OPS for node in model.graph.all_nodes())),
         converted_to=precision if converted else None,
         data=None,
         record=graph.record,
