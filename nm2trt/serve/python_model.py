@@ -26,7 +26,8 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        # The client gets its error; in the server's log it would only hide others.
+        options.log_severity_level = 4
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
