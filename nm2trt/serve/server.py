@@ -254,6 +254,8 @@ def start(
         elif not _PLAIN_PATH.fullmatch(str(repository.resolve())):
             (work / "repository").symlink_to(repository.resolve())
             repository = work / "repository"
+        else:
+            repository = repository.resolve()
         arguments = _arguments(repository, ports, poll_s)
         if installed.site is not None:
             write_backends(installed, work / "backends", lacking)
@@ -301,7 +303,7 @@ def on_cpu(repository: Path, target: Path) -> Path:
 
 
 def _arguments(repository: Path, ports: Ports, poll_s: int) -> list[str]:
-    arguments = [f"--model-repository={repository.absolute()}"]
+    arguments = [f"--model-repository={repository}"]
     for name, port in (("http", ports.http), ("grpc", ports.grpc), ("metrics", ports.metrics)):
         arguments += [f"--{name}-address={LOOPBACK}", f"--{name}-port={port}"]
     if poll_s:
