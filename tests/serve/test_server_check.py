@@ -307,7 +307,7 @@ def test_samples_of_a_file_are_checked(tmp_path):
 
 def test_a_servers_words_cannot_steer_a_terminal():
     with pytest.raises(RequestFailed) as caught:
-        read_http_answer(500, '{"error": "\\u001b[2Jout of\\nmemory\\u0000"}'.encode(), None)
+        read_http_answer(500, b'{"error": "\\u001b[2Jout of\\nmemory\\u0000"}', None)
     assert caught.value.detail == "HTTP 500: ?[2Jout of memory?"
 
 
