@@ -249,13 +249,7 @@ def start(
         )
     work = _work_folder()
     try:
-        if lacking:
-            repository = on_cpu(repository, work / "repository")
-        elif not _PLAIN_PATH.fullmatch(str(repository.resolve())):
-            (work / "repository").symlink_to(repository.resolve())
-            repository = work / "repository"
-        else:
-            repository = repository.resolve()
+        repository = _lay_out(repository, work, stand_in=bool(lacking))
         arguments = _arguments(repository, ports, poll_s)
         if installed.site is not None:
             write_backends(installed, work / "backends", lacking)
@@ -286,6 +280,16 @@ def _work_folder() -> Path:
         where=places[0],
         mend="set TMPDIR to one",
     )
+
+
+def _lay_out(repository: Path, work: Path, *, stand_in: bool) -> Path:
+    """The repository under a path that the Python backend can read."""
+    if stand_in:
+        return on_cpu(repository, work / "repository")
+    if _PLAIN_PATH.fullmatch(str(repository.resolve())):
+        return repository.resolve()
+    (work / "repository").symlink_to(repository.resolve())
+    return work / "repository"
 
 
 def on_cpu(repository: Path, target: Path) -> Path:
