@@ -32,7 +32,16 @@ from nm2trt.serve.load import (
     until_saturated,
 )
 from nm2trt.serve.reference import Reference, read_limits
-from nm2trt.serve.samples import Samples, SampleSet, choose_samples, read_samples, read_shapes, requests_of
+from nm2trt.serve.samples import (
+    Feed,
+    SampleSet,
+    choose_samples,
+    free_size_choices,
+    one_feed,
+    read_samples,
+    read_shapes,
+    requests_of,
+)
 from nm2trt.serve.source import build_onnx, read_build
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
@@ -115,15 +124,11 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
     build = read_build(config.build)
     onnx = build_onnx(config.build, build, config.arm)
     shapes = read_shapes(config.shapes, build)
-    if config.samples is not None:
-        samples = read_samples(config.samples, build)
-    else:
-        samples = choose_samples(build, read_limits(onnx), data_dir=config.data_dir, shapes=shapes)
+    own = None if config.samples is None else read_samples(config.samples, build)
     unready = _check_readiness(config, addresses, build)
     progress("opening the graph in ONNX Runtime")
     reference = Reference(onnx)
-    if not shapes:
-        samples = _usable(samples, reference)
+    samples = own or _choose(config, build, onnx, reference, shapes)
     job = _Job(
         config=config,
         build=build,
@@ -210,20 +215,24 @@ def _check_readiness(
     return failed
 
 
-def _usable(samples: SampleSet, reference: Reference) -> SampleSet:
-    """Leave out sizes of free dimensions that the graph does not take, if it takes any."""
-    if len(samples.groups) == 1:
-        return samples
-    refusals = [_refusal(group, reference) for group in samples.groups]
-    usable = tuple(group for group, refusal in zip(samples.groups, refusals, strict=True) if refusal is None)
-    if not usable and refusals[0] is not None:
-        raise refusals[0]
-    return SampleSet(groups=usable, origin=samples.origin)
+def _choose(
+    config: CheckConfig, build: BuildDocument, onnx: Path, reference: Reference, shapes: list[dict[str, int]]
+) -> SampleSet:
+    """Draw samples; of the usual sizes for free dimensions, those that the graph takes."""
+    limits = read_limits(onnx)
+    if not shapes:
+        shapes = free_size_choices(build)
+        refusals = [_refusal(reference, one_feed(build, limits, sizes)) for sizes in shapes] if shapes != [{}] else []
+        if refusals and all(refusals):
+            raise refusals[0]  # type: ignore[misc]
+        if refusals:
+            shapes = [sizes for sizes, refusal in zip(shapes, refusals, strict=True) if refusal is None]
+    return choose_samples(build, limits, data_dir=config.data_dir, shapes=shapes)
 
 
-def _refusal(group: Samples, reference: Reference) -> InputError | None:
+def _refusal(reference: Reference, feed: Feed) -> InputError | None:
     try:
-        reference.run(group.feed(0))
+        reference.run(feed)
     except InputError as error:
         return error
     return None

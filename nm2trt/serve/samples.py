@@ -24,7 +24,7 @@ Feed = dict[str, Array]
 
 SAMPLES = 64
 MOST_COVERING = 4096
-"""Most samples that are drawn so that every row of a table is looked up."""
+"""Most requests that are sent so that every row of a table is looked up."""
 _AFTER_COVERING = 16
 ENOUGH_REQUESTS = 200
 _AGAIN_S = 5.0
@@ -109,8 +109,13 @@ def choose_samples(
         if arrays:
             samples = Samples(batched=True, count=len(next(iter(arrays.values()))), arrays=arrays)
             return SampleSet(groups=(samples,), origin=words)
+    choices = list(shapes or free_size_choices(build))
+    # Once is enough, and the longest shape needs the fewest samples for it.
+    longest = max(range(len(choices)), key=lambda at: math.prod(choices[at].values()))
+    most = MOST_COVERING * (build.batch.max if batched and build.batch is not None else 1)
     groups = [
-        _draw(build.inputs, limits, sizes, count, batched=batched) for sizes in shapes or free_size_choices(build)
+        _draw(build.inputs, limits, sizes, count, batched=batched, most=most if at == longest else 0)
+        for at, sizes in enumerate(choices)
     ]
     words = f"{groups[0].count} samples of seeded noise" + (" for each shape" if len(groups) > 1 else "")
     covered = [_coverage(group, limits) for group in groups]
@@ -131,6 +136,11 @@ def free_size_choices(build: BuildDocument) -> list[dict[str, int]]:
     """Sizes of the free dimensions to try: none where all are fixed."""
     names = free_names(build)
     return [dict.fromkeys(names, length) for length in _LENGTHS] if names else [{}]
+
+
+def one_feed(build: BuildDocument, limits: Mapping[str, int], sizes: Mapping[str, int]) -> Feed:
+    """A request of one sample, to try whether the graph takes these sizes."""
+    return _draw(build.inputs, limits, sizes, 1, batched=has_dynamic_batch(build), most=0).feed(0)
 
 
 def read_shapes(texts: Sequence[str], build: BuildDocument) -> list[dict[str, int]]:
@@ -256,15 +266,21 @@ def _own_data(build: BuildDocument, count: int, data_dir: Path | None) -> tuple[
 
 
 def _draw(
-    inputs: Sequence[GraphPort], limits: Mapping[str, int], sizes: Mapping[str, int], count: int, *, batched: bool
+    inputs: Sequence[GraphPort],
+    limits: Mapping[str, int],
+    sizes: Mapping[str, int],
+    count: int,
+    *,
+    batched: bool,
+    most: int,
 ) -> Samples:
-    """Draw samples, the first of which look up every row of every table where that is feasible."""
+    """Draw samples, the first of which, `most` at most, look up every row of every table if they are enough."""
     shapes = {
         port.name: tuple(size if isinstance(size, int) else sizes[size] for size in port.shape[batched:])
         for port in inputs
     }
     needed = max((math.ceil(limits[name] / max(math.prod(shapes[name]), 1)) for name in limits), default=0)
-    covering = min(needed, MOST_COVERING)
+    covering = min(needed, most)
     total = max(count, covering + _AFTER_COVERING if covering else 0)
     rng = np.random.default_rng(_SEED)
     longest = max((shape[-1] for shape in shapes.values() if shape), default=1)

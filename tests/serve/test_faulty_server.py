@@ -188,6 +188,43 @@ def test_a_server_without_the_binary_extension(build):
     assert_found_out(result, "output 'a' of FP32")
 
 
+def position_network(positions):
+    """ids [N, seq], with a table of so many positions -> a [N, seq, 2]."""
+    tables = {"table": 30, "places": positions}
+    constants = [
+        numpy_helper.from_array(np.arange(rows * 2, dtype=np.float32).reshape(rows, 2), name)
+        for name, rows in tables.items()
+    ]
+    constants += [numpy_helper.from_array(np.array(at, np.int64), f"c{at}") for at in (0, 1)]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("Shape", ["ids"], ["shape"]),
+        helper.make_node("Gather", ["shape", "c1"], ["length"]),
+        helper.make_node("Range", ["c0", "length", "c1"], ["at"]),
+        helper.make_node("Gather", ["places", "at"], ["p"]),
+        helper.make_node("Add", ["e", "p"], ["a"]),
+    ]
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", "seq"])]
+    outputs = [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", "seq", 2])]
+    graph = helper.make_graph(nodes, "positions", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("positions", "lengths"), [(40, (8, 13, 32)), (14, (8, 13)), (5, ())])
+def test_lengths_that_the_network_takes(tmp_path, positions, lengths):
+    build = write_build(tmp_path / "build", position_network(positions))
+    with http_server(build / "model.onnx", "ok") as url:
+        result = check(build, url, "--protocol", "http", "--no-load", "--json")
+        if not lengths:
+            assert result.returncode == 3
+            assert "give --samples F.npz or --shape" in error_line(result)
+            result = check(build, url, "--protocol", "http", "--no-load", "--json", "--shape", "ids=1x5")
+    assert result.returncode == 0, result.stderr
+    (outputs,) = json.loads(result.stdout)["outputs"]
+    assert "ids over all 30 rows" in outputs["inputs"]
+    assert outputs["inputs"].endswith("; ".join(f"seq {length}" for length in lengths or (5,)))
+
+
 def test_samples_of_a_file(build, tmp_path):
     right = np.arange(12).reshape(2, 6)
     np.savez(tmp_path / "right.npz", ids=right)
