@@ -203,6 +203,8 @@ def _outcome(result: OutputsRecord) -> str:
     """One line on one protocol's answers."""
     if result.passed:
         return f"outputs agree with ONNX Runtime's; {_error(result)}, {result.inputs}"
+    if not result.requests:
+        return f"nothing was asked; {result.first_error}"
     if result.errors:
         return f"{result.errors} of {result.requests} requests failed; {result.first_error}"
     return f"outputs differ from ONNX Runtime's in {result.wrong} of {result.requests} answers; {result.worst_at}"

@@ -107,6 +107,8 @@ def _samples(one: OutputsRecord) -> str:
     if one.max_abs_error > 0 or one.wrong:
         outcome = one.worst_at
     failed = f"{one.errors} of {one.requests} requests failed, first {one.first_error}" if one.errors else ""
+    if not one.requests:
+        failed = f"nothing was asked: {one.first_error}"
     return "; ".join(filter(None, (one.inputs, outcome, failed)))
 
 

@@ -244,7 +244,8 @@ def _describe(job: _Job, unready: dict[Protocol, RequestFailed], progress: Progr
     described: dict[Protocol, Described] = {}
     for protocol in job.config.protocols:
         if protocol in unready:
-            record = MetadataRecord(protocol=protocol, server="", platform="", versions=(), differences=())
+            words = f"readiness: {unready[protocol]}"
+            record = MetadataRecord(protocol=protocol, server="", platform="", versions=(), differences=(words,))
             described[protocol] = Described(record=record)
             continue
         progress(f"{protocol}: description")

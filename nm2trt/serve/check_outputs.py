@@ -104,7 +104,7 @@ def ask_all(
 
 def unanswered(error: RequestFailed) -> Tally:
     """The tally of a protocol over which nothing was asked, since it is not even known to be ready."""
-    tally = Tally(requests=1)
+    tally = Tally()
     tally.add_error("readiness", error, 0.0)
     return tally
 
@@ -162,8 +162,10 @@ def outputs_record(
 
 
 def output_problems(record: OutputsRecord) -> list[str]:
-    """Sentences on what failed."""
-    problems = []
+    """Sentences on what failed; none where nothing was asked, which the description's record says."""
+    problems: list[str] = []
+    if not record.requests:
+        return problems
     if record.first_failure in (Failure.NO_ANSWER, Failure.UNREACHABLE) and record.errors == record.requests:
         problems.append(f"{record.protocol}, {record.first_error}")
     elif record.errors:

@@ -11,7 +11,7 @@ from nm2trt.serve.answers import Answer, Failure, RequestFailed, read_grpc_answe
 from nm2trt.serve.client import Client
 from nm2trt.serve.samples import Feed
 
-_UNREACHABLE = ("failed to connect", "onnection refused", "resolution failed", "andshake")
+_UNREACHABLE = ("onnection refused", "resolution failed", "andshake", "unreachable", "No route to host")
 
 
 class GrpcClient(Client):

@@ -1,6 +1,8 @@
 """check-server against a server that is wrong: exit 1 and the right words for every way to be wrong."""
 
 import json
+import socket
+import threading
 
 import numpy as np
 import onnx
@@ -178,6 +180,21 @@ def test_nothing_listens(build):
     result = check(build, "127.0.0.1:9", "--protocol", "http")
     assert result.returncode == 3
     assert "The server did not answer: Connection refused" in error_line(result)
+
+
+@needs_client
+def test_something_else_listens(build, tmp_path):
+    """A server of the other protocol, and one that hangs up: no answer, whatever it says."""
+    with grpc_server(build / "model.onnx", "ok") as (address, _):
+        result = check(build, address, "--protocol", "http", "--json", "-o", tmp_path / "report")
+    assert_found_out(result, "http: readiness: the answer cannot be read: no HTTP")
+    page = (tmp_path / "report/server.html").read_text()
+    assert "nothing was asked" in page
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closing = threading.Thread(target=lambda: [listener.accept()[0].close() for _ in range(2)], daemon=True)
+        closing.start()
+        url = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert_found_out(check(build, url, "--protocol", "http", "--json"), "readiness: The server did not answer")
 
 
 def test_a_server_without_the_binary_extension(build):
