@@ -2,45 +2,161 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from nm2trt.artifacts import sha256_of, write_atomic
-from nm2trt.artifacts.files import make_parents
-from nm2trt.artifacts.package import PackageDocument
+from nm2trt.artifacts import GraphPort, sha256_of, write_atomic
+from nm2trt.artifacts.package import PackageDocument, VersionRecord
 from nm2trt.errors import ConfigError, InputError
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
+WARMUP = "warmup"
+"""Triton's name for the folder with a model's warm-up data."""
+
+_SIGNED = re.compile(r"# nm2trt package wrote this file; sha256 of all below this line: ([0-9a-f]{64})\n")
 
 
-def read_model(folder: Path) -> PackageDocument:
-    """Read and check a model that we packaged: every file of every version against its sha256.
+def sign(config: str) -> str:
+    """Put a line on top of a config.pbtxt by which an edit by hand is told later."""
+    digest = hashlib.sha256(config.encode()).hexdigest()
+    return f"# nm2trt package wrote this file; sha256 of all below this line: {digest}\n{config}"
+
+
+def is_edited(config: str) -> bool:
+    """Whether somebody changed a config.pbtxt, or wrote it himself."""
+    found = _SIGNED.match(config)
+    return found is None or hashlib.sha256(config[found.end() :].encode()).hexdigest() != found.group(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flaw:
+    """What is wrong with a version that lies in the repository, or should."""
+
+    version: int
+    where: Path
+    missing: bool
+    """The whole version is gone, as when somebody freed its disk space; else a file is not what it was."""
+    what: str
+
+
+def version_flaws(folder: Path, document: PackageDocument) -> list[Flaw]:
+    """Hold every version to the sha256 of its files.
 
     Raises:
-        InputError: A file is missing, was changed, or lies there unnamed.
+        InputError: A version lies there that package.json does not name.
     """
-    document = PackageDocument.read(folder, mend="package it again")
+    known = {version.version for version in document.versions}
+    for number in version_folders(folder):
+        if number not in known:
+            raise InputError(
+                f"version {number} is not in package.json",
+                where=folder / str(number),
+                mend="move it out of the repository, and package its build",
+            )
+    return [flaw for version in document.versions if (flaw := _flaw_of(folder, version)) is not None]
+
+
+def _flaw_of(folder: Path, version: VersionRecord) -> Flaw | None:
+    number = version.version
+    if not (folder / str(number)).is_dir():
+        return Flaw(version=number, where=folder / str(number), missing=True, what="is no longer there")
+    for name, record in version.files.items():
+        path = folder / str(number) / name
+        if not path.is_file():
+            return Flaw(version=number, where=path, missing=False, what="is missing, though package.json names it")
+        if sha256_of(path) != record.sha256:
+            return Flaw(version=number, where=path, missing=False, what="was changed since it was packaged (sha256)")
+    return None
+
+
+def read_document(
+    folder: Path, *, mend: str = "move its folder out of the repository and package it again"
+) -> PackageDocument:
+    """Read a model's package.json.
+
+    Raises:
+        InputError: It cannot be read, or is another model's.
+    """
+    document = PackageDocument.read(folder, mend=mend)
     if document.model != folder.name:
         raise InputError(
             f"package.json is of model {document.model!r}", where=folder, mend="give the folder its name back"
         )
-    known = {version.version: version for version in document.versions}
-    for number in version_folders(folder):
-        if number not in known:
-            raise InputError(f"version {number} is not in package.json", where=folder, mend="remove that folder")
-    for number, version in known.items():
-        for name, record in version.files.items():
-            path = folder / str(number) / name
-            if not path.is_file():
-                raise InputError("is missing, though package.json names it", where=path, mend="package it again")
-            if sha256_of(path) != record.sha256:
-                raise InputError("was changed since it was packaged (sha256)", where=path, mend="package it again")
     return document
+
+
+def read_model(folder: Path) -> PackageDocument:
+    """Read a model that we packaged and check what a server would load of it.
+
+    A version that is not served may be damaged or gone, and so may an old one that was removed to free its space.
+
+    Returns:
+        The document without versions that are gone.
+
+    Raises:
+        InputError: A served file is missing, was changed, or lies there unnamed.
+    """
+    document = read_document(folder)
+    flaws = version_flaws(folder, document)
+    there = without(document, {flaw.version for flaw in flaws if flaw.missing})
+    config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+    loaded = loaded_versions(config, [version.version for version in there.versions])
+    way = "nm2trt package -o {} --name {} --remove-version {}"
+    for flaw in flaws:
+        command = way.format(folder.parent, folder.name, flaw.version)
+        gone = flaw.missing and flaw.version in named_versions(config)
+        if flaw.version in loaded or gone:
+            last = len(document.versions) == 1
+            raise InputError(
+                f"{'version ' + str(flaw.version) + ' ' if flaw.missing else ''}{flaw.what}",
+                where=flaw.where if not flaw.missing else folder,
+                mend="package it again" if last else f"package it again, or take this version away: {command}",
+            )
+    allowed = {version.version for version in there.served}
+    for number in loaded:
+        if number not in allowed and not is_edited(config):
+            away = [flaw.version for flaw in flaws if flaw.missing]
+            raise InputError(
+                f"config.pbtxt loads version {number} since {', '.join(map(str, away))} is gone, and it cannot run "
+                f"beside version {max(allowed)}",
+                where=folder,
+                mend=f"run {way.format(folder.parent, folder.name, away[0] if away else number)}",
+            )
+    return there
+
+
+def without(document: PackageDocument, numbers: set[int]) -> PackageDocument:
+    """Leave versions out of a document."""
+    return document.model_copy(
+        update={
+            "versions": [version for version in document.versions if version.version not in numbers],
+            "withdrawn": tuple(number for number in document.withdrawn if number not in numbers),
+        }
+    )
+
+
+def named_versions(config: str) -> set[int]:
+    """Versions that a config.pbtxt asks for by number; none where it takes the latest."""
+    found = re.search(r"\bspecific\b\s*:?\s*\{\s*versions\s*:\s*\[([\d,\s]*)\]", config)
+    return {int(one) for one in found.group(1).split(",") if one.strip()} if found else set()
+
+
+def loaded_versions(config: str, there: list[int]) -> list[int]:
+    """Versions that Triton loads of those that are there, as config.pbtxt's version_policy has it."""
+    named = named_versions(config)
+    if named:
+        return [number for number in there if number in named]
+    if re.search(r"\bversion_policy\b\s*:?\s*\{\s*all\b", config):
+        return there
+    found = re.search(r"\bnum_versions\s*:\s*(\d+)", config)
+    return there[-(int(found.group(1)) if found else 1) :]
 
 
 def version_folders(folder: Path) -> list[int]:
@@ -71,7 +187,7 @@ def check_repository(repository: Path) -> dict[str, tuple[str, list[int]]]:
     """Check every model before a server opens it; those that we packaged against their sha256.
 
     Returns:
-        Model -> backend that its configuration names, and its versions.
+        Model -> backend that its configuration names, and the versions that a server loads.
 
     Raises:
         InputError: No repository, no model, no version, or a changed file.
@@ -83,7 +199,8 @@ def check_repository(repository: Path) -> dict[str, tuple[str, list[int]]]:
         versions = version_folders(folder)
         if not versions:
             raise InputError("holds no version", where=folder, mend="package it again, or remove the folder")
-        models[folder.name] = (backend_of((folder / CONFIG).read_text(encoding="utf-8", errors="replace")), versions)
+        config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+        models[folder.name] = (backend_of(config), loaded_versions(config, versions))
     return models
 
 
@@ -96,12 +213,30 @@ def backend_of(config: str) -> str:
     return platform.group(1).partition("_")[0] if platform else ""
 
 
-def published(repository: Path, name: str) -> PackageDocument | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a repository holds under a name, as a new version may be put beside it."""
+
+    document: PackageDocument
+    """Without versions that are gone; damaged ones are withdrawn."""
+    last: int
+    """Highest number that was ever used; 0: none."""
+    config: str
+    notes: Mapping[int, str]
+    """What became of versions that are not as they were, in words."""
+
+    @property
+    def edited(self) -> bool:
+        """Whether config.pbtxt was changed by hand."""
+        return is_edited(self.config)
+
+
+def published(repository: Path, name: str) -> Held | None:
     """What the repository holds under a name; None where it holds nothing.
 
     Raises:
         ConfigError: Something that we did not package.
-        InputError: Ours, but changed.
+        InputError: Ours, but its package.json cannot be read or does not name a version that lies there.
     """
     folder = repository / name
     if not folder.exists() and not folder.is_symlink():
@@ -112,18 +247,45 @@ def published(repository: Path, name: str) -> PackageDocument | None:
             where=folder,
             mend="choose another --name",
         )
-    return read_model(folder)
+    document = read_document(folder)
+    flaws = version_flaws(folder, document)
+    notes = {}
+    damaged = set()
+    for flaw in flaws:
+        if flaw.missing:
+            notes[flaw.version] = f"version {flaw.version} {flaw.what}; package.json drops it"
+        elif flaw.version not in document.withdrawn:
+            damaged.add(flaw.version)
+            notes[flaw.version] = (
+                f"version {flaw.version} is no longer served: {flaw.where.name} {flaw.what}; "
+                f"--remove-version {flaw.version} takes it away"
+            )
+    there = without(document, {flaw.version for flaw in flaws if flaw.missing})
+    config = folder / CONFIG
+    return Held(
+        document=there.model_copy(update={"withdrawn": tuple(sorted({*there.withdrawn, *damaged}))}),
+        last=max((version.version for version in document.versions), default=0),
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else sign(""),
+        notes=notes,
+    )
 
 
-def next_version(document: PackageDocument | None, wanted: int | None) -> int:
+LARGEST_VERSION = 2**63 - 1
+"""Triton reads version numbers as int64."""
+
+
+def next_version(last: int, wanted: int | None) -> int:
     """Number of the new version: the one that was asked for, or the one after the last.
 
     Raises:
         ConfigError: It is taken, or below the last: Triton would go on serving the old one.
     """
-    last = max((version.version for version in document.versions), default=0) if document else 0
     if wanted is None:
+        if last >= LARGEST_VERSION:
+            raise ConfigError(f"version {last} is the largest number there is", where="--version")
         return last + 1
+    if wanted > LARGEST_VERSION:
+        raise ConfigError(f"{wanted} is above {LARGEST_VERSION}, Triton's largest version", where="--version")
     if wanted <= last:
         raise ConfigError(
             f"version {wanted} is not above {last}, the last one there; Triton serves the highest",
@@ -139,15 +301,16 @@ def check_interface(old: PackageDocument, new: PackageDocument, folder: Path) ->
     Raises:
         ConfigError: Inputs, outputs, platform, batching or arm differ: another model under this name.
     """
-    pairs = [
-        ("inputs", old.inputs, new.inputs),
-        ("outputs", old.outputs, new.outputs),
+    pairs: list[tuple[str, object, object]] = [
+        ("inputs", _ports(old.inputs), _ports(new.inputs)),
+        ("outputs", _ports(old.outputs), _ports(new.outputs)),
         ("platform", old.platform, new.platform),
         ("server", old.server, new.server),
-        ("arm", old.versions[-1].arm, new.versions[-1].arm),
         ("batching", old.max_batch > 0, new.max_batch > 0),
     ]
-    differing = [what for what, before, after in pairs if before != after]
+    if old.versions:
+        pairs.append(("arm", old.versions[-1].arm, new.versions[-1].arm))
+    differing = [f"{what} ({before} there, {after} here)" for what, before, after in pairs if before != after]
     if differing:
         raise ConfigError(
             f"the repository holds another model of this name: its {', '.join(differing)} differ",
@@ -156,18 +319,29 @@ def check_interface(old: PackageDocument, new: PackageDocument, folder: Path) ->
         )
 
 
-def publish(repository: Path, name: str, version: int, fill: Callable[[Path], dict[str, str]]) -> None:
+def _ports(ports: tuple[GraphPort, ...]) -> str:
+    return ", ".join(f"{port.name} {port.dtype} [{','.join(map(str, port.shape))}]" for port in ports)
+
+
+def publish(
+    repository: Path,
+    name: str,
+    version: int,
+    fill: Callable[[Path], tuple[dict[str, str], Mapping[str, bytes]]],
+) -> None:
     """Add a version in one rename; whatever fails, what was served before is still there, unchanged.
 
     Args:
-        repository: Made if it is missing.
+        repository: Exists, and is held by `lock.locked`.
         name: Of the model.
         version: A number that is not there yet.
-        fill: Writes the version's files into the folder it gets, and returns the model's own files, name -> text.
+        fill: Writes the version's files into the folder it gets, and returns the model's own files, name -> text, and
+            its warm-up data, name -> bytes.
     """
     folder = repository / name
     fresh = not folder.exists()
-    made = make_parents(repository)
+    if not fresh:
+        _clear_partial(folder)
     # Outside the repository: a server that polls it would take a half-made folder for a model.
     beside = repository.parent if _one_disk(repository.parent, repository) else repository
     staging = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=beside if fresh else folder))
@@ -175,36 +349,98 @@ def publish(repository: Path, name: str, version: int, fill: Callable[[Path], di
         staging.chmod(0o755)
         target = staging / str(version)
         target.mkdir()
-        files = fill(target)
+        files, warmup = fill(target)
         if fresh:
+            _write_warmup(staging, warmup)
             for file, text in files.items():
                 (staging / file).write_text(text, encoding="utf-8")
             staging.rename(folder)
         else:
-            target.rename(folder / str(version))
+            _add(folder, target, files, warmup)
             staging.rmdir()
-            _rewrite(folder, files, version)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
-        for one in made:
-            if one.is_dir() and not any(one.iterdir()):
-                one.rmdir()
         raise
 
 
-def _rewrite(folder: Path, files: dict[str, str], version: int) -> None:
-    """Replace a model's own files, each at once; when one fails, take the version away and put the old ones back."""
+def _clear_partial(folder: Path) -> None:
+    """Remove what a killed process left; the lock says that nobody is writing."""
+    for entry in folder.glob(".*.partial-*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
+
+
+def _add(folder: Path, target: Path, files: dict[str, str], warmup: Mapping[str, bytes]) -> None:
+    """Put a version beside others; when a step fails, take the version away and put the old files back.
+
+    The order serves whoever reads meanwhile, or comes after a kill. A version that package.json names and that is not
+    there counts as removed; one that is there and not named would be a stranger's. config.pbtxt is last: with a policy
+    that names versions, Triton does not look at the new one before its settings are there too.
+    """
     before = {name: (folder / name).read_bytes() if (folder / name).is_file() else None for name in files}
+    final = folder / target.name
+    order = sorted(files, key=[LABELS, PackageDocument.FILE, CONFIG].index)
     try:
-        for name, text in files.items():
-            if before[name] != text.encode():
-                write_atomic(folder / name, text)
+        _write_warmup(folder, warmup)
+        for name in order:
+            if name == CONFIG:
+                target.rename(final)
+            if before[name] != files[name].encode():
+                write_atomic(folder / name, files[name])
     except BaseException:
-        shutil.rmtree(folder / str(version), ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
         for name, content in before.items():
             if content is not None and (folder / name).read_bytes() != content:
                 write_atomic(folder / name, content)
+        _clean_warmup(folder, before[CONFIG])
         raise
+    _clean_warmup(folder, files[CONFIG].encode())
+
+
+def rewrite(folder: Path, files: dict[str, str], warmup: Mapping[str, bytes], *, remove: int | None = None) -> None:
+    """Replace a model's own files, each at once, and take a version away.
+
+    In this order: config.pbtxt, so that no server loads the version any more; its folder; package.json, for which a
+    version that it names and that is gone was removed.
+    """
+    _write_warmup(folder, warmup)
+    write_atomic(folder / CONFIG, files[CONFIG])
+    if remove is not None:
+        take_away(folder, remove)
+    write_atomic(folder / PackageDocument.FILE, files[PackageDocument.FILE])
+    _clean_warmup(folder, files[CONFIG].encode())
+
+
+def _write_warmup(folder: Path, warmup: Mapping[str, bytes]) -> None:
+    if warmup:
+        (folder / WARMUP).mkdir(exist_ok=True)
+    for name, content in warmup.items():
+        # Named by its content: one that is there is right, and a running server may be reading it.
+        if not (folder / WARMUP / name).is_file():
+            write_atomic(folder / WARMUP / name, content)
+
+
+def _clean_warmup(folder: Path, config: bytes | None) -> None:
+    """Remove warm-up data of ours that config.pbtxt no longer names."""
+    if not (folder / WARMUP).is_dir():
+        return
+    for path in (folder / WARMUP).iterdir():
+        if re.fullmatch(r"input\d+-[0-9a-f]{16}", path.name) and path.name.encode() not in (config or b""):
+            path.unlink()
+    if not any((folder / WARMUP).iterdir()):
+        (folder / WARMUP).rmdir()
+
+
+def take_away(folder: Path, version: int) -> None:
+    """Remove a version's folder: out of the server's sight in one rename, then file by file."""
+    where = folder / str(version)
+    if not where.is_dir():
+        return
+    gone = Path(tempfile.mkdtemp(prefix=f".{version}.partial-", dir=folder))
+    where.rename(gone / str(version))
+    shutil.rmtree(gone)
 
 
 def _one_disk(one: Path, other: Path) -> bool:

@@ -71,14 +71,15 @@ def test_fixed_shapes_are_not_batched():
 
 
 def test_onnx_runtime_with_tensorrt_inside():
-    config = parse(config_pbtxt(spec(platform="onnxruntime", plans_by_sm={}, max_batch=16)))
+    key = "0123456789abcdef" * 4
+    config = parse(config_pbtxt(spec(platform="onnxruntime", plans_by_sm={}, max_batch=16, engine_key=key)))
     assert (config.backend, config.platform) == ("onnxruntime", "")
     (provider,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert provider.name == "tensorrt"
     options = dict(provider.parameters)
     assert options["trt_sparsity_enable"] == "1"
     assert options["trt_engine_cache_enable"] == "1"
-    assert options["trt_engine_cache_path"].endswith("/net")
+    assert options["trt_engine_cache_path"] == "/tmp/nm2trt-engines-net-0123456789abcdef"
     assert options["precision_mode"] == "FP16"
     assert options["trt_profile_min_shapes"] == "x:1x3x8x8"
     assert options["trt_profile_opt_shapes"] == "x:8x3x8x8"

@@ -1,0 +1,96 @@
+"""Inputs that a network certainly takes, for a server's warm-up: a model whose warm-up fails is never ready.
+
+Floating point is warmed up with zeros. Integers and booleans are ones, cut to what the graph bounds them by: a token's
+number, a mask that keeps everything, a length, each of which zero would not always be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nm2trt.artifacts import GraphPort
+from nm2trt.serve.ports import batched_ports, numpy_type
+
+_FREE_SIZE = 8
+"""Length of a free dimension besides the batch, in a trial run."""
+
+
+def warmup_data(inputs: Sequence[GraphPort], onnx: Path, *, batched: bool) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Choose one sample of every input that zeros will not do for.
+
+    Args:
+        inputs: Of the network.
+        onnx: Its graph, which bounds the integers.
+        batched: Whether the server adds the batch.
+
+    Returns:
+        Input -> file name, and file name -> the sample's bytes, in C order.
+    """
+    names: dict[str, str] = {}
+    data: dict[str, bytes] = {}
+    ports = batched_ports(inputs, batched=batched)
+    if any(size < 0 for _, _, dims in ports for size in dims):
+        return names, data
+    counting = [port for port in inputs if _counts(port)]
+    if not counting:
+        return names, data
+    value = _value_that_runs(inputs, onnx)
+    for at, (port, (name, _, dims)) in enumerate(zip(inputs, ports, strict=True)):
+        if not _counts(port):
+            continue
+        content = np.full(dims or [1], value[name], dtype=numpy_type(port.dtype)).tobytes()
+        file = f"input{at}-{hashlib.sha256(content).hexdigest()[:16]}"
+        names[name], data[file] = file, content
+    return names, data
+
+
+def sample_inputs(inputs: Sequence[GraphPort], onnx: Path, *, batch: int) -> dict[str, NDArray[Any]]:
+    """One batch for every input, [batch, ...]; free dimensions besides the batch are 8 long."""
+    value = _value_that_runs(inputs, onnx)
+    return _feeds(inputs, value, batch)
+
+
+def _counts(port: GraphPort) -> bool:
+    return "float" not in port.dtype and not port.dtype.startswith(("fp", "bf"))
+
+
+def _feeds(inputs: Sequence[GraphPort], value: dict[str, int], batch: int) -> dict[str, NDArray[Any]]:
+    feeds = {}
+    for port in inputs:
+        shape = [
+            size if isinstance(size, int) else (batch if axis == 0 else _FREE_SIZE)
+            for axis, size in enumerate(port.shape)
+        ]
+        feeds[port.name] = np.full(shape, value[port.name], dtype=numpy_type(port.dtype))
+    return feeds
+
+
+def _value_that_runs(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:
+    """Value of each input; where ONNX Runtime is here, one with which the network was seen to run."""
+    bounded = _bounded(inputs, onnx)
+    try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+    except Exception:  # noqa: BLE001 -- not installed, or the graph has what no CPU kernel does: the graph's word stands
+        return bounded
+    zeros = dict.fromkeys(bounded, 0)
+    for value in (bounded, zeros):
+        try:
+            session.run(None, _feeds(inputs, value, 1))
+        except Exception:  # noqa: BLE001, S112 -- whatever an operator says to a value that it does not take
+            continue
+        return value
+    return bounded
+
+
+def _bounded(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:
+    return {port.name: 1 if _counts(port) else 0 for port in inputs}
