@@ -114,6 +114,8 @@ class PackageDocument(Document):
     """--max-batch as given; None: the largest that every served version takes."""
     withdrawn: tuple[int, ...] = ()
     """Versions that lie in the repository and are not served: rolled back, or damaged."""
+    last_version: int = 0
+    """Highest number that was ever given: one that was removed is not given again."""
     versions: list[VersionRecord]
     """In ascending order."""
 

@@ -48,7 +48,8 @@ def model_files(
 def model_spec(document: PackageDocument, *, labels: bool, warmup_files: dict[str, str]) -> ModelSpec:
     """Gather what config.pbtxt says."""
     newest = document.current
-    free = any(not isinstance(size, int) for port in document.inputs for size in port.shape[1:])
+    own = 1 if document.max_batch > 0 else 0
+    free = any(not isinstance(size, int) for port in document.inputs for size in port.shape[own:])
     return ModelSpec(
         name=document.model,
         platform=document.platform,

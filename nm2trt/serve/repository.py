@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -108,28 +109,42 @@ def read_model(folder: Path) -> PackageDocument:
     there = without(document, {flaw.version for flaw in flaws if flaw.missing})
     config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     loaded = loaded_versions(config, [version.version for version in there.versions])
-    way = "nm2trt package -o {} --name {} --remove-version {}"
     for flaw in flaws:
-        command = way.format(folder.parent, folder.name, flaw.version)
-        gone = flaw.missing and flaw.version in named_versions(config)
-        if flaw.version in loaded or gone:
-            last = len(document.versions) == 1
+        if flaw.version in loaded or (flaw.missing and flaw.version in named_versions(config)):
             raise InputError(
-                f"{'version ' + str(flaw.version) + ' ' if flaw.missing else ''}{flaw.what}",
-                where=flaw.where if not flaw.missing else folder,
-                mend="package it again" if last else f"package it again, or take this version away: {command}",
+                f"version {flaw.version} {flaw.what}" if flaw.missing else flaw.what,
+                where=folder if flaw.missing else flaw.where,
+                mend="package it again"
+                + (f", or {_removal(folder, flaw.version)}" if len(document.versions) > 1 else ""),
             )
-    allowed = {version.version for version in there.served}
-    for number in loaded:
-        if number not in allowed and not is_edited(config):
-            away = [flaw.version for flaw in flaws if flaw.missing]
-            raise InputError(
-                f"config.pbtxt loads version {number} since {', '.join(map(str, away))} is gone, and it cannot run "
-                f"beside version {max(allowed)}",
-                where=folder,
-                mend=f"run {way.format(folder.parent, folder.name, away[0] if away else number)}",
-            )
+    _check_together(folder, there, config, loaded)
     return there
+
+
+def _check_together(folder: Path, document: PackageDocument, config: str, loaded: list[int]) -> None:
+    """Refuse versions that a server would load and that cannot run under this config.pbtxt, or beside each other."""
+    others = {version.version for version in document.versions} - set(loaded)
+    together = without(document, others)
+    able = {version.version for version in together.served}
+    for version in together.versions:
+        unnamed = [file for file in version.plan_files.values() if f'"{file}"' not in config]
+        if unnamed:
+            raise InputError(
+                f"config.pbtxt does not name {unnamed[0]} of version {version.version}, which it has a server load",
+                where=folder,
+                mend=f"package it again, or {_removal(folder, version.version)}",
+            )
+        if version.version not in able and version.version not in document.withdrawn and not is_edited(config):
+            raise InputError(
+                f"config.pbtxt has a server load version {version.version}, which cannot run beside {max(able)}",
+                where=folder,
+                mend=f"package it again, or {_removal(folder, version.version)}",
+            )
+
+
+def _removal(folder: Path, version: int) -> str:
+    where = shlex.quote(str(folder.parent))
+    return f"take this version away: nm2trt package -o {where} --name {folder.name} --remove-version {version}"
 
 
 def without(document: PackageDocument, numbers: set[int]) -> PackageDocument:
@@ -264,7 +279,7 @@ def published(repository: Path, name: str) -> Held | None:
     config = folder / CONFIG
     return Held(
         document=there.model_copy(update={"withdrawn": tuple(sorted({*there.withdrawn, *damaged}))}),
-        last=max((version.version for version in document.versions), default=0),
+        last=max([document.last_version, *(version.version for version in document.versions)]),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else sign(""),
         notes=notes,
     )

@@ -14,7 +14,7 @@ from nm2trt.artifacts import BuildDocument, file_records, sha256_of
 from nm2trt.artifacts.build import Arm
 from nm2trt.artifacts.package import PackageDocument, PlanRequirement, Platform, VersionRecord
 from nm2trt.errors import ConfigError, InputError
-from nm2trt.serve.config_pbtxt import ONNX, PLAN
+from nm2trt.serve.config_pbtxt import ONNX, PLAN, profile_names_readable
 from nm2trt.serve.lock import locked
 from nm2trt.serve.model_files import model_files
 from nm2trt.serve.port_rules import check_described, unbatched_ports
@@ -160,6 +160,7 @@ def _prepare(request: PackageRequest, name: str, folders: tuple[Path, ...], arm:
         instances=kept.instances or 1,
         cuda_graphs=kept.cuda_graphs is not False,
         withdrawn=old.withdrawn if old else (),
+        last_version=number,
         versions=[*(old.versions if old else []), version_record(network, number)],
     )
     largest, notes = _max_batch(request, document, network)
@@ -170,6 +171,7 @@ def _prepare(request: PackageRequest, name: str, folders: tuple[Path, ...], arm:
         check_interface(old, document, request.repository / name)
     if held is not None:
         _check_edited(request, held, request.repository / name)
+    notes = [*_profile_note(document), *notes]
     notes = [*(held.notes.values() if held else ()), *_unserved(old, document), *notes]
     return _Prepared(document=document, held=held, network=network, why=why, notes=tuple(notes))
 
@@ -192,6 +194,16 @@ def _check_edited(request: PackageRequest, held: Held, folder: Path) -> None:
             where=folder / "config.pbtxt",
             mend="keep the edits with --keep-config, or drop them with --rewrite-config",
         )
+
+
+def _profile_note(document: PackageDocument) -> list[str]:
+    names = [port.name for port in document.inputs]
+    if document.platform != "onnxruntime" or not document.gpu or document.max_batch == 0:
+        return []
+    if profile_names_readable(names):
+        return []
+    listed = ", ".join(names)
+    return [f"no TensorRT profile is given: ONNX Runtime takes the list apart at ':' and ',' ({listed})"]
 
 
 def _unserved(old: PackageDocument | None, document: PackageDocument) -> list[str]:

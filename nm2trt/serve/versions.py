@@ -103,7 +103,8 @@ def _apply(
             mend="keep the edits with --keep-config, or drop them with --rewrite-config",
         )
     largest = _largest(document)
-    document = document.model_copy(update={"max_batch": largest, "batch": document.current.batch or document.batch})
+    batch = document.current.batch or document.batch
+    document = document.model_copy(update={"max_batch": largest, "batch": batch, "last_version": held.last})
     current = folder / str(document.current.version)
     files, warmup = model_files(
         document, folder, current=current, edited=held.config if keep_config and held.edited else None

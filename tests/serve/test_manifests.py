@@ -43,6 +43,7 @@ SERVING_RUNTIME = {
     "kind": "ClusterServingRuntime",
     "metadata": METADATA,
     "spec": {
+        "annotations": {"*": str},
         "supportedModelFormats": [{"name": str, "version": str, "autoSelect": bool}],
         "protocolVersions": [str],
         "containers": [{"name": str, "image": str, "args": [str], "resources": RESOURCES}],
