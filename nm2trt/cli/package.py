@@ -138,7 +138,7 @@ def command(
         return _change(builds, output, given, as_json, remove_version, options)
     if not builds:
         raise ConfigError("no BUILD", where="package", mend="name a folder that `nm2trt export` wrote")
-    _refuse_without_effect(server, given)
+    _refuse_without_effect(server, given, options)
     if server in _FOLDERS:
         return _folder(builds, server, output, force, as_json, options)
     return _repository(builds, server, output, as_json, options)
@@ -150,13 +150,15 @@ def _given(context: click.Context) -> set[str]:
     return {name for name in context.params if context.get_parameter_source(name) not in usual}
 
 
-def _option_of(name: str) -> str:
+def _option_of(name: str, value: object = None) -> str:
     """How the user writes a parameter."""
-    written = {"number": "--version", "arms": "--arm", "keep_config": "--keep-config", "as_json": "--json"}
+    written = {"number": "--version", "arms": "--arm", "as_json": "--json"}
+    if value is False:
+        written |= {"cuda_graphs": "--no-cuda-graphs", "keep_config": "--rewrite-config"}
     return written.get(name, f"--{name.replace('_', '-')}")
 
 
-def _refuse_without_effect(server: str, given: set[str]) -> None:
+def _refuse_without_effect(server: str, given: set[str], options: dict[str, Any]) -> None:
     from nm2trt.errors import ConfigError
 
     for name in sorted(given):
@@ -169,7 +171,7 @@ def _refuse_without_effect(server: str, given: set[str]) -> None:
             )
         raise ConfigError(
             f"does nothing with --server {server}",
-            where=_option_of(name),
+            where=_option_of(name, options.get(name)),
             mend=f"drop it; it is for {', '.join(servers)}",
         )
 
@@ -193,7 +195,7 @@ def _change(
     if builds:
         raise ConfigError("takes no BUILD", where=what, mend="package the build by itself")
     for name in sorted(given - own - set(_CHANGES) - {"builds"}):
-        raise ConfigError(f"does nothing with {what}", where=_option_of(name), mend="drop it")
+        raise ConfigError(f"does nothing with {what}", where=_option_of(name, options.get(name)), mend="drop it")
     name = options["name"] or _only_model(output)
     keep = options["keep_config"]
     if remove is not None:
