@@ -52,6 +52,11 @@ class NetworkRecord(BaseModel):
     note: str = ""
 
 
+def has_zeros(record: NetworkRecord) -> bool:
+    """Whether a network has zeros among its weights that show in a share of one decimal."""
+    return record.zero_share is None or round(100 * record.zero_share, 1) > 0
+
+
 class RunnerRecord(BaseModel):
     """What ran the networks, with every setting that a repetition needs."""
 
