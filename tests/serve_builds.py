@@ -81,6 +81,39 @@ def make_build(
     return folder
 
 
+def write_build(folder, model, *, batch=(1, 8, 64), data=None):
+    """Write a build folder of any graph; a first dimension with a name is the batch."""
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")
+    document = build_document(folder / "model.onnx")
+
+    def ports(values):
+        made = []
+        for value in values:
+            tensor = value.type.tensor_type
+            shape = tuple(one.dim_param or one.dim_value for one in tensor.shape.dim)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+            made.append(GraphPort(name=value.name, dtype=dtype, shape=shape))
+        return tuple(made)
+
+    inputs = ports(model.graph.input)
+    free = any(isinstance(port.shape[0], str) for port in inputs if port.shape)
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    record = FileRecord(sha256=digest, size_bytes=(folder / "model.onnx").stat().st_size)
+    document.model_copy(
+        update={
+            "source": document.source.model_copy(update={"data": data}),
+            "batch": BatchRange(min=batch[0], opt=batch[1], max=batch[2]) if free else None,
+            "inputs": inputs,
+            "outputs": ports(model.graph.output),
+            "engines": [],
+            "files": {"model.onnx": record},
+            "verdict": "pass",
+        }
+    ).write(folder)
+    return folder
+
+
 def everything(folder):
     """Path -> bytes of all files below a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

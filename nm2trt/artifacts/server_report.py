@@ -28,6 +28,21 @@ class MetadataRecord(BaseModel):
     """Empty where names, types and shapes agree."""
 
 
+class ServedOutput(BaseModel):
+    """One output of the server against ONNX Runtime's, over all requests."""
+
+    model_config = _FROZEN
+
+    name: str
+    reason: str
+    """Code of what decided: `nm2trt.ort.Reason`."""
+    message: str
+    """The same for people; empty where the output agrees."""
+    max_abs_error: float
+    max_rel_error: float
+    """Over the largest finite magnitude of this output in the reference; infinite where no number tells it."""
+
+
 class OutputsRecord(BaseModel):
     """The server's outputs against ONNX Runtime's on the build's own graph, on the same samples."""
 
@@ -40,10 +55,23 @@ class OutputsRecord(BaseModel):
     batches: tuple[int, ...]
     max_abs_error: float
     max_rel_error: float
-    """Largest absolute error over the largest magnitude of the reference, per output; the worst output's."""
+    """Largest absolute error over the largest magnitude of the reference, per output; the worst output's. Infinite
+    where no number tells it: another shape or type, NaN on one side only."""
     tolerance: float
     worst_at: str
     passed: bool
+    version: str = ""
+    """Version that the answers must name; empty where the server lists none."""
+    requests: int = 0
+    errors: int = 0
+    """Requests without an answer that can be compared."""
+    wrong: int = 0
+    """Answers that differ."""
+    first_error: str = ""
+    """Which request failed first, and how."""
+    first_failure: str = ""
+    """Code of that: `nm2trt.serve.answers.Failure`."""
+    outputs: tuple[ServedOutput, ...] = ()
 
 
 class LoadRecord(BaseModel):
@@ -100,6 +128,8 @@ class ServerReportDocument(Document):
     saturation: list[SaturationRecord]
     problems: list[str]
     """Why the verdict is "fail"; empty when it is "pass"."""
+    notes: tuple[str, ...] = ()
+    """What the check could not see."""
     headline: str
     verdict: Literal["pass", "fail"]
     command: str

@@ -11,6 +11,9 @@ from nm2trt.cli.common import force_option, json_option, output_option, stderr_c
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.server_report import OutputsRecord, ServerReportDocument
+    from nm2trt.serve.check import CheckConfig
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(name="check-server")
@@ -47,27 +50,73 @@ if TYPE_CHECKING:
     help="Seconds per level of concurrency.",
 )
 @click.option("--max-concurrency", type=click.IntRange(1, 1024), default=64, show_default=True, metavar="N")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 3600),
+    default=20.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds for one request.",
+)
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="F.npz",
+    help="Inputs to send: one array [samples, ...] for each input. Default: the build's own test samples, or noise and "
+    "indices that cover every row of every embedding.",
+)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="INPUT=1x128",
+    help="Values of an input's dynamic dimensions besides the batch; repeat it for several lengths.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set's files are.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["binary", "json"]),
+    default="binary",
+    show_default=True,
+    help="Tensors over HTTP: Triton's binary extension, or JSON numbers for servers without it.",
+)
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="Sent with every request, over gRPC as metadata; @FILE reads them from a file. Host names the virtual host.",
+)
+@click.option("--ca-file", type=_FILE, metavar="PEM", help="Authorities for https and grpcs. Default: the system's.")
+@click.option("--client-cert", type=_FILE, metavar="PEM", help="Our certificate.")
+@click.option("--client-key", type=_FILE, metavar="PEM", help="Its key, where the certificate's file does not hold it.")
+@click.option("--insecure", is_flag=True, help="Take any certificate over https.")
 @output_option("REPORT", "Folder to write: server.json, server.html.", required=False)
 @force_option
 @json_option
-def command(build: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> int:
+@click.pass_context
+def command(
+    context: click.Context, /, build: Path, *, output: Path | None, force: bool, as_json: bool, **options: Any
+) -> int:
     """Check that a running server serves a build: description, outputs, load.
 
-    URL is the server's HTTP address, such as http://127.0.0.1:8000. Speaks the KServe v2 protocol over HTTP and gRPC;
-    outputs are compared with ONNX Runtime's on the build's own samples, in the load test too.
+    URL is the server's HTTP address, such as http://127.0.0.1:8000, or https://HOST/PREFIX behind an ingress. Speaks
+    the KServe v2 protocol over HTTP and gRPC; every answer is read to its last byte and compared with ONNX Runtime's,
+    in the load test too.
 
     \b
-    Exit 1: the description differs, an output differs, or a request failed. Exit 3: the server is not ready.
+    Exit 1: the description differs, an answer differs, cannot be read or did not come.
+    Exit 3: nothing listens there, or server or model is not ready.
     """
     from nm2trt.artifacts.files import check_output, staged_folder
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
-    from nm2trt.serve.check import CheckConfig, check_server
+    from nm2trt.serve.check import check_server
 
+    _refuse_idle_options(context, options, output=output)
     if output is not None:
         check_output(output, force=force)
-    protocols: dict[str, tuple[Literal["http", "grpc"], ...]] = {"http": ("http",), "grpc": ("grpc",)}
-    config = CheckConfig(build=build, protocols=protocols.get(options.pop("protocol"), ("http", "grpc")), **options)
+    config = _config(build, options)
     console = stderr_console()
     if console.is_terminal:
         with console.status("asking the server") as status:
@@ -90,11 +139,68 @@ def command(build: Path, output: Path | None, force: bool, as_json: bool, **opti
     return EXIT_OK if report.verdict == "pass" else EXIT_BAD_VERDICT
 
 
+def _config(build: Path, options: dict[str, Any]) -> CheckConfig:
+    from nm2trt.serve.address import Tls
+    from nm2trt.serve.check import CheckConfig
+
+    protocols: dict[str, tuple[Literal["http", "grpc"], ...]] = {"http": ("http",), "grpc": ("grpc",)}
+    tls = Tls(
+        ca_file=options.pop("ca_file"),
+        cert_file=options.pop("client_cert"),
+        key_file=options.pop("client_key"),
+        insecure=options.pop("insecure"),
+    )
+    return CheckConfig(
+        build=build,
+        protocols=protocols.get(options.pop("protocol"), ("http", "grpc")),
+        as_json=options.pop("encoding") == "json",
+        tls=tls,
+        **options,
+    )
+
+
+def _refuse_idle_options(context: click.Context, options: dict[str, Any], *, output: Path | None) -> None:
+    """Name every option that was given and would do nothing.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    from nm2trt.errors import ConfigError
+
+    given = {
+        name
+        for name in (*options, "force")
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    rules = (
+        (not options["load"], ("duration_s", "max_concurrency"), "with --no-load"),
+        (options["protocol"] == "http", ("grpc",), "with --protocol http"),
+        (options["protocol"] == "grpc", ("encoding", "insecure"), "with --protocol grpc"),
+        (options["samples"] is not None, ("data_dir", "shapes"), "with --samples"),
+        (options["ca_file"] is not None, ("insecure",), "with --ca-file"),
+        (options["client_cert"] is None, ("client_key",), "without --client-cert"),
+        (output is None, ("force",), "without -o"),
+    )
+    named = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    idle = [f"{named[name]} {why}" for applies, names, why in rules if applies for name in names if name in given]
+    if idle:
+        raise ConfigError(f"no effect: {'; '.join(idle)}", where="check-server", mend="drop it")
+
+
 def _error(result: OutputsRecord) -> str:
     if result.max_abs_error == 0:
         return "not a bit differs"
     share = f"{result.max_rel_error:.2e} of the largest output, bound {result.tolerance:.0e}"
     return f"largest error {result.max_abs_error:.2e} ({share})"
+
+
+def _outcome(result: OutputsRecord) -> str:
+    """One line on one protocol's answers."""
+    if result.passed:
+        return f"outputs agree with ONNX Runtime's; {_error(result)}, {result.inputs}"
+    if result.errors:
+        return f"{result.errors} of {result.requests} requests failed; {result.first_error}"
+    return f"outputs differ from ONNX Runtime's in {result.wrong} of {result.requests} answers; {result.worst_at}"
 
 
 def _show(report: ServerReportDocument, output: Path | None) -> None:
@@ -105,18 +211,22 @@ def _show(report: ServerReportDocument, output: Path | None) -> None:
 
     console = stdout_console()
     for one in report.metadata:
+        if not one.server:
+            continue
         state = "differs" if one.differences else "agrees with the build"
         console.print(
             f"{one.protocol}: {one.server}, {one.platform or 'no platform'}; its description {state}", markup=False
         )
     for result in report.outputs:
-        state = "agree with" if result.passed else "differ from"
+        batches = ", ".join(map(str, result.batches))
+        version = f", version {result.version}" if result.version else ""
         console.print(
-            f"{result.protocol}: outputs {state} ONNX Runtime's; {_error(result)}, {result.inputs}, "
-            f"batch {', '.join(map(str, result.batches))}",
+            f"{result.protocol}: {_outcome(result)}, batch {batches}{version}",
             markup=False,
             soft_wrap=True,
         )
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, style="yellow", soft_wrap=True)
     for end in report.saturation:
         table = Table(box=box.SIMPLE_HEAD, title=f"load over {end.protocol}", title_justify="left")
         for heading in LOAD_COLUMNS:
@@ -130,6 +240,6 @@ def _show(report: ServerReportDocument, output: Path | None) -> None:
     console.print()
     console.print(f"verdict: {report.verdict}", style="bold")
     if report.problems and not report.load:
-        console.print("no load was measured: the answers are wrong already", style="dim")
+        console.print("no load was measured: the check failed already", style="dim")
     if output is not None:
         console.print(f"report: {output / 'server.html'}", markup=False, soft_wrap=True)

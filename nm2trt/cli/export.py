@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from nm2trt.cli.common import force_option, json_option, output_option, stderr_c
 from nm2trt.cli.export_engines import engine_options
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts import BatchRange, BuildDocument, EngineRecord, GraphPort
+    from nm2trt.artifacts import BatchRange, BuildDocument, EngineRecord, GraphPort, NumericsRecord
     from nm2trt.cli.export_config import ExportConfig, SourceOptions
     from nm2trt.engine import Chosen
     from nm2trt.export import Exported, Samples
@@ -232,14 +233,25 @@ def failures(document: BuildDocument) -> list[str]:
     lines = []
     numerics = document.numerics
     if numerics is not None and not numerics.passed:
-        lines.append(
-            f"{MODEL}: outputs differ from the reference's by {numerics.max_rel_error:.2e} of the largest output, "
-            f"more than {numerics.tolerance:.0e}, at {numerics.max_abs_error_at}"
-        )
+        lines.append(f"{MODEL}: {_difference(numerics)}")
     if document.source.pattern is not None and document.pattern["verdict"] != "pass":
         lines.append(f"{MODEL}: {'; '.join(document.pattern['problems'])}{_first_bad(document)}")
     lines += [f"{engine.arm} engine: {engine.error} ({engine.log})" for engine in document.engines if engine.error]
     return lines
+
+
+def _difference(numerics: NumericsRecord) -> str:
+    """What differs most, and how many outputs do."""
+    failed = [one for one in numerics.outputs if one.message]
+    more = f"; {len(failed)} of {len(numerics.outputs)} outputs differ" if len(failed) > 1 else ""
+    if math.isfinite(numerics.max_rel_error) and all(one.mismatches is None for one in failed):
+        return (
+            f"outputs differ from the reference's by {numerics.max_rel_error:.2e} of the largest output, "
+            f"more than {numerics.tolerance:.0e}, at {numerics.max_abs_error_at}{more}"
+        )
+    first = next((one for one in failed if numerics.max_abs_error_at.startswith(f"{one.name}: ")), failed[0])
+    at = numerics.max_abs_error_at.removeprefix(f"{first.name}: ")
+    return f"{first.message.partition('; ')[0]}{f', first at {at}' if at else ''}{more}"
 
 
 def _first_bad(document: BuildDocument) -> str:

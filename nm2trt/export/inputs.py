@@ -32,7 +32,9 @@ class InputSpec:
     """One sample, without the batch; () for one number a sample."""
     dtype: str = "float32"
     batched: bool = True
-    """Whether the graph's shape has a batch before `shape`; False where the whole shape is fixed and has none."""
+    """Whether the graph's shape has a batch beside `shape`; False where the whole shape is fixed and has none."""
+    batch_axis: int = 0
+    """Where the batch is in the graph's shape, as of a recurrent state [layers, batch, hidden]."""
     keyword: bool = False
     """Passed to torch by its name and not by its place."""
     below: int | None = None

@@ -14,7 +14,7 @@ from nm2trt.artifacts import BatchRange, BuildSource, GraphPort, write_atomic
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.foreign import ForeignGraph
 from nm2trt.export.inputs import InputSpec, bounded
-from nm2trt.export.numerics import TOLERANCES
+from nm2trt.export.numerics import TOLERANCES, tolerance_of
 from nm2trt.export.onnx_graph import annotate, convert_model, exporter_version, float32_model, renamed_patterns
 from nm2trt.export.precision import Conversion, IoDtype, Precision, convert
 from nm2trt.export.reference import OnnxReference, Reference, TorchReference
@@ -22,7 +22,12 @@ from nm2trt.export.source import ExportSource
 from nm2trt.export.torch_graph import BATCH, silenced
 from nm2trt.export.writing import write_onnx
 from nm2trt.layers import PATTERNS_KEY
+from nm2trt.ort.index_limits import index_limits
 
+QUANTIZED_OPS = frozenset(
+    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
+)
+"""Operators that round to integers: a rounding step more or less is no error."""
 USUAL_PRECISION: Precision = "fp32"
 _LISTED = 3
 
@@ -142,7 +147,7 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
         exporter=f"{graph.record.name} as found" if not converted else f"{graph.record.name}, converted to {precision}",
         patterns=graph.patterns,
         reference=OnnxReference(graph.path, converted=converted),
-        tolerance=max(TOLERANCES.get(part if converted else floats, TOLERANCES["fp16"]) for part in named.split("+")),
+        tolerance=tolerance_of(named, quantized=any(node.op_type in QUANTIZED_OPS for node in model.graph.all_nodes())),
         converted_to=precision if converted else None,
         data=None,
         record=graph.record,
@@ -205,26 +210,6 @@ def macs_per_sample(model: ir.Model) -> float | None:
         places = math.prod(sizes[1:]) if node.op_type == "Conv" else math.prod(sizes[:-1])
         total += math.prod(size for size in weight.shape if isinstance(size, int)) * places
     return total
-
-
-def index_limits(model: ir.Model) -> dict[str, int]:
-    """Rows of the smallest table that an integer input is looked up in."""
-    limits: dict[str, int] = {}
-    for value in model.graph.inputs:
-        if value.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
-            continue
-        pending = [value]
-        while pending:
-            for user, index in pending.pop().uses():
-                if user.op_type in ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity"):
-                    pending += list(user.outputs)
-                table = user.inputs[0]
-                if user.op_type != "Gather" or index != 1 or table is None or not table.is_initializer():
-                    continue
-                rows = table.shape[0] if table.shape is not None and len(table.shape) else None
-                if isinstance(rows, int):
-                    limits[str(value.name)] = min(rows, limits.get(str(value.name), rows))
-    return limits
 
 
 def _io_name(io_dtype: IoDtype, precision: Precision) -> str:

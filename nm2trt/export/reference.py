@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,25 +89,35 @@ class Samples:
     inputs: str
     fixed: bool = False
     """Whether the graph's shapes are fixed, so that each entry is one whole run."""
+    constants: Feeds = field(default_factory=dict)
+    """Input name -> its whole value, the same in every run: a speed, a sample rate, an input without a batch."""
+    batch_axes: Mapping[str, int] = field(default_factory=dict)
+    """Input name -> where its batch is in the graph, for those where it is not first."""
 
     @property
     def count(self) -> int:
         """Number of samples, or of runs."""
-        return len(next(iter(self.feeds.values())))
+        return len(next(iter(self.feeds.values()))) if self.feeds else 1
 
     def pieces(self, size: int, count: int) -> Iterator[Feeds]:
         """The first `count` samples in batches of `size`, or as many runs."""
         if self.fixed:
             for index in range(count):
-                yield {name: values[index] for name, values in self.feeds.items()}
+                yield {name: values[index] for name, values in self.feeds.items()} | self.constants
             return
         for start in range(0, count, size):
-            yield {name: values[start : min(start + size, count)] for name, values in self.feeds.items()}
+            yield self.piece(start, min(start + size, count))
 
-    def joined(self, pieces: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-        """Outputs of `pieces` as one array for each name, samples first."""
-        join = np.stack if self.fixed else np.concatenate
-        return {name: join([piece[name] for piece in pieces]) for name in pieces[0]}
+    def piece(self, start: int, stop: int) -> Feeds:
+        """The samples from `start` to before `stop` as one batch, laid out as the graph takes it."""
+        cut = {name: values[start:stop] for name, values in self.feeds.items()}
+        moved = {
+            name: np.ascontiguousarray(np.moveaxis(values, 0, self.batch_axes[name]))
+            if self.batch_axes.get(name)
+            else values
+            for name, values in cut.items()
+        }
+        return moved | self.constants
 
 
 def sample_count(macs: float | None, batch: BatchRange | None) -> int:
@@ -129,8 +139,21 @@ def noise(inputs: Sequence[InputSpec], count: int, *, fixed: bool = False) -> Sa
         "seeded normal noise" if all(one.dtype.startswith(("float", "bfloat")) for one in inputs) else "seeded values"
     )
     word = "runs" if fixed else "samples"
+    return laid_out(
+        random_feeds(inputs, count), inputs, f"{count} {word} of {what} (the source names no data)", fixed=fixed
+    )
+
+
+def laid_out(feeds: Feeds, inputs: Sequence[InputSpec], words: str, *, fixed: bool) -> Samples:
+    """Samples of a network; an input without a batch beside others that have one keeps its first value throughout."""
+    free = {one.name for one in inputs if one.batched}
+    constants = {} if fixed else {name: values[0] for name, values in feeds.items() if name not in free}
     return Samples(
-        feeds=random_feeds(inputs, count), inputs=f"{count} {word} of {what} (the source names no data)", fixed=fixed
+        feeds={name: values for name, values in feeds.items() if name not in constants},
+        inputs=words,
+        fixed=fixed,
+        constants=constants,
+        batch_axes={one.name: one.batch_axis for one in inputs if one.batched},
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nm2trt.artifacts import BuildDocument, GraphPort, host_record, sha256_of
+from nm2trt.artifacts import BuildDocument, host_record, sha256_of
 from nm2trt.artifacts.build import Arm
 from nm2trt.artifacts.server_report import (
     LoadRecord,
@@ -18,16 +18,28 @@ from nm2trt.artifacts.server_report import (
     ServerReportDocument,
 )
 from nm2trt.errors import InputError
-from nm2trt.serve.client import GrpcClient, HttpClient, RequestFailed, addresses, open_client
-from nm2trt.serve.load import levels, run_level, saturation, until_saturated
-from nm2trt.serve.ports import kserve_type, server_shape
-from nm2trt.serve.samples import Samples, build_samples, largest_error
+from nm2trt.serve.address import Address, Tls, read_grpc_address, read_headers, read_http_address
+from nm2trt.serve.answers import Failure, RequestFailed
+from nm2trt.serve.check_metadata import Described, check_metadata
+from nm2trt.serve.check_outputs import Tally, ask_all, output_problems, outputs_record, unanswered
+from nm2trt.serve.client import TIMEOUT_S, Client, open_client
+from nm2trt.serve.load import (
+    Request,
+    levels,
+    load_requests,
+    run_level,
+    saturation,
+    until_saturated,
+)
+from nm2trt.serve.reference import Reference, read_limits
+from nm2trt.serve.samples import Samples, SampleSet, choose_samples, read_samples, read_shapes, requests_of
 from nm2trt.serve.source import build_onnx, read_build
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 """Bounds on the largest error over the largest reference magnitude, as `nm2trt export` has them."""
 _OTHER_TOLERANCE = 5e-2
-_SAMPLES = 64
+_SMALL_BATCHES = (1, 2, 3)
+"""Asked beside the sizes that the build was tuned for: a server may be wrong only where it joins requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,45 +57,91 @@ class CheckConfig:
     load: bool = True
     duration_s: float = 2.0
     max_concurrency: int = 64
+    timeout_s: float = TIMEOUT_S
+    """Of one request, seconds."""
     data_dir: Path | None = None
+    samples: Path | None = None
+    """.npz of the inputs to send."""
+    shapes: tuple[str, ...] = ()
+    """INPUT=1x128, for dimensions that are free besides the batch."""
+    headers: tuple[str, ...] = ()
+    """NAME: VALUE, or @FILE."""
+    tls: Tls = field(default_factory=Tls)
+    as_json: bool = False
+    """Tensors as JSON numbers over HTTP."""
 
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What a check works with once its inputs were read."""
+
+    config: CheckConfig
+    build: BuildDocument
+    reference: Reference
+    samples: SampleSet
+    tolerance: float
+    addresses: dict[Protocol, Address]
+
+    def connect(self, protocol: Protocol, described: Described | None = None) -> Client:
+        """Open a connection that knows what the server's description says."""
+        config = self.config
+        client = open_client(
+            protocol,
+            self.addresses[protocol],
+            config.model,
+            config.version,
+            self.build.inputs,
+            timeout_s=config.timeout_s,
+            as_json=config.as_json,
+        )
+        if described is not None:
+            client.padded, client.expected_version = described.padded, described.version
+            client.names |= described.names
+        return client
 
 
 def check_server(config: CheckConfig, progress: Progress = lambda _words: None) -> ServerReportDocument:
     """Ask a server, and compare with the build.
 
     Raises:
-        ConfigError: The URL is wrong.
-        InputError: The build cannot be used, or server or model is not ready.
-        MachineError: tritonclient is missing.
+        ConfigError: The URL, a header or a shape is wrong.
+        InputError: The build or the samples cannot be used, nothing listens at the address, or the model is not ready.
+        MachineError: tritonclient is missing, and gRPC was asked for.
     """
-    http, grpc = addresses(config.url, config.grpc)
+    addresses = _addresses(config)
     build = read_build(config.build)
     onnx = build_onnx(config.build, build, config.arm)
-    where = {"http": http, "grpc": grpc}
-
-    def connect(protocol: Protocol) -> HttpClient | GrpcClient:
-        return open_client(protocol, where[protocol], config.model, config.version, build.inputs)
-
-    for protocol in config.protocols:
-        _check_ready(connect(protocol), protocol, where[protocol])
-    progress("running the samples in ONNX Runtime")
-    samples = build_samples(build, onnx, count=_SAMPLES, data_dir=config.data_dir)
-    tolerance = config.tolerance or TOLERANCES.get(build.precision, _OTHER_TOLERANCE)
-    metadata, outputs = [], []
-    for protocol in config.protocols:
-        with closing(connect(protocol)) as client:
-            progress(f"{protocol}: metadata and outputs")
-            metadata.append(_metadata(client, protocol, build))
-            outputs.append(_outputs(client, protocol, samples, build, tolerance))
+    shapes = read_shapes(config.shapes, build)
+    if config.samples is not None:
+        samples = read_samples(config.samples, build)
+    else:
+        samples = choose_samples(build, read_limits(onnx), data_dir=config.data_dir, shapes=shapes)
+    unready = _check_readiness(config, addresses, build)
+    progress("opening the graph in ONNX Runtime")
+    reference = Reference(onnx)
+    if not shapes:
+        samples = _usable(samples, reference)
+    job = _Job(
+        config=config,
+        build=build,
+        reference=reference,
+        samples=samples,
+        tolerance=config.tolerance or TOLERANCES.get(build.precision, _OTHER_TOLERANCE),
+        addresses=addresses,
+    )
+    described = _describe(job, unready, progress)
+    outputs, distinct = _outputs(job, described, unready, progress)
+    metadata = [one.record for one in described.values()]
     load: list[LoadRecord] = []
     ends: list[SaturationRecord] = []
     # A server that answers wrongly has no speed worth measuring.
     if config.load and not _problems(metadata, outputs, []):
-        load, ends = _load(config, connect, samples, tolerance, progress)
+        load, ends = _load(job, described, progress)
     problems = _problems(metadata, outputs, load)
+    notes = () if distinct else ("all samples have nearly the same answer: mixed-up answers would not be found",)
     return ServerReportDocument(
         model=config.model,
         version=config.version,
@@ -95,6 +153,7 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
         load=load,
         saturation=ends,
         problems=problems,
+        notes=notes,
         headline=_headline(problems, outputs, ends),
         verdict="fail" if problems else "pass",
         command=_command(config),
@@ -102,110 +161,161 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
     )
 
 
-def _check_ready(client: HttpClient | GrpcClient, protocol: Protocol, address: str) -> None:
-    with closing(client):
-        why = client.not_ready()
-    if why:
-        mend = "start it with `nm2trt serve REPOSITORY`, or name its gRPC address with --grpc"
-        raise InputError(why, where=f"{protocol} {address}", mend=mend)
+def _addresses(config: CheckConfig) -> dict[Protocol, Address]:
+    headers = read_headers(config.headers)
+    http = read_http_address(config.url, tls=config.tls, headers=headers)
+    found: dict[Protocol, Address] = {"http": http}
+    if "grpc" in config.protocols:
+        found["grpc"] = read_grpc_address(config.grpc, http, tls=config.tls, headers=headers)
+    return found
 
 
-def _metadata(client: HttpClient | GrpcClient, protocol: Protocol, build: BuildDocument) -> MetadataRecord:
+def _check_readiness(
+    config: CheckConfig, addresses: dict[Protocol, Address], build: BuildDocument
+) -> dict[Protocol, RequestFailed]:
+    """Ask whether server and model are ready.
+
+    Returns:
+        Protocols over which something listens that does not answer as a server does.
+
+    Raises:
+        InputError: Nothing listens there, or it says that it is not ready.
+    """
+    failed: dict[Protocol, RequestFailed] = {}
+    for protocol in config.protocols:
+        where = f"{protocol} {addresses[protocol]}"
+        why = ""
+        with closing(
+            open_client(
+                protocol, addresses[protocol], config.model, config.version, build.inputs, timeout_s=config.timeout_s
+            )
+        ) as client:
+            try:
+                if not client.check_live():
+                    why = "the server is not live"
+                elif not client.check_ready():
+                    version = f" version {config.version}" if config.version else ""
+                    why = f"model {config.model!r}{version} is not there or not ready"
+            except RequestFailed as error:
+                failed[protocol] = error
+                if error.failure is Failure.UNREACHABLE:
+                    why = str(error)
+        if why:
+            raise InputError(
+                why,
+                where=where,
+                mend="start it with `nm2trt serve REPOSITORY`; where there is no answer over gRPC alone, name its "
+                "address with --grpc or ask with --protocol http",
+            )
+    return failed
+
+
+def _usable(samples: SampleSet, reference: Reference) -> SampleSet:
+    """Leave out sizes of free dimensions that the graph does not take, if it takes any."""
+    if len(samples.groups) == 1:
+        return samples
+    refusals = [_refusal(group, reference) for group in samples.groups]
+    usable = tuple(group for group, refusal in zip(samples.groups, refusals, strict=True) if refusal is None)
+    if not usable and refusals[0] is not None:
+        raise refusals[0]
+    return SampleSet(groups=usable, words=samples.words)
+
+
+def _refusal(group: Samples, reference: Reference) -> InputError | None:
     try:
-        found, server = client.metadata(), client.server()
-    except RequestFailed as error:
-        return MetadataRecord(
-            protocol=protocol, server="", platform="", versions=(), differences=(f"no answer: {error}",)
-        )
-    differences = [
-        *_port_differences("input", build.inputs, found.get("inputs", [])),
-        *_port_differences("output", build.outputs, found.get("outputs", [])),
-    ]
-    return MetadataRecord(
-        protocol=protocol,
-        server=server,
-        platform=str(found.get("platform", "")),
-        versions=tuple(str(version) for version in found.get("versions", [])),
-        differences=tuple(differences),
-    )
+        reference.run(group.feed(0))
+    except InputError as error:
+        return error
+    return None
 
 
-def _port_differences(kind: str, ports: tuple[GraphPort, ...], served: list[dict[str, object]]) -> list[str]:
-    """Name what differs; gRPC's JSON writes sizes as text."""
-    by_name = {str(one["name"]): one for one in served}
-    differences = [
-        f"{kind} {name!r} is served, and the build has none" for name in by_name.keys() - {p.name for p in ports}
-    ]
-    for port in ports:
-        one = by_name.get(port.name)
-        if one is None:
-            differences.append(f"{kind} {port.name!r} is not served")
+def _describe(job: _Job, unready: dict[Protocol, RequestFailed], progress: Progress) -> dict[Protocol, Described]:
+    group = job.samples.groups[0]
+    without_batch = job.reference.outputs_without_batch(group) if group.batched else []
+    described: dict[Protocol, Described] = {}
+    for protocol in job.config.protocols:
+        if protocol in unready:
+            record = MetadataRecord(protocol=protocol, server="", platform="", versions=(), differences=())
+            described[protocol] = Described(record=record)
             continue
-        sizes = one.get("shape", [])
-        shape = [int(str(size)) for size in sizes] if isinstance(sizes, list) else []
-        if one.get("datatype") != kserve_type(port.dtype):
-            differences.append(f"{kind} {port.name!r} is {one.get('datatype')}, not {kserve_type(port.dtype)}")
-        if shape != server_shape(port):
-            differences.append(f"{kind} {port.name!r} has shape {shape}, not {server_shape(port)}")
-    return differences
+        progress(f"{protocol}: description")
+        with closing(job.connect(protocol)) as client:
+            described[protocol] = check_metadata(
+                client,
+                protocol,
+                job.build,
+                asked_version=job.config.version,
+                without_batch=without_batch,
+            )
+    return described
 
 
 def _outputs(
-    client: HttpClient | GrpcClient, protocol: Protocol, samples: Samples, build: BuildDocument, tolerance: float
-) -> OutputsRecord:
-    """Send all samples at the build's batch sizes."""
-    sizes = [1]
-    if samples.batched and build.batch is not None:
-        sizes = sorted({min(size, len(samples)) for size in (build.batch.min, build.batch.opt, build.batch.max)})
-    worst_abs, worst_rel, where = 0.0, 0.0, ""
-    for size in sizes:
-        for at in range(0, len(samples), size):
-            feed, expected = samples.request(at, size)
-            try:
-                absolute, relative, position = largest_error(expected, client.infer(feed))
-            except RequestFailed as error:
-                absolute, relative, position = float("inf"), float("inf"), f"no answer: {error}"
-            worst_abs = max(worst_abs, absolute)
-            if relative > worst_rel or not where:
-                worst_rel, where = max(relative, worst_rel), f"samples from {at}, batch {size}, {position}"
-            if relative == float("inf"):
-                break
-    return OutputsRecord(
-        protocol=protocol,
-        inputs=samples.words,
-        samples=len(samples),
-        batches=tuple(sizes),
-        max_abs_error=worst_abs,
-        max_rel_error=worst_rel,
-        tolerance=tolerance,
-        worst_at=where,
-        passed=worst_rel <= tolerance,
-    )
+    job: _Job, described: dict[Protocol, Described], unready: dict[Protocol, RequestFailed], progress: Progress
+) -> tuple[list[OutputsRecord], bool]:
+    sizes = _batch_sizes(job)
+    with ExitStack() as stack:
+        clients = {
+            protocol: stack.enter_context(closing(job.connect(protocol, described[protocol])))
+            for protocol in job.config.protocols
+            if protocol not in unready
+        }
+        progress("comparing outputs")
+        tallies, scales, distinct = ask_all(
+            clients,
+            requests_of(job.samples, sizes),
+            job.reference,
+            tolerance=job.tolerance,
+            timeout_s=job.config.timeout_s,
+        )
+    every: dict[Protocol, Tally] = {**tallies, **{protocol: unanswered(error) for protocol, error in unready.items()}}
+    records = [
+        outputs_record(
+            every[protocol],
+            scales,
+            protocol=protocol,
+            words=job.samples.words,
+            samples=job.samples.count,
+            batches=tuple(sizes),
+            tolerance=job.tolerance,
+            version=described[protocol].version,
+        )
+        for protocol in job.config.protocols
+    ]
+    return records, distinct or job.samples.count == 1 or not tallies
+
+
+def _batch_sizes(job: _Job) -> list[int]:
+    """Sizes of the requests that are sent."""
+    batch = job.build.batch
+    if not job.samples.batched or batch is None:
+        return [1]
+    most = min(group.count for group in job.samples.groups)
+    wanted = {batch.min, batch.opt, batch.max, *(size for size in _SMALL_BATCHES if batch.min <= size <= batch.max)}
+    return sorted({min(size, most) for size in wanted})
 
 
 def _load(
-    config: CheckConfig,
-    connect: Callable[[Protocol], HttpClient | GrpcClient],
-    samples: Samples,
-    tolerance: float,
-    progress: Progress,
+    job: _Job, described: dict[Protocol, Described], progress: Progress
 ) -> tuple[list[LoadRecord], list[SaturationRecord]]:
+    requests: Sequence[Request] = load_requests(job.samples, job.reference)
     load: list[LoadRecord] = []
     ends: list[SaturationRecord] = []
-    for protocol in config.protocols:
+    for protocol in job.config.protocols:
 
         def run(concurrency: int, protocol: Protocol = protocol) -> LoadRecord:
             progress(f"{protocol}: {concurrency} clients")
             return run_level(
                 protocol,
-                lambda: connect(protocol),
-                samples,
+                lambda: closing(job.connect(protocol, described[protocol])),
+                requests,
                 concurrency=concurrency,
-                duration_s=config.duration_s,
-                tolerance=tolerance,
+                duration_s=job.config.duration_s,
+                tolerance=job.tolerance,
+                timeout_s=job.config.timeout_s,
             )
 
-        records = list(until_saturated(run, levels(config.max_concurrency)))
+        records = list(until_saturated(run, levels(job.config.max_concurrency)))
         load += records
         ends.append(saturation(records))
     return load, ends
@@ -213,18 +323,17 @@ def _load(
 
 def _problems(metadata: list[MetadataRecord], outputs: list[OutputsRecord], load: list[LoadRecord]) -> list[str]:
     problems = [f"{one.protocol}: {'; '.join(one.differences)}" for one in metadata if one.differences]
-    problems += [
-        f"{one.protocol}: outputs differ from ONNX Runtime's by {one.max_rel_error:.2e} of the largest, more than "
-        f"{one.tolerance:.0e}: {one.worst_at}"
-        for one in outputs
-        if not one.passed
-    ]
-    problems += [
-        f"{one.protocol}, {one.concurrency} clients: {one.errors} errors and {one.wrong} wrong answers in "
-        f"{one.requests + one.errors + one.wrong} requests; first: {one.first_error}"
-        for one in load
-        if one.errors or one.wrong
-    ]
+    for outcome in outputs:
+        problems += output_problems(outcome)
+    for one in load:
+        asked = one.requests + one.errors + one.wrong
+        if one.errors or one.wrong:
+            problems.append(
+                f"{one.protocol}, {one.concurrency} clients: {one.errors} errors and {one.wrong} wrong answers in "
+                f"{asked} requests; first: {one.first_error}"
+            )
+        elif not asked:
+            problems.append(f"{one.protocol}, {one.concurrency} clients: no request was sent")
     return problems
 
 

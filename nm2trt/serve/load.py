@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nm2trt.artifacts.server_report import LoadRecord, Protocol, SaturationRecord
-from nm2trt.serve.client import GrpcClient, HttpClient, RequestFailed
-from nm2trt.serve.samples import Samples, largest_error
+from nm2trt.ort import describe_comparison, first_failure
+from nm2trt.serve.answers import RequestFailed
+from nm2trt.serve.client import TIMEOUT_S, Client
+from nm2trt.serve.compare import compare_answer, output_scales
+from nm2trt.serve.reference import Reference
+from nm2trt.serve.samples import SAMPLES, Feed, SampleSet
 
-OpenClient = Callable[[], AbstractContextManager[HttpClient | GrpcClient]]
+OpenClient = Callable[[], AbstractContextManager[Client]]
+Request = tuple[Feed, Feed]
+"""Inputs, and the outputs they must get."""
 
 MOST_REQUESTS = 50_000
 """Of one level."""
@@ -24,7 +30,10 @@ GAIN = 0.05
 """A level that brings less throughput than this share more is no gain."""
 _PAUSE_S = 0.02
 _OPEN_S = 60.0
+_END_S = 10.0
 _LEVELS_WITHOUT_GAIN = 2
+_MOST_BYTES = 256 << 20
+"""Of the requests and answers that a load test holds."""
 
 
 @dataclass(slots=True)
@@ -36,27 +45,69 @@ class _Tally:
     wrong: int = 0
     first_error: str = ""
 
+    def add_error(self, words: str) -> None:
+        self.errors += 1
+        self.first_error = self.first_error or words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Level:
+    """What the clients of one level share."""
+
+    requests: Sequence[Request]
+    scales: Mapping[str, float]
+    concurrency: int
+    duration_s: float
+    tolerance: float
+
+
+def load_requests(samples: SampleSet, reference: Reference) -> list[Request]:
+    """Requests of one sample each, spread over all samples, with the answers they must get."""
+    requests: list[Request] = []
+    size = 0
+    each = max(SAMPLES // len(samples.groups), 1)
+    for group in samples.groups:
+        for at in np.unique(np.linspace(0, group.count - 1, min(each, group.count)).astype(int)):
+            feed = group.feed(int(at))
+            expected = reference.run(feed)
+            size += sum(array.nbytes for array in (*feed.values(), *expected.values()))
+            if requests and size > _MOST_BYTES:
+                break
+            requests.append((feed, expected))
+    return requests
+
 
 def run_level(
     protocol: Protocol,
     open_client: OpenClient,
-    samples: Samples,
+    requests: Sequence[Request],
     *,
     concurrency: int,
     duration_s: float,
     tolerance: float,
+    timeout_s: float = TIMEOUT_S,
 ) -> LoadRecord:
     """Keep `concurrency` clients busy for `duration_s` seconds, and compare every answer.
+
+    A client that ends by itself, whatever the reason, or does not end at all counts as an error.
 
     Args:
         protocol: For the record.
         open_client: Opens one client's connection.
-        samples: Requests with the answers they must get.
+        requests: With the answers they must get.
         concurrency: Clients.
         duration_s: Seconds; the requests that are under way at the end are waited for.
         tolerance: Bound on an answer's relative error.
+        timeout_s: Of one request.
     """
     tallies = [_Tally() for _ in range(concurrency)]
+    level = _Level(
+        requests=requests,
+        scales=output_scales(expected for _, expected in requests),
+        concurrency=concurrency,
+        duration_s=duration_s,
+        tolerance=tolerance,
+    )
     started: list[float] = []
 
     def begin() -> None:
@@ -65,51 +116,64 @@ def run_level(
     gate = threading.Barrier(concurrency + 1, action=begin, timeout=_OPEN_S)
 
     def client(number: int) -> None:
-        with open_client() as one:
-            gate.wait()
-            _ask(one, samples, tallies[number], number, concurrency, started[0] + duration_s, tolerance)
+        try:
+            with open_client() as one:
+                gate.wait()
+                _ask(one, tallies[number], number, level, started[0] + duration_s)
+        except threading.BrokenBarrierError:
+            # The client that could not start says why.
+            pass
+        except BaseException as error:  # noqa: BLE001 -- a thread's exception would be lost, and the check passed
+            tallies[number].add_error(f"a client failed: {type(error).__name__}: {error}")
+            gate.abort()
 
     threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    gate.wait()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        gate.wait()
+    except threading.BrokenBarrierError:
+        if not any(tally.errors for tally in tallies):
+            tallies[0].add_error(f"the clients were not open after {_OPEN_S:g} s")
+    except RuntimeError as error:
+        gate.abort()
+        tallies[0].add_error(f"cannot start {concurrency} clients: {error}")
+    if not started:
+        begin()
+    deadline = time.monotonic() + duration_s + timeout_s + _END_S
+    for thread, tally in zip(threads, tallies, strict=True):
+        if thread.ident is None:
+            continue
+        thread.join(max(deadline - time.monotonic(), 0.01))
+        if thread.is_alive():
+            tally.add_error(f"a client's request did not end within {timeout_s + _END_S:g} s")
     seconds = time.perf_counter() - started[0]
     busy_s = time.process_time() - started[1]
     return _record(protocol, tallies, seconds=seconds, busy_s=busy_s)
 
 
-def _ask(
-    client: HttpClient | GrpcClient,
-    samples: Samples,
-    tally: _Tally,
-    number: int,
-    concurrency: int,
-    deadline: float,
-    tolerance: float,
-) -> None:
-    at = number
-    for _ in range(MOST_REQUESTS // concurrency):
-        if time.perf_counter() >= deadline or tally.errors >= max(MOST_ERRORS // concurrency, 1):
+def _ask(client: Client, tally: _Tally, number: int, level: _Level, end: float) -> None:
+    """Ask until the time is up, once at least."""
+    requests = level.requests
+    first = number * len(requests) // level.concurrency
+    for turn in range(max(MOST_REQUESTS // level.concurrency, 1)):
+        if (turn and time.perf_counter() >= end) or tally.errors >= max(MOST_ERRORS // level.concurrency, 1):
             return
-        feed, expected = samples.request(at)
-        at += concurrency
+        feed, expected = requests[(first + turn) % len(requests)]
         before = time.perf_counter()
         try:
             found = client.infer(feed)
         except RequestFailed as error:
-            tally.errors += 1
-            tally.first_error = tally.first_error or str(error)
+            tally.add_error(str(error))
             time.sleep(_PAUSE_S)
             continue
         latency_ms = (time.perf_counter() - before) * 1000
-        _, relative, where = largest_error(expected, found)
-        if relative <= tolerance:
+        failed = first_failure(compare_answer(expected, found, tolerance=level.tolerance, scales=level.scales))
+        if failed is None:
             tally.latencies_ms.append(latency_ms)
         else:
             tally.wrong += 1
-            tally.first_error = tally.first_error or f"wrong answer, {where}"
+            tally.first_error = tally.first_error or f"wrong answer, {describe_comparison(failed, other='server')}"
 
 
 def _record(protocol: Protocol, tallies: Sequence[_Tally], *, seconds: float, busy_s: float) -> LoadRecord:

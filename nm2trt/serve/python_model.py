@@ -34,16 +34,26 @@ class TritonPythonModel:
         self._outputs = [port.name for port in self._session.get_outputs()]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer a batch of requests, in their order; an error of the graph goes to each of them."""
+        """Answer requests, in their order; an error goes to the requests that cause it and to no other."""
         if not self._batches:
             return [self._answer_one(request) for request in requests]
+        return self._answer_joined(requests)
+
+    def _answer_joined(self, requests: list[Any]) -> list[Any]:
+        """Run requests as one batch; where that fails, each half of them by itself, down to the one at fault."""
+        if len(requests) == 1:
+            return [self._answer_one(requests[0])]
         try:
             feeds = [self._feed(request) for request in requests]
             sizes = [len(feed[self._inputs[0]]) for feed in feeds]
             joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
             results = self._session.run(self._outputs, joined)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the clients must hear of it
-            return [_failure(error) for _ in requests]
+        except Exception:  # noqa: BLE001 -- whatever it is, its request will meet it again
+            half = len(requests) // 2
+            return self._answer_joined(requests[:half]) + self._answer_joined(requests[half:])
+        if any(np.ndim(result) == 0 or len(result) != sum(sizes) for result in results):
+            # An output without a batch cannot be dealt out.
+            return [self._answer_one(request) for request in requests]
         ends = np.cumsum(sizes)
         return [
             self._response([result[end - size : end] for result in results])

@@ -1,8 +1,13 @@
-"""Inputs for a server's check, and what ONNX Runtime answers to them."""
+"""Inputs for a server's check: what the network takes, drawn, or read from a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+import re
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,64 +16,224 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nm2trt.artifacts import BuildDocument, GraphPort
-from nm2trt.errors import InputError
+from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.ports import has_dynamic_batch, numpy_type
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
 
+SAMPLES = 64
+MOST_COVERING = 4096
+"""Most samples that are drawn so that every row of a table is looked up."""
+_AFTER_COVERING = 16
+ENOUGH_REQUESTS = 200
+_AGAIN_S = 5.0
 _SEED = 0
-_FREE_SIZE = 8
-"""Length of a free dimension besides the batch, where no data says one."""
+_LENGTHS = (8, 13, 32)
+"""Of a free dimension besides the batch, where nothing says one."""
+_FIRST_PADDED = 0.75
+_SHAPE = re.compile(r"[1-9][0-9]{0,8}(?:x[1-9][0-9]{0,8})*")
+_MASK = re.compile(r"mask", re.I)
+_LENGTH = re.compile(r"(^|[_.])len(gth)?s?($|[_.\d])|lengths?$", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Requests, each with the answer that it must get."""
+    """Samples of one shape; several of these where sizes besides the batch are free."""
 
     batched: bool
     """Whether several samples can go in one request."""
-    inputs: dict[str, Array]
-    """[samples, ...]: a sample's own shape behind, which for a graph of fixed shapes includes its batch."""
-    outputs: dict[str, Array]
-    words: str
+    count: int
+    arrays: dict[str, Array]
+    """[samples, ...] each: a sample's own shape behind, which for a graph of fixed shapes includes its batch. An array
+    may hold fewer samples than `count`; it starts again then."""
 
-    def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
-
-    def request(self, at: int, size: int = 1) -> tuple[Feed, Feed]:
-        """Inputs and expected outputs of a request with samples at, at + 1, ...; wraps around."""
+    def feed(self, at: int, size: int = 1) -> Feed:
+        """Inputs of a request with samples at, at + 1, ...; wraps around."""
         if not self.batched:
-            return {k: v[at % len(self)] for k, v in self.inputs.items()}, {
-                k: v[at % len(self)] for k, v in self.outputs.items()
-            }
-        rows = np.arange(at, at + size) % len(self)
-        return {k: v[rows] for k, v in self.inputs.items()}, {k: v[rows] for k, v in self.outputs.items()}
+            return {name: array[at % self.count % len(array)] for name, array in self.arrays.items()}
+        rows = np.arange(at, at + size) % self.count
+        return {name: array[rows % len(array)] for name, array in self.arrays.items()}
 
 
-def build_samples(build: BuildDocument, onnx: Path, *, count: int, data_dir: Path | None = None) -> Samples:
-    """Take the build's own test samples (seeded noise where it names no data) and run them in ONNX Runtime.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleSet:
+    """All samples of a check."""
+
+    groups: tuple[Samples, ...]
+    words: str
+    """What they are, for the report."""
+
+    @property
+    def count(self) -> int:
+        """Samples of all groups."""
+        return sum(group.count for group in self.groups)
+
+    @property
+    def batched(self) -> bool:
+        """Whether several samples can go in one request."""
+        return self.groups[0].batched
+
+
+def choose_samples(
+    build: BuildDocument,
+    limits: Mapping[str, int],
+    *,
+    count: int = SAMPLES,
+    data_dir: Path | None = None,
+    shapes: Sequence[Mapping[str, int]] = (),
+) -> SampleSet:
+    """Take the build's own test samples; where it names no data, draw what the network takes.
 
     Args:
         build: The build's document.
-        onnx: Its graph.
-        count: How many samples.
+        limits: Input name -> values are below it, as `nm2trt.ort.index_limits` has it.
+        count: How many samples at least.
         data_dir: Where the data set's files are; None looks in the usual places.
+        shapes: Sizes of free dimensions by name, as `read_shapes` gives; empty: a few usual ones.
 
     Raises:
-        InputError: The data cannot be read, or ONNX Runtime cannot run the graph.
+        InputError: The data cannot be read.
     """
     batched = has_dynamic_batch(build)
-    inputs, words = _real(build, count, data_dir) if batched else ({}, "")
-    if not inputs:
-        rng = np.random.default_rng(_SEED)
-        inputs = {port.name: _noise(port, count, rng, batched=batched) for port in build.inputs}
-        words = f"{count} samples of seeded noise"
-    outputs = _run(onnx, inputs, [port.name for port in build.outputs], batched=batched)
-    return Samples(batched=batched, inputs=inputs, outputs=outputs, words=words)
+    if batched:
+        arrays, words = _own_data(build, count, data_dir)
+        if arrays:
+            samples = Samples(batched=True, count=len(next(iter(arrays.values()))), arrays=arrays)
+            return SampleSet(groups=(samples,), words=words)
+    groups = [
+        _draw(build.inputs, limits, sizes, count, batched=batched) for sizes in shapes or free_size_choices(build)
+    ]
+    words = f"{sum(group.count for group in groups)} samples of seeded noise"
+    covered = [_coverage(group, limits) for group in groups]
+    for name, rows in sorted(limits.items()):
+        most = max(one.get(name, 0) for one in covered)
+        words += f", {name} over {'all' if most == rows else f'{most} of'} {rows} rows"
+    return SampleSet(groups=tuple(groups), words=words)
 
 
-def _real(build: BuildDocument, count: int, data_dir: Path | None) -> tuple[dict[str, Array], str]:
+def free_names(build: BuildDocument) -> list[str]:
+    """Names of the inputs' free dimensions besides the batch."""
+    skip = has_dynamic_batch(build)
+    sizes = [size for port in build.inputs for size in port.shape[skip:] if not isinstance(size, int)]
+    return list(dict.fromkeys(sizes))
+
+
+def free_size_choices(build: BuildDocument) -> list[dict[str, int]]:
+    """Sizes of the free dimensions to try: none where all are fixed."""
+    names = free_names(build)
+    return [dict.fromkeys(names, length) for length in _LENGTHS] if names else [{}]
+
+
+def read_shapes(texts: Sequence[str], build: BuildDocument) -> list[dict[str, int]]:
+    """Read `INPUT=1x128` for free dimensions; an input that is given several times gets several sizes in turn.
+
+    Returns:
+        Sizes by the dimension's name, one entry for each turn; the first number, the batch, has no say where the
+        batch is free.
+
+    Raises:
+        ConfigError: No such input, a wrong rank, a size that the graph fixes or that two inputs contradict, or a
+            dimension that stays free.
+    """
+    ports = {port.name: port for port in build.inputs}
+    turns: dict[str, list[dict[str, int]]] = {}
+    batched = has_dynamic_batch(build)
+    for text in texts:
+        name, _, written = text.rpartition("=")
+        if name not in ports:
+            raise ConfigError(
+                f"{text!r}: no input {name!r}", where="--shape", mend=f"the inputs are {', '.join(ports)}"
+            )
+        port = ports[name]
+        sizes = [int(size) for size in written.split("x")] if _SHAPE.fullmatch(written) else []
+        if len(sizes) != len(port.shape):
+            raise ConfigError(f"{text!r} is no shape like {list(port.shape)}", where="--shape", mend=f"{name}=1x128")
+        found: dict[str, int] = {}
+        for axis, (size, known) in enumerate(zip(sizes, port.shape, strict=True)):
+            if isinstance(known, int) and known != size:
+                raise ConfigError(f"{text!r}: the graph fixes size {axis} at {known}", where="--shape")
+            if not isinstance(known, int) and (axis > 0 or not batched) and found.setdefault(known, size) != size:
+                raise ConfigError(f"{text!r}: {known!r} is {found[known]} and {size}", where="--shape")
+        if not found:
+            raise ConfigError(f"{text!r} has no effect: all sizes of {name!r} but the batch are fixed", where="--shape")
+        turns.setdefault(name, []).append(found)
+    merged: list[dict[str, int]] = []
+    for turn in itertools.zip_longest(*turns.values()):
+        sizes_of_turn: dict[str, int] = {}
+        for one in filter(None, turn):
+            for key, size in one.items():
+                if sizes_of_turn.setdefault(key, size) != size:
+                    raise ConfigError(f"{key!r} is {sizes_of_turn[key]} and {size}", where="--shape")
+        merged.append({**(merged[0] if merged else {}), **sizes_of_turn})
+    for one in merged:
+        left = [name for name in free_names(build) if name not in one]
+        if left:
+            raise ConfigError(f"size {left[0]!r} stays free", where="--shape", mend="give every input that has it")
+    return merged
+
+
+def read_samples(path: Path, build: BuildDocument) -> SampleSet:
+    """Read a .npz of one array [samples, ...] for each input, or a .npy for a network with one.
+
+    Raises:
+        InputError: The file is unreadable, or its arrays are not the network's inputs.
+    """
+    arrays = _load(path, build.inputs)
+    batched = has_dynamic_batch(build)
+    names = {port.name for port in build.inputs}
+    wrong = [f"it has no {name}" for name in sorted(names - arrays.keys())]
+    wrong += [f"the network has no input {name}" for name in sorted(arrays.keys() - names)]
+    found: dict[str, Array] = {}
+    sizes: dict[str, int] = {}
+    for port in build.inputs:
+        if port.name not in arrays:
+            continue
+        array, shape, dtype = arrays[port.name], port.shape[batched:], np.dtype(numpy_type(port.dtype))
+        fits = len(array.shape) == len(shape) + 1 and all(
+            size == known if isinstance(known, int) else size == sizes.setdefault(known, size)
+            for size, known in zip(array.shape[1:], shape, strict=True)
+        )
+        if not fits or not len(array):
+            wrong.append(f"{port.name} is {list(array.shape)}, not [samples, {', '.join(map(str, shape))}]")
+        elif not _converts(array, dtype):
+            wrong.append(f"{port.name} is {array.dtype}, not {dtype}")
+        else:
+            found[port.name] = np.ascontiguousarray(array, dtype=dtype)
+    if len({len(array) for array in found.values()}) > 1:
+        wrong.append("its arrays hold different numbers of samples")
+    if wrong:
+        raise InputError("; ".join(wrong), where=path, mend="save one array for each input with numpy.savez")
+    count = len(next(iter(found.values())))
+    return SampleSet(
+        groups=(Samples(batched=batched, count=count, arrays=found),), words=f"all {count} samples of {path.name}"
+    )
+
+
+def _load(path: Path, inputs: Sequence[GraphPort]) -> dict[str, Array]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {inputs[0].name if len(inputs) == 1 else "(one array without a name)": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise InputError("no such file", where=path, mend="save the samples with numpy.savez") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"no readable .npz: {error}", where=path, mend="save it with numpy.savez") from None
+
+
+def _converts(array: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether values keep their meaning: the same kind, and integers within the type's range."""
+    if dtype.kind == "f":
+        return array.dtype.kind == "f"
+    if dtype.kind == "b" or array.dtype.kind not in "iu":
+        return array.dtype.kind == dtype.kind
+    limits = np.iinfo(dtype)
+    return not array.size or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
+
+
+def _own_data(build: BuildDocument, count: int, data_dir: Path | None) -> tuple[dict[str, Array], str]:
     if build.source.data is None or len(build.inputs) != 1 or numpy_type(build.inputs[0].dtype) != "float32":
         return {}, ""
     from nm2trt.data import load_data_for
@@ -82,66 +247,94 @@ def _real(build: BuildDocument, count: int, data_dir: Path | None) -> tuple[dict
     return {port.name: samples}, f"first {len(samples)} test samples of {build.source.data}"
 
 
-def _noise(port: GraphPort, count: int, rng: np.random.Generator, *, batched: bool) -> Array:
-    shape = [size if isinstance(size, int) else _FREE_SIZE for size in port.shape[batched:]]
-    kind = np.dtype(numpy_type(port.dtype))
-    if kind.kind == "f":
-        return rng.standard_normal((count, *shape)).astype(kind)
-    return rng.integers(0, 2, (count, *shape)).astype(kind)
-
-
-def _run(onnx: Path, inputs: dict[str, Array], names: Sequence[str], *, batched: bool) -> dict[str, Array]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-        if batched:
-            results = session.run(list(names), inputs)
+def _draw(
+    inputs: Sequence[GraphPort], limits: Mapping[str, int], sizes: Mapping[str, int], count: int, *, batched: bool
+) -> Samples:
+    """Draw samples, the first of which look up every row of every table where that is feasible."""
+    shapes = {
+        port.name: tuple(size if isinstance(size, int) else sizes[size] for size in port.shape[batched:])
+        for port in inputs
+    }
+    needed = max((math.ceil(limits[name] / max(math.prod(shapes[name]), 1)) for name in limits), default=0)
+    covering = min(needed, MOST_COVERING)
+    total = max(count, covering + _AFTER_COVERING if covering else 0)
+    rng = np.random.default_rng(_SEED)
+    longest = max((shape[-1] for shape in shapes.values() if shape), default=1)
+    arrays = {}
+    for port in inputs:
+        kind, shape = np.dtype(numpy_type(port.dtype)), shapes[port.name]
+        if port.name in limits:
+            arrays[port.name] = _indices(limits[port.name], (total, *shape), covering, rng).astype(kind)
+        elif _MASK.search(port.name) and shape:
+            arrays[port.name] = _mask((total, *shape), covering).astype(kind)
         else:
-            each = [session.run(list(names), {k: v[at] for k, v in inputs.items()}) for at in range(_count(inputs))]
-            results = [np.stack(values) for values in zip(*each, strict=True)]
-    except Exception as error:
-        # onnxruntime's exception classes have no public base.
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"ONNX Runtime cannot run it, so there is nothing to compare with: {first}", where=onnx
-        ) from error
-    return dict(zip(names, results, strict=True))
+            arrays[port.name] = _noise(port.name, kind, (count, *shape), longest, rng)
+    return Samples(batched=batched, count=total, arrays=arrays)
 
 
-def _count(inputs: dict[str, Array]) -> int:
-    return len(next(iter(inputs.values())))
+def _indices(rows: int, shape: tuple[int, ...], covering: int, rng: np.random.Generator) -> Array:
+    """Rows of a table; the first `covering` samples hold each at least once, if they are enough."""
+    indices = rng.integers(0, rows, shape)
+    first = indices[:covering].reshape(-1)
+    order = rng.permutation(rows)[: first.size]
+    first[: order.size] = order
+    indices[:covering] = first.reshape(indices[:covering].shape)
+    return indices
 
 
-def largest_error(expected: Feed, found: Feed) -> tuple[float, float, str]:
-    """Compare two sets of outputs.
+def _mask(shape: tuple[int, ...], covering: int) -> Array:
+    """Ones; behind the samples that must not hide a token, every other sample is padded at its end."""
+    mask = np.ones(shape, dtype=np.int64)
+    mask[covering + 1 :: 2, ..., math.ceil(shape[-1] * _FIRST_PADDED) :] = 0
+    return mask
 
-    Returns:
-        Largest absolute error, the largest over its output's largest magnitude (inf for NaN or a wrong shape), and
-        where that is.
+
+def _noise(name: str, kind: np.dtype[Any], shape: tuple[int, ...], longest: int, rng: np.random.Generator) -> Array:
+    if kind.kind == "f":
+        return rng.standard_normal(shape).astype(kind)
+    if _LENGTH.search(name) and kind.kind in "iu":
+        return rng.integers(1, max(min(longest, np.iinfo(kind).max), 1) + 1, shape).astype(kind)
+    if kind.itemsize == 1 and kind.kind in "iu":
+        # Pixels and quantized values take all of their type.
+        return rng.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
+    # Nothing bounds them: flags and segments are the commonest.
+    return rng.integers(0, 2, shape).astype(kind)
+
+
+def _coverage(group: Samples, limits: Mapping[str, int]) -> dict[str, int]:
+    return {name: len(np.unique(group.arrays[name])) for name in limits if name in group.arrays}
+
+
+def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str, Feed]]:
+    """All requests of a check, with a name for each: every sample once at the largest batch, fewer at the others.
+
+    Single samples come again until there are enough requests to meet a server that fails one of a hundred, for a few
+    seconds at most.
     """
-    worst_abs, worst_rel, where = 0.0, 0.0, ""
-    for name, right in expected.items():
-        value = found.get(name)
-        if value is None or value.shape != right.shape:
-            shape = "nothing" if value is None else f"shape {list(value.shape)}"
-            return float("inf"), float("inf"), f"{name}: {shape} instead of shape {list(right.shape)}"
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(right.astype(np.float64) - value.astype(np.float64))
-        # Two NaN or two equal infinities agree; one on one side only is larger than any error.
-        same = (right == value) | (np.isnan(right) & np.isnan(value)) if right.dtype.kind == "f" else right == value
-        difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
-        finite = np.abs(right[np.isfinite(right)]) if right.dtype.kind == "f" else np.abs(right)
-        scale = float(finite.max(initial=0)) or 1.0
-        error = float(difference.max(initial=0.0))
-        worst_abs = max(worst_abs, error)
-        if error / scale > worst_rel or not where:
-            worst_rel = max(worst_rel, error / scale)
-            index = np.unravel_index(int(difference.argmax()), difference.shape)
-            where = (
-                f"{name}[{','.join(str(int(one)) for one in index)}]: {value[index]:.8g}, expected {right[index]:.8g}"
-            )
-    return worst_abs, worst_rel, where
+    largest = max(sizes)
+    number = 0
+    for group, prefix in _named(samples):
+        if not group.batched:
+            for at in range(group.count):
+                number += 1
+                yield f"{prefix}sample {at}", group.feed(at)
+            continue
+        for size in sizes:
+            last = group.count if size == largest else min(group.count, SAMPLES)
+            for at in range(0, last, size):
+                number += 1
+                yield f"{prefix}samples from {at}, batch {size}", group.feed(at, size)
+    end = time.monotonic() + _AGAIN_S
+    size = min(sizes)
+    for turn in itertools.count():
+        for group, prefix in _named(samples):
+            if number >= ENOUGH_REQUESTS or time.monotonic() > end:
+                return
+            number += 1
+            at = turn * size % group.count
+            yield f"{prefix}sample {at} again, batch {size}", group.feed(at, size)
+
+
+def _named(samples: SampleSet) -> Iterator[tuple[Samples, str]]:
+    for number, group in enumerate(samples.groups):
+        yield group, f"shapes {number + 1}, " if len(samples.groups) > 1 else ""

@@ -1,0 +1,182 @@
+"""check-server against a server that is wrong: exit 1 and the right words for every way to be wrong."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from faulty_server import HTTP_WORDS, LOAD_WORDS, MODEL, RIGHT, WORDS, grpc_server, http_server
+from helpers import nm2trt_inline
+from onnx import TensorProto, helper, numpy_helper
+from serve_builds import needs_client, write_build
+
+ROWS = 40
+
+
+def token_network():
+    """ids [N, 6] in a table of 40 rows -> a [N, 4], b [N, 4], class_id [N, 1]."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "table": rng.standard_normal((ROWS, 8)).astype(np.float32),
+        "wa": rng.standard_normal((8, 4)).astype(np.float32),
+        "wb": rng.standard_normal((8, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("ReduceMean", ["e"], ["m"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["m", "wa"], ["a"]),
+        helper.make_node("MatMul", ["m", "wb"], ["b"]),
+        helper.make_node("ArgMax", ["a"], ["class_id"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tokens",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", 6])],
+        [
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("class_id", TensorProto.INT64, ["N", 1]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    return write_build(tmp_path_factory.mktemp("tokens") / "build", token_network())
+
+
+def check(build, url, *options):
+    return nm2trt_inline("check-server", f"http://{url}", MODEL, "--build", build, *options)
+
+
+def error_line(result):
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("nm2trt: error: ")]
+    return line
+
+
+def assert_found_out(result, words):
+    line = error_line(result)
+    assert result.returncode == 1, line
+    assert words in line
+    assert "by inf" not in line
+    assert json.loads(result.stdout)["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("mode", RIGHT)
+def test_what_is_unusual_and_right_passes(build, mode):
+    with http_server(build / "model.onnx", mode) as url:
+        result = check(build, url, "--protocol", "http", "--duration", "0.1", "--max-concurrency", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    (outputs,) = document["outputs"]
+    assert (outputs["errors"], outputs["wrong"], outputs["version"]) == (0, 0, "2")
+    assert outputs["requests"] >= 200
+    assert f"ids over all {ROWS} rows" in outputs["inputs"]
+    assert all(one["requests"] > 0 for one in document["load"])
+
+
+@pytest.mark.parametrize("mode", [*WORDS, *HTTP_WORDS])
+def test_every_fault_over_http(build, mode):
+    with http_server(build / "model.onnx", mode) as url:
+        result = check(build, url, "--protocol", "http", "--no-load", "--json", "--timeout", "0.5")
+    assert_found_out(result, {**WORDS, **HTTP_WORDS}[mode])
+
+
+@needs_client
+@pytest.mark.parametrize("mode", WORDS)
+def test_every_fault_over_grpc(build, mode):
+    with grpc_server(build / "model.onnx", mode) as (address, _):
+        result = check(
+            build, "127.0.0.1:9", "--grpc", address, "--protocol", "grpc", "--no-load", "--json", "--timeout", "0.5"
+        )
+    assert_found_out(result, WORDS[mode])
+
+
+@needs_client
+@pytest.mark.parametrize("mode", ["ok", "json", "no-id"])
+def test_what_is_right_over_grpc_passes(build, mode):
+    with grpc_server(build / "model.onnx", mode) as (address, _):
+        result = check(
+            build, "127.0.0.1:9", "--grpc", address, "--protocol", "grpc", "--duration", "0.1",
+            "--max-concurrency", "2",
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("mode", LOAD_WORDS)
+def test_a_fault_under_load_only(build, mode):
+    with http_server(build / "model.onnx", mode) as url:
+        result = check(build, url, "--protocol", "http", "--json", "--duration", "1", "--max-concurrency", "4")
+    assert_found_out(result, LOAD_WORDS[mode])
+    document = json.loads(result.stdout)
+    assert document["outputs"][0]["passed"]
+    assert document["load"][-1]["errors"] + document["load"][-1]["wrong"] > 0
+
+
+def test_the_version_that_was_asked_for_must_answer(build):
+    with http_server(build / "model.onnx", "ok") as url:
+        assert check(build, url, "--protocol", "http", "--no-load", "--version", "2").returncode == 0
+        assert "version '2', not '1'" in error_line(check(build, url, "--protocol", "http", "--version", "1"))
+        line = error_line(check(build, url, "--protocol", "http", "--version", "3"))
+        assert "version 3 was asked for, and 1, 2 is listed" in line
+
+
+def test_both_protocols_in_one_check(build):
+    onnx_file = build / "model.onnx"
+    with http_server(onnx_file, "ok") as url, grpc_server(onnx_file, "off-by-one") as (address, _):
+        result = check(build, url, "--grpc", address, "--no-load", "--json")
+    assert_found_out(result, "grpc: outputs differ")
+    assert [one["passed"] for one in json.loads(result.stdout)["outputs"]] == [True, False]
+
+
+def test_nothing_listens(build):
+    result = check(build, "127.0.0.1:9", "--protocol", "http")
+    assert result.returncode == 3
+    assert "The server did not answer: Connection refused" in error_line(result)
+
+
+def test_a_server_without_the_binary_extension(build):
+    with http_server(build / "model.onnx", "json") as url:
+        assert check(build, url, "--protocol", "http", "--no-load", "--encoding", "json").returncode == 0
+    with http_server(build / "model.onnx", "json-short") as url:
+        result = check(build, url, "--protocol", "http", "--no-load", "--encoding", "json", "--json")
+    assert_found_out(result, "output 'a' of FP32")
+
+
+def test_samples_of_a_file(build, tmp_path):
+    right = np.arange(12).reshape(2, 6)
+    np.savez(tmp_path / "right.npz", ids=right)
+    with http_server(build / "model.onnx", "some-tokens") as url:
+        # None of these is the row that the server has wrong.
+        arguments = ("--protocol", "http", "--no-load", "--samples")
+        assert check(build, url, *arguments, tmp_path / "right.npz").returncode == 0
+        np.savez(tmp_path / "found.npz", ids=np.full((1, 6), 37, np.int32))
+        assert check(build, url, *arguments, tmp_path / "found.npz").returncode == 1
+        np.savez(tmp_path / "wrong.npz", ids=right.astype(np.float32), other=right)
+        result = check(build, url, *arguments, tmp_path / "wrong.npz")
+        assert result.returncode == 3
+        assert "the network has no input other; ids is float32, not int64" in error_line(result)
+        np.savez(tmp_path / "beyond.npz", ids=right + ROWS)
+        result = check(build, url, *arguments, tmp_path / "beyond.npz")
+        assert result.returncode == 3
+        assert "ONNX Runtime cannot run it" in error_line(result)
+        (tmp_path / "broken.npz").write_bytes(b"PK broken")
+        result = check(build, url, *arguments, tmp_path / "broken.npz")
+        assert result.returncode == 3
+        assert "no readable .npz" in error_line(result)
+
+
+def test_a_network_with_one_answer_is_told(tmp_path):
+    model = token_network()
+    for name in ("wa", "wb"):
+        (weight,) = [one for one in model.graph.initializer if one.name == name]
+        weight.CopyFrom(numpy_helper.from_array(np.zeros((8, 4), np.float32), name))
+    onnx.checker.check_model(model)
+    build = write_build(tmp_path / "build", model)
+    with http_server(build / "model.onnx", "ok") as url:
+        result = check(build, url, "--protocol", "http", "--no-load")
+    assert result.returncode == 0
+    assert "mixed-up answers would not be found" in result.stdout
