@@ -110,6 +110,7 @@ _CHANGES = ("output", "name", "keep_config", "image", "as_json")
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     builds: tuple[Path, ...],
     server: str,
     output: Path,

@@ -93,4 +93,10 @@ def _value_that_runs(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:
 
 
 def _bounded(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:
-    return {port.name: 1 if _counts(port) else 0 for port in inputs}
+    """One for what counts, less where the graph looks it up in a table of one row."""
+    import onnx_ir as ir
+
+    from nm2trt.ort.index_limits import index_limits
+
+    limits = index_limits(ir.load(onnx)) if any(_counts(port) for port in inputs) else {}
+    return {port.name: min(1, limits.get(port.name, 2) - 1) if _counts(port) else 0 for port in inputs}

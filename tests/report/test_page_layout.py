@@ -93,7 +93,13 @@ def test_paper_loses_nothing(pdf):
             assert low >= 0, text
             assert high <= A4_WIDTH_PT, text
     printed = {word for words in pdf for word, _, _ in words}
-    for wanted in ("why not faster", "memory bound: moving its tensors takes longer", "fuse", "Processor", "temperature"):
+    for wanted in (
+        "why not faster",
+        "memory bound: moving its tensors takes longer",
+        "fuse",
+        "Processor",
+        "temperature",
+    ):
         assert set(wanted.split()) <= printed
 
 
