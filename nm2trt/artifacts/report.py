@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -219,15 +219,6 @@ class ReportDocument(Document):
     def remarks(self) -> list[str]:
         """What a reader must know before trusting the numbers, in sentences; often empty."""
         return [*_timing_remarks(self.batches), *_device_remarks(self.batches), *self.notes]
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """JSON Schema (draft 2020-12) of report.json."""
-        return {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **cls.model_json_schema(by_alias=True, mode="serialization"),
-            "title": cls.SCHEMA,
-        }
 
 
 def _timing_remarks(batches: list[BatchRecord]) -> list[str]:

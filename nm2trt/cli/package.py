@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import force_option, json_option, output_option, schema_option, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.build import Arm
@@ -41,6 +41,12 @@ _HAS_EFFECT: dict[str, tuple[str, ...]] = {
 
 _CHANGES = ("output", "name", "keep_config", "image", "as_json")
 """Options that --remove-version and --rollback take."""
+
+
+def _document() -> type[PackageDocument]:
+    from nm2trt.artifacts.package import PackageDocument
+
+    return PackageDocument
 
 
 @click.command(name="package")
@@ -105,6 +111,7 @@ _CHANGES = ("output", "name", "keep_config", "image", "as_json")
 )
 @click.option("--remove-version", type=int, metavar="N", help="Remove a version of --name; names no BUILD.")
 @click.option("--rollback", is_flag=True, help="Serve the version of --name before the newest; names no BUILD.")
+@schema_option(_document, "package.json")
 @force_option
 @json_option
 @click.pass_context
