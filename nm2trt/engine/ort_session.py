@@ -57,7 +57,7 @@ def ort_session(
         "trt_sparsity_enable": "1",
         "trt_engine_cache_enable": "1",
         # ONNX Runtime's own key is of the graph's names: builds of other weights must not share a folder.
-        "trt_engine_cache_path": f"{CACHE}-{_network_sha256(onnx)[:16]}",
+        "trt_engine_cache_path": _engine_cache(onnx),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": CACHE,
         "trt_detailed_build_log": "1",
@@ -82,6 +82,27 @@ def ort_session(
         providers=[(_PROVIDER, options), ("CUDAExecutionProvider", {})],
         no_profile=no_profile,
     )
+
+
+def renew_engine_cache(folder: Path) -> None:
+    """Give a build whose weights were replaced an engine cache of its own; a build without options stays as it is.
+
+    Raises:
+        InputError: Its ort-tensorrt.json cannot be read.
+    """
+    if not (folder / OrtSessionDocument.FILE).is_file():
+        return
+    old = OrtSessionDocument.read(folder)
+    path = _engine_cache(folder / old.model)
+    providers = [
+        (name, {**options, "trt_engine_cache_path": path} if "trt_engine_cache_path" in options else options)
+        for name, options in old.providers
+    ]
+    old.model_copy(update={"providers": providers}).write(folder)
+
+
+def _engine_cache(onnx: Path) -> str:
+    return f"{CACHE}-{_network_sha256(onnx)[:16]}"
 
 
 def _network_sha256(onnx: Path) -> str:
