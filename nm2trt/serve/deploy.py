@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,11 @@ def write_around(
     """
     with locked(repository, on_wait=on_wait):
         documents = packaged_documents(repository)
+        if not wanted.kserve:
+            document, wanted = _as_before(repository, document, documents, wanted)
         image = wanted.image or _image_before(repository / "Dockerfile")
         files = {"Dockerfile": dockerfile(documents, image=image), "compose.yaml": compose(documents, image=image)}
-        if wanted.kserve:
-            assert image is not None
-            assert wanted.storage_uri is not None
+        if wanted.kserve and image is not None and wanted.storage_uri is not None:
             files["clusterservingruntime.yaml"] = serving_runtime(documents, image=image)
             files["inferenceservice.yaml"] = inference_service(
                 document, image=image, storage_uri=wanted.storage_uri, canary=wanted.canary, documents=documents
@@ -109,6 +109,22 @@ def write_around(
         for name, text in files.items():
             (written.files if write_marked(repository / name, text) else written.left).append(name)
         return written
+
+
+def _as_before(
+    repository: Path, document: PackageDocument, documents: Sequence[PackageDocument], wanted: Surroundings
+) -> tuple[PackageDocument, Surroundings]:
+    """What earlier manifests of ours say: they speak of versions, and must not go on speaking of old ones."""
+    path = repository / "inferenceservice.yaml"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    uri = re.search(r'^ *storageUri: "([^"]+)"$', text, re.MULTILINE)
+    name = re.search(r'^  name: "([^"]+)"$', text, re.MULTILINE)
+    canary = re.search(r"^ *canaryTrafficPercent: (\d+)$", text, re.MULTILINE)
+    named = [one for one in documents if name is not None and service_name(one.model) == name.group(1)]
+    if MARK not in text.partition("\n")[0] or uri is None or not named:
+        return document, wanted
+    percent = int(canary.group(1)) if canary else None
+    return named[0], replace(wanted, kserve=True, storage_uri=uri.group(1), canary=percent)
 
 
 def _image_before(path: Path) -> str | None:
@@ -238,13 +254,18 @@ def serving_runtime(documents: Sequence[PackageDocument], *, image: str) -> str:
     return f"# {MARK}\n{_yaml(manifest)}"
 
 
+def service_name(model: str) -> str:
+    """A model's name as Kubernetes writes names."""
+    return model.lower().replace("_", "-").replace(".", "-")
+
+
 def check_manifest_values(model: str, *, storage_uri: str, canary: int | None) -> str:
     """Check what the user gives for an InferenceService; returns its name, a Kubernetes name made of the model's.
 
     Raises:
         ConfigError: The model's name makes none, or a value is out of range.
     """
-    name = model.lower().replace("_", "-").replace(".", "-")
+    name = service_name(model)
     if not _SERVICE.fullmatch(name):
         raise ConfigError(
             f"{model!r} makes no Kubernetes name as KServe wants it ({name!r})",

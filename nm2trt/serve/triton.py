@@ -194,6 +194,27 @@ def _check_edited(request: PackageRequest, held: Held, folder: Path) -> None:
             where=folder / "config.pbtxt",
             mend="keep the edits with --keep-config, or drop them with --rewrite-config",
         )
+    if not held.edited or not request.keep_config:
+        return
+    for option, value in (
+        ("--max-batch", request.max_batch),
+        ("--queue-delay-us", request.queue_delay_us),
+        ("--instances", request.instances),
+        ("--cuda-graphs", request.cuda_graphs),
+        ("--device", request.device),
+    ):
+        if value is not None:
+            raise ConfigError(
+                "changes nothing in a config.pbtxt that is kept",
+                where=option,
+                mend="edit the file, and drop the option",
+            )
+    if request.labels is not None and "label_filename" not in held.config:
+        raise ConfigError(
+            "changes nothing: the kept config.pbtxt has no label_filename", where="--labels", mend="add it there"
+        )
+    if "\ufffd" in held.config:
+        raise ConfigError("is not UTF-8, and cannot be kept", where=folder / "config.pbtxt", mend="save it as UTF-8")
 
 
 def _profile_note(document: PackageDocument) -> list[str]:

@@ -15,7 +15,7 @@ from nm2trt.export.foreign import load_onnx
 
 
 def negative(path, shape, middle=None):
-    """x -> Relu -> y, with every size that is None written as dim_value -1; in between, too, where `middle` is given."""
+    """x -> Relu -> y, with every size that is None written as dim_value -1."""
     nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"], name="fc")]
     weights = {"w": np.ones((16, 8), np.float32)}
     last = [*shape[:-1], 8]

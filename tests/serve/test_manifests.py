@@ -406,3 +406,23 @@ def test_a_replaced_folder_does_not_find_the_old_networks_engines(tmp_path):
         assert found.group(1) in (tmp_path / "ort/main.cpp").read_text()
         paths.append(found.group(1))
     assert paths[0] != paths[1]
+
+
+def test_manifests_do_not_go_on_speaking_of_an_old_version(tmp_path):
+    """Packaged again for the same repository without --server kserve, or rolled back."""
+    repository = tmp_path / "repo"
+    nm2trt_inline(
+        "package", make_build(tmp_path / "1", seed=1), "-o", repository, "--name", "Net", "--canary", "7", *KSERVE
+    )
+    first = manifests(repository)
+    assert (
+        nm2trt_inline("package", make_build(tmp_path / "2", seed=2), "-o", repository, "--name", "Net").returncode == 0
+    )
+    assert nm2trt_inline("package", tmp_path / "2", "-o", repository, "--name", "other").returncode == 0
+    second = manifests(repository)
+    digests = [one[0]["metadata"]["annotations"]["nm2trt/build-sha256"] for one in (first, second)]
+    assert digests[0] != digests[1]
+    second[0]["metadata"]["annotations"]["nm2trt/build-sha256"] = digests[0]
+    assert first == second
+    assert nm2trt_inline("package", "-o", repository, "--name", "Net", "--rollback").returncode == 0
+    assert manifests(repository) == first

@@ -303,3 +303,17 @@ def test_the_image_stays_too(tmp_path, build):
         result = nm2trt_inline("package", build, "-o", tmp_path / "repo", "--server", "triton-cpu", *options)
         assert result.returncode == 0, result.stderr
     assert f"ARG TRITON_IMAGE={image}\n" in (tmp_path / "repo/Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("instances", 2), ("queue_delay_us", 5), ("max_batch", 3), ("labels", "labels.txt")]
+)
+def test_what_a_kept_configuration_does_not_take_over_is_refused(tmp_path, build, option, value):
+    repository = tmp_path / "repo"
+    package(repository, build)
+    (repository / "net/config.pbtxt").write_text(config(repository) + "# mine\n")
+    before = everything(repository)
+    given = tmp_path / value if option == "labels" else value
+    with pytest.raises(ConfigError, match="changes nothing"):
+        package(repository, build, keep_config=True, **{option: given})
+    assert everything(repository) == before
