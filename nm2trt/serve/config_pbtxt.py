@@ -46,6 +46,8 @@ class ModelSpec:
     """What tells this version's network from others: ONNX Runtime's own cache key has no weights in it."""
     warmup_files: Mapping[str, str] = field(default_factory=dict)
     """Input -> file in the folder `warmup` with one sample; the other inputs are warmed up with zeros."""
+    warmup_dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Input -> dims of its warm-up, where some are free; empty: such a network is not warmed up."""
     plans_by_sm: dict[str, str] = field(default_factory=dict)
     """Compute capability "80" -> file name, where a version holds plans for several GPUs."""
 
@@ -181,6 +183,10 @@ def _onnxruntime_gpu(spec: ModelSpec) -> list[str]:
         comment = [
             "# No profile: ONNX Runtime cannot read an input's name with ':' or ',' there, and takes the first shapes."
         ]
+    elif batches and any(size < 0 for _, _, dims in batched_ports(spec.inputs, batched=True) for size in dims):
+        comment = [
+            "# No profile: an input has a free dimension besides the batch; TensorRT builds for the shapes that come."
+        ]
     elif spec.batch is not None and batches:
         for corner, size in (("min", batches[0]), ("opt", min(spec.batch.opt, spec.max_batch)), ("max", batches[-1])):
             shapes = [
@@ -200,6 +206,7 @@ def _onnxruntime_gpu(spec: ModelSpec) -> list[str]:
 
 def _warmup(spec: ModelSpec) -> list[str]:
     ports = batched_ports(spec.inputs, batched=spec.max_batch > 0)
+    ports = [(name, dtype, list(spec.warmup_dims.get(name, dims))) for name, dtype, dims in ports]
     if any(size < 0 for _, _, dims in ports for size in dims):
         return ["# No warm-up: an input has a free dimension besides the batch."]
     lines = ["# The model is not ready before these have run."]

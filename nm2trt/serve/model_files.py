@@ -9,7 +9,7 @@ from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError
 from nm2trt.serve.config_pbtxt import ENGINE_CACHES, LABELS, ONNX, ModelSpec, config_pbtxt, engine_cache, version_policy
 from nm2trt.serve.repository import CONFIG, sign
-from nm2trt.serve.warmup import warmup_data
+from nm2trt.serve.warmup import Warmup, warmup_data
 
 _POLICY = re.compile(r"^version_policy\s*:?\s*\{\s*\w+\s*:?\s*\{[^{}]*\}\s*\}[ \t]*\n", re.MULTILINE)
 _CACHE = re.compile(re.escape(ENGINE_CACHES) + r"[\w.-]+-[0-9a-f]{16}")
@@ -40,12 +40,19 @@ def model_files(
     if edited is not None:
         files[CONFIG] = _kept(edited, document, folder)
     else:
-        names, warmup = warmup_data(document.inputs, current / ONNX, batched=document.max_batch > 0)
-        files[CONFIG] = sign(config_pbtxt(model_spec(document, labels=labelled, warmup_files=names)))
+        found = warmup_data(
+            document.inputs,
+            current / ONNX,
+            batched=document.max_batch > 0,
+            # A plan's profile bounds what is free, and package.json does not know it.
+            any_size=document.platform != "tensorrt_plan",
+        )
+        warmup = dict(found.data)
+        files[CONFIG] = sign(config_pbtxt(model_spec(document, labels=labelled, warmup=found)))
     return {**files, PackageDocument.FILE: document.to_json()}, warmup
 
 
-def model_spec(document: PackageDocument, *, labels: bool, warmup_files: dict[str, str]) -> ModelSpec:
+def model_spec(document: PackageDocument, *, labels: bool, warmup: Warmup) -> ModelSpec:
     """Gather what config.pbtxt says."""
     newest = document.current
     own = 1 if document.max_batch > 0 else 0
@@ -66,7 +73,8 @@ def model_spec(document: PackageDocument, *, labels: bool, warmup_files: dict[st
         labels=labels,
         plans_by_sm=newest.plan_files,
         engine_key=newest.network_sha256,
-        warmup_files=warmup_files,
+        warmup_files=warmup.files,
+        warmup_dims=warmup.dims,
     )
 
 

@@ -7,7 +7,8 @@ number, a mask that keeps everything, a length, each of which zero would not alw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +22,53 @@ _FREE_SIZE = 8
 """Length of a free dimension besides the batch, in a trial run."""
 
 
-def warmup_data(inputs: Sequence[GraphPort], onnx: Path, *, batched: bool) -> tuple[dict[str, str], dict[str, bytes]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmup:
+    """What a server runs before a model is ready."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Input -> file name; inputs that are not here are zeros."""
+    data: Mapping[str, bytes] = field(default_factory=dict)
+    """File name -> one sample, in C order."""
+    dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Input -> its dims, where the network leaves some free; empty where no size is known to run."""
+
+
+def warmup_data(inputs: Sequence[GraphPort], onnx: Path, *, batched: bool, any_size: bool = True) -> Warmup:
     """Choose one sample of every input that zeros will not do for.
 
     Args:
         inputs: Of the network.
         onnx: Its graph, which bounds the integers.
         batched: Whether the server adds the batch.
-
-    Returns:
-        Input -> file name, and file name -> the sample's bytes, in C order.
+        any_size: Whether what runs the network takes every size that its graph leaves free.
     """
+    ports = batched_ports(inputs, batched=batched)
+    free = any(size < 0 for _, _, dims in ports for size in dims)
+    if free and not any_size:
+        return Warmup()
+    if not free and not any(_counts(port) for port in inputs):
+        return Warmup()
+    value, seen = _value_that_runs(inputs, onnx)
+    if free and not seen:
+        return Warmup()
     names: dict[str, str] = {}
     data: dict[str, bytes] = {}
-    ports = batched_ports(inputs, batched=batched)
-    if any(size < 0 for _, _, dims in ports for size in dims):
-        return names, data
-    counting = [port for port in inputs if _counts(port)]
-    if not counting:
-        return names, data
-    value = _value_that_runs(inputs, onnx)
-    for at, (port, (name, _, dims)) in enumerate(zip(inputs, ports, strict=True)):
+    settled = {name: tuple(_FREE_SIZE if size < 0 else size for size in dims) for name, _, dims in ports}
+    if free and not batched:
+        settled = {port.name: _feeds(inputs, value, 1)[port.name].shape for port in inputs}
+    for at, port in enumerate(inputs):
         if not _counts(port):
             continue
-        content = np.full(dims or [1], value[name], dtype=numpy_type(port.dtype)).tobytes()
+        content = np.full(settled[port.name] or (1,), value[port.name], dtype=numpy_type(port.dtype)).tobytes()
         file = f"input{at}-{hashlib.sha256(content).hexdigest()[:16]}"
-        names[name], data[file] = file, content
-    return names, data
+        names[port.name], data[file] = file, content
+    return Warmup(files=names, data=data, dims=settled if free else {})
 
 
 def sample_inputs(inputs: Sequence[GraphPort], onnx: Path, *, batch: int) -> dict[str, NDArray[Any]]:
     """One batch for every input, [batch, ...]; free dimensions besides the batch are 8 long."""
-    value = _value_that_runs(inputs, onnx)
+    value, _ = _value_that_runs(inputs, onnx)
     return _feeds(inputs, value, batch)
 
 
@@ -71,8 +87,8 @@ def _feeds(inputs: Sequence[GraphPort], value: dict[str, int], batch: int) -> di
     return feeds
 
 
-def _value_that_runs(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:
-    """Value of each input; where ONNX Runtime is here, one with which the network was seen to run."""
+def _value_that_runs(inputs: Sequence[GraphPort], onnx: Path) -> tuple[dict[str, int], bool]:
+    """Value of each input, and whether the network was seen to run with it: that takes ONNX Runtime."""
     bounded = _bounded(inputs, onnx)
     try:
         import onnxruntime
@@ -81,15 +97,15 @@ def _value_that_runs(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     except Exception:  # noqa: BLE001 -- not installed, or the graph has what no CPU kernel does: the graph's word stands
-        return bounded
+        return bounded, False
     zeros = dict.fromkeys(bounded, 0)
     for value in (bounded, zeros):
         try:
             session.run(None, _feeds(inputs, value, 1))
         except Exception:  # noqa: BLE001, S112 -- whatever an operator says to a value that it does not take
             continue
-        return value
-    return bounded
+        return value, True
+    return bounded, False
 
 
 def _bounded(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:

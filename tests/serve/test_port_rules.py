@@ -12,7 +12,7 @@ from serve_builds import make_build
 
 from nm2trt.artifacts import BuildDocument
 from nm2trt.serve.port_rules import unbatched_ports
-from nm2trt.serve.warmup import sample_inputs, warmup_data
+from nm2trt.serve.warmup import Warmup, sample_inputs, warmup_data
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 NAMES = {FLOAT: "float32", INT64: "int64", BOOL: "bool", TensorProto.INT32: "int32", TensorProto.UINT8: "uint8"}
@@ -139,7 +139,7 @@ def test_no_batching_leaves_nothing_to_wait_for(tmp_path):
     assert_one_error_line(result, 2, "--queue-delay-us: the server does not batch")
 
 
-def gather(folder, rows, *, offset=0, dtype=INT64):
+def gather(folder, rows, *, offset=0, dtype=INT64, length=6):
     """Token numbers; with an offset, positions that begin behind padding as RoBERTa's do."""
     nodes = [
         helper.make_node("Add", ["ids", "offset"], ["shifted"]),
@@ -150,7 +150,7 @@ def gather(folder, rows, *, offset=0, dtype=INT64):
     return build_of(
         folder,
         nodes,
-        [("ids", dtype, ["N", 6])],
+        [("ids", dtype, ["N", length])],
         [("y", FLOAT, ["N", 3])],
         [
             ("table", np.ones((rows, 3), np.float32)),
@@ -165,7 +165,8 @@ def gather(folder, rows, *, offset=0, dtype=INT64):
 def test_warm_up_numbers_lie_within_the_table(tmp_path, rows, offset, dtype):
     build = gather(tmp_path / "b", rows, offset=offset, dtype=dtype)
     document = BuildDocument.read(build)
-    names, data = warmup_data(document.inputs, build / "model.onnx", batched=True)
+    warmup = warmup_data(document.inputs, build / "model.onnx", batched=True)
+    names, data = warmup.files, warmup.data
     ids = np.frombuffer(data[names["ids"]], NAMES[dtype])
     assert ids.shape == (6,)
     assert 0 <= (ids + offset).min() <= (ids + offset).max() < rows
@@ -186,14 +187,15 @@ def test_warm_up_takes_lengths_and_masks_that_are_not_zero(tmp_path):
         [("hundred", np.array(100, np.int64))],
     )
     document = BuildDocument.read(build)
-    names, data = warmup_data(document.inputs, build / "model.onnx", batched=True)
+    warmup = warmup_data(document.inputs, build / "model.onnx", batched=True)
+    names, data = warmup.files, warmup.data
     assert np.frombuffer(data[names["length"]], np.int64).tolist() == [1]
     assert np.frombuffer(data[names["mask"]], bool).tolist() == [True] * 4
 
 
 def test_floating_point_is_warmed_up_with_zeros(tmp_path):
     build = numbered(tmp_path / "b")
-    assert warmup_data(BuildDocument.read(build).inputs, build / "model.onnx", batched=True) == ({}, {})
+    assert warmup_data(BuildDocument.read(build).inputs, build / "model.onnx", batched=True) == Warmup()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -202,3 +204,38 @@ def test_sample_inputs_run(tmp_path, batch):
     feeds = sample_inputs(BuildDocument.read(build).inputs, build / "model.onnx", batch=batch)
     session = onnxruntime.InferenceSession(str(build / "model.onnx"), providers=["CPUExecutionProvider"])
     assert session.run(None, feeds)[0].shape == (batch, 3)
+
+
+def reshaped(folder):
+    """Takes sequences of 6 only, which the graph does not say."""
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shape = ("shape", np.array([-1, 2, 3], np.int64))
+    return build_of(folder, nodes, [("x", FLOAT, ["N", "T"])], [("y", FLOAT, ["N", 2, 3])], [shape])
+
+
+@pytest.mark.parametrize(("options", "dims"), [((), (8,)), (("--max-batch", "0"), (1, 8))])
+def test_a_free_length_is_warmed_up_at_a_length_that_runs(tmp_path, options, dims):
+    build = gather(tmp_path / "b", 9, length="T")
+    result = packaged(build, tmp_path / "repo", *options)
+    assert result.returncode == 0, result.stderr
+    config = (tmp_path / "repo/net/config.pbtxt").read_text()
+    assert f"dims: [ {', '.join(map(str, dims))} ]" in config
+    (file,) = (tmp_path / "repo/net/warmup").iterdir()
+    assert file.name in config
+    assert np.frombuffer(file.read_bytes(), np.int64).shape == (8,)
+
+
+def test_a_free_length_that_does_not_run_is_not_warmed_up(tmp_path):
+    result = packaged(reshaped(tmp_path / "b"), tmp_path / "repo")
+    assert result.returncode == 0, result.stderr
+    config = (tmp_path / "repo/net/config.pbtxt").read_text()
+    assert "# No warm-up" in config
+    assert "model_warmup" not in config
+
+
+def test_a_free_length_has_no_profile_for_onnx_runtime(tmp_path):
+    result = nm2trt_inline("package", gather(tmp_path / "b", 9, length="T"), "-o", tmp_path / "repo", "--name", "net")
+    assert result.returncode == 0, result.stderr
+    config = (tmp_path / "repo/net/config.pbtxt").read_text()
+    assert "trt_profile" not in config
+    assert "# No profile" in config

@@ -36,6 +36,7 @@ BUILDS = {
     "offset": lambda folder: gather(folder, 4, offset=3),
     "int32": lambda folder: gather(folder, 3, dtype=TensorProto.INT32),
     "weird": weird,
+    "any-length": lambda folder: gather(folder, 5, length="T"),
     "found": lambda folder: detections(folder, "N"),
     "fixed": lambda folder: make_build(folder, fixed_batch=2),
 }
