@@ -16,10 +16,12 @@ from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument
 from nm2trt.serve import PackageRequest, package_triton
+from nm2trt.serve.address import Address
 from nm2trt.serve.client import open_client
 from nm2trt.serve.installed import find_triton
-from nm2trt.serve.load import run_level
-from nm2trt.serve.samples import build_samples
+from nm2trt.serve.load import load_requests, run_level
+from nm2trt.serve.reference import Reference, read_limits
+from nm2trt.serve.samples import choose_samples
 from nm2trt.serve.server import choose_ports, start
 
 ARMS = {"single": 1, "batched": None}
@@ -34,7 +36,8 @@ def main() -> None:
     options = parser.parse_args()
 
     build = BuildDocument.read(options.build)
-    samples = build_samples(build, options.build / "model.onnx", count=64)
+    onnx = options.build / "model.onnx"
+    requests = load_requests(choose_samples(build, read_limits(onnx)), Reference(onnx))
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
         for name, max_batch in ARMS.items():
@@ -45,20 +48,21 @@ def main() -> None:
             )
         with start(find_triton(), repository, choose_ports(0, 0, 0), needed=frozenset({"python"})) as server:
             server.wait_until_ready(60)
+            address = Address(host="127.0.0.1", port=server.ports.grpc)
             print("clients   single/s  batched/s   ratio (range)      p99 single, batched ms")
             for clients in options.clients:
                 rounds = [
-                    {name: level(name, server.grpc_url, build, samples, clients, options.seconds) for name in ARMS}
+                    {name: level(name, address, build, requests, clients, options.seconds) for name in ARMS}
                     for _ in range(options.rounds)
                 ]
                 show(clients, rounds)
 
 
-def level(name, address, build, samples, clients, seconds):
+def level(name, address, build, requests, clients, seconds):
     found = run_level(
         "grpc",
         lambda: open_client("grpc", address, name, "", build.inputs),
-        samples,
+        requests,
         concurrency=clients,
         duration_s=seconds,
         tolerance=1e-2,

@@ -4,13 +4,16 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from helpers import REPOSITORY
+from onnx import TensorProto, helper, numpy_helper
 from small_networks import build_document, small_network
 
 from nm2trt.artifacts import BatchRange, EngineRecord, FileRecord, GraphPort
 
+TABLE_ROWS = 40
 TRITON = Path(os.environ.get("NM2TRT_TRITON", REPOSITORY / "build" / "triton"))
 
 needs_triton = pytest.mark.skipif(
@@ -112,6 +115,35 @@ def write_build(folder, model, *, batch=(1, 8, 64), data=None):
         }
     ).write(folder)
     return folder
+
+
+def token_network():
+    """ids [N, 6] in a table of 40 rows -> a [N, 4], b [N, 4], class_id [N, 1]."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "table": rng.standard_normal((TABLE_ROWS, 8)).astype(np.float32),
+        "wa": rng.standard_normal((8, 4)).astype(np.float32),
+        "wb": rng.standard_normal((8, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("ReduceMean", ["e"], ["m"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["m", "wa"], ["a"]),
+        helper.make_node("MatMul", ["m", "wb"], ["b"]),
+        helper.make_node("ArgMax", ["a"], ["class_id"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tokens",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", 6])],
+        [
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("class_id", TensorProto.INT64, ["N", 1]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def everything(folder):

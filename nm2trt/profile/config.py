@@ -101,7 +101,7 @@ def profile_config(**options: Any) -> ProfileConfig:
         ConfigError: Names every wrong option with its value.
     """
     try:
-        return ProfileConfig(**options)
+        config = ProfileConfig(**options)
     except ValidationError as error:
         found = [
             f"{_OPTION.get(str(one['loc'][0]), '--' + str(one['loc'][0]))}: "
@@ -110,3 +110,6 @@ def profile_config(**options: Any) -> ProfileConfig:
             for one in error.errors()
         ]
         raise ConfigError("; ".join(found)) from None
+    if config.rates and not config.streams:
+        raise ConfigError("no effect without --streams", where="--rate", mend="add --streams N, or drop it")
+    return config

@@ -59,11 +59,12 @@ def profile(
         progress: Called with (what is measured, share of it done).
 
     Raises:
-        ConfigError: The duration is too short for an interval.
+        ConfigError: The duration is too short for an interval, or --shape names no input.
         InputError: An input cannot be read, the two are not the same graph, or a batch does not fit.
         MachineError: The backend is not on this machine.
     """
     sparse_source = read_source(sparse)
+    _check_shapes(sparse_source, config)
     backend, choice = choose_backend(config.backend, sparse_source)
     dense_source = _dense_source(sparse_source, dense, fill=backend == "onnxruntime", seed=config.seed)
     arms = lineup(backend, sparse_source, dense_source, config)
@@ -80,6 +81,16 @@ def profile(
         dense_given=dense is not None,
         reference=reference,
     )
+
+
+def _check_shapes(source: Source, config: ProfileConfig) -> None:
+    graph = source.model.graph
+    names = [value.name for value in graph.input if value.name not in {tensor.name for tensor in graph.initializer}]
+    unknown = [name for name in config.shapes if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"no input {', '.join(map(repr, unknown))}", where="--shape", mend=f"the inputs are {', '.join(names)}"
+        )
 
 
 def _dense_source(sparse: Source, dense: Path | None, *, fill: bool, seed: int) -> Source | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -47,6 +48,7 @@ _GRPC_CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
+_DIGITS = re.compile(r"[0-9]{1,18}")
 _SHOWN = 160
 _HTTP_OK = 200
 
@@ -115,7 +117,7 @@ def read_http_answer(status: int, body: bytes, header_length: str | None) -> Ans
         raise RequestFailed(Failure.ERROR, f"HTTP {status}: {error_text(body)}")
     end = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit()) or int(header_length) > len(body):
+        if not _DIGITS.fullmatch(header_length) or int(header_length) > len(body):
             raise _unreadable(f"{HEADER_LENGTH} is {header_length!r}, and {len(body)} bytes came")
         end = int(header_length)
     document = read_json_object(body[:end])
@@ -182,7 +184,7 @@ def read_json_object(body: bytes) -> dict[str, Any]:
         raise _unreadable("it is empty")
     try:
         document = json.loads(body.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(f"no JSON ({error}): {_shown(body)}") from None
     if not isinstance(document, dict):
         raise _unreadable(f"a JSON {type(document).__name__}, not an object: {_shown(body)}")
@@ -193,7 +195,7 @@ def error_text(body: bytes) -> str:
     """The server's own words of an error: `{"error": ...}`, or the body's beginning."""
     try:
         document = json.loads(body.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return _shown(body) or "no reason given"
     return str(document["error"]) if isinstance(document, dict) and "error" in document else _shown(body)
 
@@ -207,7 +209,7 @@ def _head(one: Any) -> tuple[str, str, tuple[int, ...]]:
         raise _unreadable(f"an output's name is {name!r}")
     if not isinstance(one.get("parameters"), dict | None):
         raise _unreadable(f"output {name!r} has parameters {one['parameters']!r}")
-    if dtype not in _NUMPY and dtype != "BF16":
+    if not isinstance(dtype, str) or (dtype not in _NUMPY and dtype != "BF16"):
         raise _unreadable(f"output {name!r} has type {dtype!r}")
     sizes = shape if isinstance(shape, list) else [None]
     if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
@@ -219,7 +221,8 @@ def _dtype(name: str) -> np.dtype[Any]:
     if name == "BF16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        narrow: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return narrow
     return np.dtype(_NUMPY[name])
 
 
@@ -228,7 +231,7 @@ def _from_bytes(name: str, dtype: str, shape: tuple[int, ...], content: bytes) -
     wanted = math.prod(shape) * kind.itemsize
     if len(content) != wanted:
         raise _unreadable(f"output {name!r} of {dtype} {list(shape)} takes {wanted} bytes, and {len(content)} came")
-    return np.frombuffer(content, dtype=kind).reshape(shape)
+    return _shaped(np.frombuffer(content, dtype=kind), name, shape)
 
 
 def _from_json(name: str, dtype: str, shape: tuple[int, ...], data: Any) -> Array:
@@ -247,9 +250,18 @@ def _from_json(name: str, dtype: str, shape: tuple[int, ...], data: Any) -> Arra
             raise _unreadable(f"output {name!r} of {dtype} holds {value!r}")
     try:
         with np.errstate(over="ignore"):
-            return np.array(values, dtype=kind).reshape(shape)
+            array = np.array(values, dtype=kind)
     except OverflowError:
         raise _unreadable(f"output {name!r} holds values beyond {dtype}") from None
+    return _shaped(array, name, shape)
+
+
+def _shaped(flat: Array, name: str, shape: tuple[int, ...]) -> Array:
+    try:
+        return flat.reshape(shape)
+    except (ValueError, OverflowError):
+        # More dimensions, or larger ones beside a 0, than numpy has.
+        raise _unreadable(f"output {name!r} has shape {list(shape)}") from None
 
 
 def _flat(data: list[Any]) -> list[Any]:

@@ -218,7 +218,7 @@ def _usable(samples: SampleSet, reference: Reference) -> SampleSet:
     usable = tuple(group for group, refusal in zip(samples.groups, refusals, strict=True) if refusal is None)
     if not usable and refusals[0] is not None:
         raise refusals[0]
-    return SampleSet(groups=usable, words=samples.words)
+    return SampleSet(groups=usable, origin=samples.origin)
 
 
 def _refusal(group: Samples, reference: Reference) -> InputError | None:

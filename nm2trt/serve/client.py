@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType, TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -87,6 +88,14 @@ class Client:
         Raises:
             RequestFailed: No answer, or not one to this request.
         """
+        return self.ask(feed).outputs
+
+    def ask(self, feed: Feed) -> Answer:
+        """As `infer`, with what the server says of its answer.
+
+        Raises:
+            RequestFailed: No answer, or not one to this request.
+        """
         request_id = next(self._ids)
         sent = {name: value[..., None] if name in self.padded else value for name, value in feed.items()}
         answer = self._infer(sent, request_id)
@@ -97,10 +106,11 @@ class Client:
         ):
             if found and found not in right:
                 raise RequestFailed(Failure.FOREIGN, f"{what} {found!r}, not {' or '.join(map(repr, sorted(right)))}")
-        return {
+        outputs = {
             name: value[..., 0] if name in self.padded and value.shape[-1:] == (1,) else value
             for name, value in answer.outputs.items()
         }
+        return replace(answer, outputs=outputs)
 
     def metadata(self) -> dict[str, Any]:
         """Return the model's metadata.

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from nm2trt.ort import OutputComparison, compare_output, compare_outputs
-from nm2trt.serve.samples import Feed
+from nm2trt.serve.samples import Array, Feed
 
 
 def output_scales(references: Iterable[Feed]) -> dict[str, float]:
@@ -46,6 +44,6 @@ def rescale(one: OutputComparison, scales: Mapping[str, float]) -> OutputCompari
     return replace(one, scale=max(one.scale, scales.get(one.name, 0.0)))
 
 
-def _identical(left: np.ndarray, right: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _identical(left: Array, right: Array) -> bool:
     # NaN is not equal to itself: it goes the long way.
     return left.shape == right.shape and left.dtype == right.dtype and bool((left == right).all())

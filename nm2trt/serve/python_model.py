@@ -26,12 +26,15 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        # The client gets its error; in the server's log it would only hide others.
+        options.log_severity_level = 4
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
         self._inputs = [port.name for port in self._session.get_inputs()]
         self._outputs = [port.name for port in self._session.get_outputs()]
+        sizes = [_first_size(port) for port in self._session.get_inputs()]
+        self._dealt_out = all(_is_batch(_first_size(port), sizes) for port in self._session.get_outputs())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests, in their order; an error goes to the requests that cause it and to no other."""
@@ -41,8 +44,8 @@ class TritonPythonModel:
 
     def _answer_joined(self, requests: list[Any]) -> list[Any]:
         """Run requests as one batch; where that fails, each half of them by itself, down to the one at fault."""
-        if len(requests) == 1:
-            return [self._answer_one(requests[0])]
+        if len(requests) == 1 or not self._dealt_out:
+            return [self._answer_one(request) for request in requests]
         try:
             feeds = [self._feed(request) for request in requests]
             sizes = [len(feed[self._inputs[0]]) for feed in feeds]
@@ -52,7 +55,7 @@ class TritonPythonModel:
             half = len(requests) // 2
             return self._answer_joined(requests[:half]) + self._answer_joined(requests[half:])
         if any(np.ndim(result) == 0 or len(result) != sum(sizes) for result in results):
-            # An output without a batch cannot be dealt out.
+            # Unnamed, and no batch after all.
             return [self._answer_one(request) for request in requests]
         ends = np.cumsum(sizes)
         return [
@@ -80,6 +83,19 @@ class TritonPythonModel:
             for name, value in zip(self._outputs, values, strict=True)
         ]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _first_size(port: Any) -> Any:
+    """A number, a name, None for a size without one; 1 for a scalar."""
+    return port.shape[0] if port.shape else 1
+
+
+def _is_batch(size: Any, input_sizes: list[Any]) -> bool:
+    """Whether an output's first size is the batch, so that rows can be dealt out to requests; a name must say so.
+
+    What NMS selects also has a free first size, which may be as large as the batch by chance.
+    """
+    return size is None or (not isinstance(size, int) and (size in input_sizes or None in input_sizes))
 
 
 def _failure(error: Exception) -> Any:

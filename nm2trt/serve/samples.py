@@ -47,6 +47,8 @@ class Samples:
     arrays: dict[str, Array]
     """[samples, ...] each: a sample's own shape behind, which for a graph of fixed shapes includes its batch. An array
     may hold fewer samples than `count`; it starts again then."""
+    label: str = ""
+    """Sizes that tell this group from others, "seq 8"."""
 
     def feed(self, at: int, size: int = 1) -> Feed:
         """Inputs of a request with samples at, at + 1, ...; wraps around."""
@@ -61,8 +63,14 @@ class SampleSet:
     """All samples of a check."""
 
     groups: tuple[Samples, ...]
-    words: str
-    """What they are, for the report."""
+    origin: str
+    """Where they come from, for the report."""
+
+    @property
+    def words(self) -> str:
+        """What they are, for the report."""
+        labels = "; ".join(group.label for group in self.groups if group.label)
+        return f"{self.origin}, {labels}" if labels else self.origin
 
     @property
     def count(self) -> int:
@@ -100,16 +108,16 @@ def choose_samples(
         arrays, words = _own_data(build, count, data_dir)
         if arrays:
             samples = Samples(batched=True, count=len(next(iter(arrays.values()))), arrays=arrays)
-            return SampleSet(groups=(samples,), words=words)
+            return SampleSet(groups=(samples,), origin=words)
     groups = [
         _draw(build.inputs, limits, sizes, count, batched=batched) for sizes in shapes or free_size_choices(build)
     ]
-    words = f"{sum(group.count for group in groups)} samples of seeded noise"
+    words = f"{groups[0].count} samples of seeded noise" + (" for each shape" if len(groups) > 1 else "")
     covered = [_coverage(group, limits) for group in groups]
     for name, rows in sorted(limits.items()):
         most = max(one.get(name, 0) for one in covered)
         words += f", {name} over {'all' if most == rows else f'{most} of'} {rows} rows"
-    return SampleSet(groups=tuple(groups), words=words)
+    return SampleSet(groups=tuple(groups), origin=words)
 
 
 def free_names(build: BuildDocument) -> list[str]:
@@ -206,7 +214,7 @@ def read_samples(path: Path, build: BuildDocument) -> SampleSet:
         raise InputError("; ".join(wrong), where=path, mend="save one array for each input with numpy.savez")
     count = len(next(iter(found.values())))
     return SampleSet(
-        groups=(Samples(batched=batched, count=count, arrays=found),), words=f"all {count} samples of {path.name}"
+        groups=(Samples(batched=batched, count=count, arrays=found),), origin=f"all {count} samples of {path.name}"
     )
 
 
@@ -269,7 +277,8 @@ def _draw(
             arrays[port.name] = _mask((total, *shape), covering).astype(kind)
         else:
             arrays[port.name] = _noise(port.name, kind, (count, *shape), longest, rng)
-    return Samples(batched=batched, count=total, arrays=arrays)
+    label = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return Samples(batched=batched, count=total, arrays=arrays, label=label)
 
 
 def _indices(rows: int, shape: tuple[int, ...], covering: int, rng: np.random.Generator) -> Array:
@@ -336,5 +345,5 @@ def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str,
 
 
 def _named(samples: SampleSet) -> Iterator[tuple[Samples, str]]:
-    for number, group in enumerate(samples.groups):
-        yield group, f"shapes {number + 1}, " if len(samples.groups) > 1 else ""
+    for group in samples.groups:
+        yield group, f"{group.label}, " if group.label else ""

@@ -62,8 +62,12 @@ def test_a_folder_is_replaced_only_with_force(tmp_path, server):
         (("serve", "BUILD"), 3, "holds no model"),
         (("check-server", "ftp://a", "net", "--build", "BUILD"), 2, "no http://HOST:PORT"),
         (("check-server", "http://127.0.0.1:9", "net", "--build", "nowhere"), 3, "no build.json"),
-        (("check-server", "http://127.0.0.1:9", "net", "--build", "BUILD"), 3, "no answer"),
-        (("check-server", "http://127.0.0.1:9", "net", "--build", "BUILD", "-o", "BUILD", "--force"), 3, "no answer"),
+        (("check-server", "http://127.0.0.1:9", "net", "--build", "BUILD"), 3, "The server did not answer: "),
+        (
+            ("check-server", "http://127.0.0.1:9", "net", "--build", "BUILD", "-o", "BUILD", "--force"),
+            3,
+            "The server did not answer: ",
+        ),
         (("check-server", "http://127.0.0.1:9", "net", "--build", "BUILD", "-o", "BUILD"), 2, "output folder exists"),
     ],
 )

@@ -113,6 +113,7 @@ def test_a_table_of_layer_times_becomes_a_report(tmp_path):
         (("--trtexec-sparse", "nothing/here"), 3, "no .json, .log or .txt file"),
         (("net.onnx", "--shape", "x=1xN"), 2, "--shape: 'x=1xN'"),
         (("net.onnx", "--rate", "fast"), 2, "--rate: 'fast'"),
+        (("net.onnx", "--rate", "5"), 2, "--rate: no effect without --streams"),
         (("net.onnx", "--rebuilds", "0"), 2, "--rebuilds"),
         (("net.onnx", "--trtexec-sparse", "x", "--dense", "y"), 2, "choose one"),
     ],
@@ -134,6 +135,8 @@ def test_dynamic_dimensions_take_their_values_from_shape(tmp_path):
     onnx.save(small_network(sparse=True, width="W"), path)
     asked = ("--batch", "2", "--duration", "0.2", "--backend", "onnxruntime", "--no-layers")
     assert_one_error_line(nm2trt_inline("profile", path, *asked, "-o", tmp_path / "r"), 3, "--shape x=2x4x?x?")
+    result = nm2trt_inline("profile", path, *asked, "--shape", "nosuch=1x2", "-o", tmp_path / "r")
+    assert_one_error_line(result, 2, "--shape: no input 'nosuch'; the inputs are x")
     result = nm2trt_inline("profile", path, *asked, "--shape", "x=1x4x6x6", "-o", tmp_path / "r")
     assert result.returncode == 0, result.stderr
 

@@ -211,8 +211,22 @@ class Handler(BaseHTTPRequestHandler):
             lines.append("Connection: close")
         self.wfile.write("\r\n".join([*lines, "", ""]).encode() + body)
 
+    def allowed(self):
+        """Whether the path has the prefix and the headers the token; takes the prefix off."""
+        self.server.seen.append(dict(self.headers.items()))
+        if (
+            not self.path.startswith(self.server.prefix + "/v2")
+            or self.headers.get("Authorization") != self.server.token
+        ):
+            self.reply(401, b'{"error": "who are you?"}')
+            return False
+        self.path = self.path.removeprefix(self.server.prefix)
+        return True
+
     def do_GET(self):
         mode = self.spoiler.mode
+        if not self.allowed():
+            return None
         if "/health/" in self.path or self.path.endswith("/ready"):
             return self.reply(200, b"")
         if mode in ("no-description", "html"):
@@ -237,6 +251,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.allowed():
+            return None
         length = self.headers.get("Inference-Header-Content-Length")
         end = int(length) if length else len(body)
         request, at, feed = json.loads(body[:end]), end, {}
@@ -350,7 +366,7 @@ class HttpServer(ThreadingHTTPServer):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.connections = []
+        self.connections, self.seen, self.prefix, self.token = [], [], "", None
 
     def process_request(self, request, client_address):
         self.connections.append(request)
@@ -369,10 +385,12 @@ class HttpServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def http_server(onnx, mode, context=None):
-    """Serve over HTTP, TLS with an ssl context; gives HOST:PORT."""
+def http_server(onnx, mode, *, context=None, prefix="", token=None, seen=None):
+    """Serve over HTTP, TLS with an ssl context, below a path prefix, for those who have a token; gives HOST:PORT."""
     handler = type("ModeHandler", (Handler,), {"spoiler": Spoiler(onnx, mode)})
     server = HttpServer(("127.0.0.1", 0), handler)
+    server.prefix, server.token = prefix, token
+    server.seen = server.seen if seen is None else seen
     port = server.server_port
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -387,7 +405,7 @@ def http_server(onnx, mode, context=None):
 
 @contextmanager
 def grpc_server(onnx, mode, credentials=None):
-    """Serve over gRPC; gives HOST:PORT, and the metadata of every call."""
+    """Serve over gRPC; gives HOST:PORT, and the metadata of every request."""
     import grpc
     from tritonclient.grpc import service_pb2 as messages
     from tritonclient.grpc import service_pb2_grpc as services
@@ -401,8 +419,7 @@ def grpc_server(onnx, mode, credentials=None):
         return made
 
     class Servicer(services.GRPCInferenceServiceServicer):
-        def ServerLive(self, _request, context):  # noqa: N802 -- the protocol's names
-            seen.append(dict(context.invocation_metadata()))
+        def ServerLive(self, _request, _context):  # noqa: N802 -- the protocol's names
             return messages.ServerLiveResponse(live=True)
 
         def ModelReady(self, _request, _context):  # noqa: N802
@@ -417,6 +434,7 @@ def grpc_server(onnx, mode, credentials=None):
             return messages.ModelMetadataResponse(name=MODEL, versions=["1", "2"], inputs=inputs, outputs=outputs)
 
         def ModelInfer(self, request, context):  # noqa: N802
+            seen.append(dict(context.invocation_metadata()))
             feed = {}
             for one, raw in zip(request.inputs, request.raw_input_contents, strict=True):
                 feed[one.name] = np.frombuffer(raw, ARRAYS[one.datatype]).reshape(list(one.shape))

@@ -7,39 +7,8 @@ import onnx
 import pytest
 from faulty_server import HTTP_WORDS, LOAD_WORDS, MODEL, RIGHT, WORDS, grpc_server, http_server
 from helpers import nm2trt_inline
-from onnx import TensorProto, helper, numpy_helper
-from serve_builds import needs_client, write_build
-
-ROWS = 40
-
-
-def token_network():
-    """ids [N, 6] in a table of 40 rows -> a [N, 4], b [N, 4], class_id [N, 1]."""
-    rng = np.random.default_rng(0)
-    constants = {
-        "table": rng.standard_normal((ROWS, 8)).astype(np.float32),
-        "wa": rng.standard_normal((8, 4)).astype(np.float32),
-        "wb": rng.standard_normal((8, 4)).astype(np.float32),
-    }
-    nodes = [
-        helper.make_node("Gather", ["table", "ids"], ["e"]),
-        helper.make_node("ReduceMean", ["e"], ["m"], axes=[1], keepdims=0),
-        helper.make_node("MatMul", ["m", "wa"], ["a"]),
-        helper.make_node("MatMul", ["m", "wb"], ["b"]),
-        helper.make_node("ArgMax", ["a"], ["class_id"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "tokens",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", 6])],
-        [
-            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 4]),
-            helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 4]),
-            helper.make_tensor_value_info("class_id", TensorProto.INT64, ["N", 1]),
-        ],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+from onnx import numpy_helper
+from serve_builds import TABLE_ROWS, needs_client, token_network, write_build
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +43,7 @@ def test_what_is_unusual_and_right_passes(build, mode):
     (outputs,) = document["outputs"]
     assert (outputs["errors"], outputs["wrong"], outputs["version"]) == (0, 0, "2")
     assert outputs["requests"] >= 200
-    assert f"ids over all {ROWS} rows" in outputs["inputs"]
+    assert f"ids over all {TABLE_ROWS} rows" in outputs["inputs"]
     assert all(one["requests"] > 0 for one in document["load"])
 
 
@@ -159,7 +128,7 @@ def test_samples_of_a_file(build, tmp_path):
         result = check(build, url, *arguments, tmp_path / "wrong.npz")
         assert result.returncode == 3
         assert "the network has no input other; ids is float32, not int64" in error_line(result)
-        np.savez(tmp_path / "beyond.npz", ids=right + ROWS)
+        np.savez(tmp_path / "beyond.npz", ids=right + TABLE_ROWS)
         result = check(build, url, *arguments, tmp_path / "beyond.npz")
         assert result.returncode == 3
         assert "ONNX Runtime cannot run it" in error_line(result)

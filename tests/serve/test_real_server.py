@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from helpers import REPOSITORY, assert_one_error_line, nm2trt, nm2trt_inline
 from run_folders import make_run
-from serve_builds import TRITON, make_build, needs_client, needs_triton
+from serve_builds import TRITON, make_build, needs_client, needs_triton, token_network, write_build
 
 from nm2trt.errors import InputError
 from nm2trt.serve import PackageRequest, check_repository, package_triton
@@ -328,6 +328,97 @@ def test_stand_ins_serve_both_gpu_configurations(plan_repository, environment, t
             )
             assert result.returncode == 0, result.stderr
             assert json.loads(result.stdout)["metadata"][0]["differences"] == []
+    finally:
+        assert serving.stop() == 0
+
+
+def test_any_path_and_a_proxy_in_the_environment(builds, environment, tmp_path):
+    """The Python backend splits its command line at spaces, and loopback must not be asked through a proxy."""
+    repository = tmp_path / "a b" / "übung"
+    result = nm2trt_inline("package", builds / "sparse", "--server", "triton-cpu", "-o", repository, "--name", "net")
+    assert result.returncode == 0, result.stderr
+    proxied = {**environment, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    proxied = {name: value for name, value in proxied.items() if name.lower() != "no_proxy"}
+    serving = Serving(repository, proxied, folder=tmp_path)
+    try:
+        result = nm2trt(
+            "check-server", serving.http, "net", "--build", builds / "sparse", "--grpc", serving.grpc, "--no-load",
+            env=proxied,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert "not a bit differs" in result.stdout
+    finally:
+        assert serving.stop() == 0
+
+
+def children(pid):
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(one) for one in found.stdout.split()]
+
+
+def test_a_dead_python_process_is_replaced(builds, repository, environment, tmp_path):
+    """Triton itself goes on, says that the model is ready, and fails every request."""
+    serving = Serving(repository, environment, "--restarts", "1", folder=tmp_path)
+    try:
+        stub = children(serving.document["pid"])[0]
+        os.kill(stub, signal.SIGKILL)
+        deadline = time.monotonic() + READY_S
+        while "ready again" not in serving.stderr.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        result = nm2trt_inline(
+            "check-server", serving.http, "net", "--build", builds / "sparse", "--grpc", serving.grpc, "--no-load"
+        )
+        assert result.returncode == 0, result.stderr
+        assert "lost a process of its Python backend" in serving.stderr.read_text()
+    finally:
+        assert serving.stop() == 0
+
+
+def test_an_old_log_is_not_this_servers(repository, environment, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("E failed to load 'other' version 1: Internal: of yesterday\n")
+    serving = Serving(repository, environment, "--restarts", "0", "--log", str(log), folder=tmp_path)
+    os.kill(serving.document["pid"], signal.SIGKILL)
+    assert serving.process.wait(READY_S) == 4
+    said = serving.stderr.read_text()
+    assert "tritonserver was killed by SIGKILL" in said
+    assert "other" not in said
+    assert log.read_text().startswith("E failed to load 'other'")
+
+
+def test_one_clients_mistake_fails_no_other_client(environment, tmp_path):
+    import tritonclient.grpc
+
+    build = write_build(tmp_path / "build", token_network())
+    package_triton(PackageRequest(builds=(build,), repository=tmp_path / "repo", name="net", server="triton-cpu"))
+    config = tmp_path / "repo/net/config.pbtxt"
+    # So long a delay that right and wrong requests meet in one batch; a warm-up of any ids is another test's matter.
+    text = re.sub(r"(?s)\nmodel_warmup \{.*?\n\}", "", config.read_text())
+    config.write_text(re.sub(r"max_queue_delay_microseconds: \d+", "max_queue_delay_microseconds: 200000", text))
+    (tmp_path / "repo/net/package.json").unlink()
+    serving = Serving(tmp_path / "repo", environment, folder=tmp_path)
+
+    def ask(number):
+        tensor = tritonclient.grpc.InferInput("ids", [1, 6], "INT64")
+        tensor.set_data_from_numpy(np.full((1, 6), 9999 if number == 3 else number, np.int64))
+        with tritonclient.grpc.InferenceServerClient(serving.grpc) as client:
+            try:
+                return client.infer("net", [tensor]).as_numpy("a")
+            except tritonclient.grpc.InferenceServerException as error:
+                return str(error)
+
+    try:
+        session = onnxruntime.InferenceSession(str(build / "model.onnx"), providers=["CPUExecutionProvider"])
+        for _ in range(5):
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(ask, range(8)))
+            assert "out of data bounds" in answers[3]
+            for number in (0, 1, 2, 4, 5, 6, 7):
+                (right,) = session.run(["a"], {"ids": np.full((1, 6), number)})
+                np.testing.assert_allclose(answers[number], right, rtol=1e-5)
+        with tritonclient.grpc.InferenceServerClient(serving.grpc) as client:
+            statistics = client.get_inference_statistics("net", as_json=True)["model_stats"][0]
+        assert int(statistics["execution_count"]) < 40, "requests were never batched"
     finally:
         assert serving.stop() == 0
 
