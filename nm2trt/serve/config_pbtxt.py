@@ -46,6 +46,8 @@ class ModelSpec:
     """What tells this version's network from others: ONNX Runtime's own cache key has no weights in it."""
     warmup_files: Mapping[str, str] = field(default_factory=dict)
     """Input -> file in the folder `warmup` with one sample; the other inputs are warmed up with zeros."""
+    warm_up: bool = True
+    """Whether inputs are known that the network takes."""
     warmup_dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Input -> dims of its warm-up, where some are free; empty: such a network is not warmed up."""
     plans_by_sm: dict[str, str] = field(default_factory=dict)
@@ -205,6 +207,8 @@ def _onnxruntime_gpu(spec: ModelSpec) -> list[str]:
 
 
 def _warmup(spec: ModelSpec) -> list[str]:
+    if not spec.warm_up:
+        return ["# No warm-up: no inputs are known that the network certainly takes."]
     ports = batched_ports(spec.inputs, batched=spec.max_batch > 0)
     ports = [(name, dtype, list(spec.warmup_dims.get(name, dims))) for name, dtype, dims in ports]
     if any(size < 0 for _, _, dims in ports for size in dims):

@@ -73,6 +73,7 @@ def model_spec(document: PackageDocument, *, labels: bool, warmup: Warmup) -> Mo
         labels=labels,
         plans_by_sm=newest.plan_files,
         engine_key=newest.network_sha256,
+        warm_up=warmup.known,
         warmup_files=warmup.files,
         warmup_dims=warmup.dims,
     )

@@ -96,7 +96,14 @@ def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, li
     lengths: dict[str, list[int]] = {name: [] for name in names}
     for size in _TRIED:
         feeds: dict[str, npt.NDArray[np.generic]] = sample_inputs(build.inputs, onnx, batch=size)
-        results: list[Any] = session.run(names, feeds)
+        try:
+            results: list[Any] = session.run(names, feeds)
+        except Exception as error:
+            raise InputError(
+                f"whether {', '.join(names)} has a batch cannot be told: a run with made-up inputs failed",
+                where=onnx,
+                mend="serve it without batching: --max-batch 0",
+            ) from error
         for name, value in zip(names, results, strict=True):
             lengths[name].append(value.shape[0] if value.ndim else -1)
     return lengths

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nm2trt.artifacts import GraphPort
 from nm2trt.serve.ports import batched_ports, numpy_type
+from nm2trt.serve.trial_run import try_run
 
 _FREE_SIZE = 8
 """Length of a free dimension besides the batch, in a trial run."""
@@ -26,6 +27,8 @@ _FREE_SIZE = 8
 class Warmup:
     """What a server runs before a model is ready."""
 
+    known: bool = True
+    """Whether a sample was found that the network takes; else the server must not try one."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Input -> file name; inputs that are not here are zeros."""
     data: Mapping[str, bytes] = field(default_factory=dict)
@@ -46,12 +49,12 @@ def warmup_data(inputs: Sequence[GraphPort], onnx: Path, *, batched: bool, any_s
     ports = batched_ports(inputs, batched=batched)
     free = any(size < 0 for _, _, dims in ports for size in dims)
     if free and not any_size:
-        return Warmup()
+        return Warmup(known=False)
     if not free and not any(_counts(port) for port in inputs):
         return Warmup()
-    value, seen = _value_that_runs(inputs, onnx)
-    if free and not seen:
-        return Warmup()
+    value, runs = _value_that_runs(inputs, onnx)
+    if runs is False or (free and not runs):
+        return Warmup(known=False)
     names: dict[str, str] = {}
     data: dict[str, bytes] = {}
     settled = {name: tuple(_FREE_SIZE if size < 0 else size for size in dims) for name, _, dims in ports}
@@ -73,7 +76,8 @@ def sample_inputs(inputs: Sequence[GraphPort], onnx: Path, *, batch: int) -> dic
 
 
 def _counts(port: GraphPort) -> bool:
-    return "float" not in port.dtype and not port.dtype.startswith(("fp", "bf"))
+    """Whether an input may be an index, a length or a mask; pixels in uint8 are none."""
+    return port.dtype in ("int64", "int32", "bool")
 
 
 def _feeds(inputs: Sequence[GraphPort], value: dict[str, int], batch: int) -> dict[str, NDArray[Any]]:
@@ -87,25 +91,14 @@ def _feeds(inputs: Sequence[GraphPort], value: dict[str, int], batch: int) -> di
     return feeds
 
 
-def _value_that_runs(inputs: Sequence[GraphPort], onnx: Path) -> tuple[dict[str, int], bool]:
-    """Value of each input, and whether the network was seen to run with it: that takes ONNX Runtime."""
+def _value_that_runs(inputs: Sequence[GraphPort], onnx: Path) -> tuple[dict[str, int], bool | None]:
+    """Value of each input, and whether the network runs with it; None where nothing here can tell."""
     bounded = _bounded(inputs, onnx)
-    try:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001 -- not installed, or the graph has what no CPU kernel does: the graph's word stands
-        return bounded, False
+    runs = try_run(onnx, _feeds(inputs, bounded, 1))
+    if runs is not False:
+        return bounded, runs
     zeros = dict.fromkeys(bounded, 0)
-    for value in (bounded, zeros):
-        try:
-            session.run(None, _feeds(inputs, value, 1))
-        except Exception:  # noqa: BLE001, S112 -- whatever an operator says to a value that it does not take
-            continue
-        return value, True
-    return bounded, False
+    return (zeros, True) if try_run(onnx, _feeds(inputs, zeros, 1)) else (bounded, False)
 
 
 def _bounded(inputs: Sequence[GraphPort], onnx: Path) -> dict[str, int]:

@@ -179,3 +179,8 @@ def test_a_profile_names_the_input(name):
         (entry,) = provider.parameters[f"trt_profile_{kind}_shapes"].split(",")
         found, _, shape = entry.partition(":")
         assert (found, shape) == (name, f"{size}x4")
+
+
+def test_without_known_inputs_nothing_is_tried():
+    config = parse(config_pbtxt(spec(warm_up=False)))
+    assert not config.model_warmup

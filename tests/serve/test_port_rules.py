@@ -12,6 +12,7 @@ from serve_builds import make_build
 
 from nm2trt.artifacts import BuildDocument
 from nm2trt.serve.port_rules import unbatched_ports
+from nm2trt.serve.trial_run import try_run
 from nm2trt.serve.warmup import Warmup, sample_inputs, warmup_data
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -239,3 +240,39 @@ def test_a_free_length_has_no_profile_for_onnx_runtime(tmp_path):
     config = (tmp_path / "repo/net/config.pbtxt").read_text()
     assert "trt_profile" not in config
     assert "# No profile" in config
+
+
+def refusing(folder):
+    """Takes no length below 3: neither zeros nor ones run."""
+    nodes = [
+        helper.make_node("Sub", ["length", "one"], ["less"]),
+        helper.make_node("Gather", ["hundred", "less"], ["row"]),
+        helper.make_node("Div", ["row", "less"], ["share"]),
+        helper.make_node("Cast", ["share"], ["y"], to=FLOAT),
+    ]
+    return build_of(
+        folder,
+        nodes,
+        [("length", INT64, ["N"])],
+        [("y", FLOAT, ["N"])],
+        [("one", np.array(1, np.int64)), ("hundred", np.array([100, 100, 100], np.int64))],
+    )
+
+
+def test_a_run_that_ends_the_process_is_not_ours(tmp_path):
+    """ONNX Runtime divides integers by zero, and the kernel ends it."""
+    build = refusing(tmp_path / "b")
+    feeds = {"length": np.array([1], np.int64)}
+    assert try_run(build / "model.onnx", feeds) is False
+    assert try_run(build / "model.onnx", {"length": np.array([3], np.int64)}) is True
+    (tmp_path / "none.onnx").write_bytes(b"no network")
+    assert try_run(tmp_path / "none.onnx", feeds) is None
+
+
+def test_pixels_are_zeros(tmp_path):
+    nodes = [helper.make_node("Cast", ["image"], ["y"], to=FLOAT)]
+    shape = ["N", 64, 64, 3]
+    build = build_of(tmp_path / "b", nodes, [("image", TensorProto.UINT8, shape)], [("y", FLOAT, shape)])
+    assert packaged(build, tmp_path / "repo").returncode == 0
+    assert "zero_data" in (tmp_path / "repo/net/config.pbtxt").read_text()
+    assert not (tmp_path / "repo/net/warmup").exists()
