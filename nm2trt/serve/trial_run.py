@@ -27,7 +27,7 @@ except Exception:
     sys.exit({_CANNOT_TELL})
 with np.load(sys.argv[2]) as values:
     names = [port.name for port in session.get_inputs()]
-    session.run(None, {{name: values[f"value{{at}}"] for at, name in enumerate(names)}})
+    session.run(None, {{name: values[f"arr_{{at}}"] for at, name in enumerate(names)}})
 """
 
 
@@ -44,7 +44,7 @@ def try_run(onnx: Path, feeds: Mapping[str, NDArray[Any]]) -> bool | None:
     """
     with tempfile.TemporaryDirectory(prefix="nm2trt-trial-") as folder:
         file = Path(folder) / "values.npz"
-        np.savez(file, **{f"value{at}": value for at, value in enumerate(feeds.values())})
+        np.savez(file, *feeds.values())
         try:
             ended = subprocess.run(
                 [sys.executable, "-c", _RUN, str(onnx.resolve()), str(file)],
