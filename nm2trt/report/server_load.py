@@ -56,7 +56,7 @@ def _latency(records: Sequence[LoadRecord]) -> Figure:
             # Else one slow level flattens the medians.
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            # matplotlib's own labels for logarithms are formulas, which the house style does not typeset.
+            # matplotlib's own labels for logarithms are formulas, which our style leaves as text.
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
