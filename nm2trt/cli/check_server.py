@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -167,7 +168,7 @@ def _config(build: Path, options: dict[str, Any]) -> CheckConfig:
 
 
 def _refuse_idle_options(context: click.Context, options: dict[str, Any], *, output: Path | None) -> None:
-    """Name every option that was given and would do nothing.
+    """Name every option that was given and would do nothing, or lets everything pass.
 
     Raises:
         ConfigError: There is one.
@@ -189,6 +190,10 @@ def _refuse_idle_options(context: click.Context, options: dict[str, Any], *, out
         (output is None, ("force",), "without -o"),
     )
     named = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in ("tolerance", "duration_s", "timeout_s"):
+        # A range lets nan through, and everything is within an infinite tolerance.
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise ConfigError(f"{options[name]} is no bound", where=named[name], mend="give a number")
     idle = [f"{named[name]} {why}" for applies, names, why in rules if applies for name in names if name in given]
     if idle:
         raise ConfigError(f"no effect: {'; '.join(idle)}", where="check-server", mend="drop it")

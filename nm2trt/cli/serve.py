@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 )
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True)
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=8002, show_default=True)
-@click.option("--timeout", "timeout_s", type=float, default=60.0, show_default=True, metavar="S", help="Until ready.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, 86400, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Until ready.",
+)
 @click.option(
     "--poll", "poll_s", type=click.IntRange(min=0), default=0, metavar="S", help="Load new versions every S seconds."
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nm2trt.artifacts.server_report import LoadRecord, ServerReportDocument
+from nm2trt.artifacts.server_report import LoadRecord, OutputsRecord, ServerReportDocument
 from nm2trt.report.page import Badge, Callout, Commands, Drawing, KeyFigure, Properties, Section, Table, render_page
 from nm2trt.report.sections import environment_section
 from nm2trt.report.server_load import load_svg
@@ -70,11 +70,14 @@ def _answers_section(report: ServerReportDocument) -> Section:
             f"{one.max_rel_error:.2e}",
             f"{one.tolerance:.0e}",
             ", ".join(map(str, one.batches)),
-            one.inputs + (f"; {one.worst_at}" if one.max_abs_error > 0 else ", all identical"),
+            _samples(one),
         )
         for one in report.outputs
     )
-    problems = tuple(Callout(problem, "bad") for problem in report.problems)
+    problems = (
+        *(Callout(problem, "bad") for problem in report.problems),
+        *(Callout(f"{note[:1].upper()}{note[1:]}.") for note in report.notes),
+    )
     return Section(
         "Answers",
         (
@@ -96,6 +99,15 @@ def _answers_section(report: ServerReportDocument) -> Section:
         ),
         lead="The server's description against the build's; its outputs against ONNX Runtime's on the same samples.",
     )
+
+
+def _samples(one: OutputsRecord) -> str:
+    """What was sent, and what came of it."""
+    outcome = "all identical" if one.passed else ""
+    if one.max_abs_error > 0 or one.wrong:
+        outcome = one.worst_at
+    failed = f"{one.errors} of {one.requests} requests failed, first {one.first_error}" if one.errors else ""
+    return "; ".join(filter(None, (one.inputs, outcome, failed)))
 
 
 def _load_section(report: ServerReportDocument) -> Section:

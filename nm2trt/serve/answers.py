@@ -87,8 +87,13 @@ class RequestFailed(Exception):  # noqa: N818 -- a finding about the server, not
 
     def __init__(self, failure: Failure, detail: str) -> None:
         self.failure = failure
-        self.detail = " ".join(detail.split()) or "no reason given"
+        self.detail = printable(detail) or "no reason given"
         super().__init__(f"{_SENTENCES[failure]}: {self.detail}")
+
+
+def printable(text: str) -> str:
+    """A server's words on one line, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

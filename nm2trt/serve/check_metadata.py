@@ -7,7 +7,7 @@ from typing import Any
 
 from nm2trt.artifacts import BuildDocument, GraphPort
 from nm2trt.artifacts.server_report import MetadataRecord, Protocol
-from nm2trt.serve.answers import RequestFailed
+from nm2trt.serve.answers import RequestFailed, printable
 from nm2trt.serve.client import Client
 from nm2trt.serve.ports import kserve_type, server_shape
 
@@ -83,7 +83,11 @@ def _record(
     protocol: Protocol, server: str, platform: str, versions: tuple[str, ...], differences: list[str]
 ) -> MetadataRecord:
     return MetadataRecord(
-        protocol=protocol, server=server, platform=platform, versions=versions, differences=tuple(differences)
+        protocol=protocol,
+        server=printable(server),
+        platform=printable(platform),
+        versions=tuple(map(printable, versions)),
+        differences=tuple(map(printable, differences)),
     )
 
 

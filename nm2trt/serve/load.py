@@ -140,16 +140,21 @@ def run_level(
         tallies[0].add_error(f"cannot start {concurrency} clients: {error}")
     if not started:
         begin()
-    deadline = time.monotonic() + duration_s + timeout_s + _END_S
+    _join(threads, tallies, time_s=duration_s + timeout_s + _END_S)
+    seconds = time.perf_counter() - started[0]
+    busy_s = time.process_time() - started[1]
+    return _record(protocol, tallies, seconds=seconds, busy_s=busy_s)
+
+
+def _join(threads: Sequence[threading.Thread], tallies: Sequence[_Tally], *, time_s: float) -> None:
+    """Wait for all clients; one that does not end is an error."""
+    deadline = time.monotonic() + time_s
     for thread, tally in zip(threads, tallies, strict=True):
         if thread.ident is None:
             continue
         thread.join(max(deadline - time.monotonic(), 0.01))
         if thread.is_alive():
-            tally.add_error(f"a client's request did not end within {timeout_s + _END_S:g} s")
-    seconds = time.perf_counter() - started[0]
-    busy_s = time.process_time() - started[1]
-    return _record(protocol, tallies, seconds=seconds, busy_s=busy_s)
+            tally.add_error("a client's request did not end")
 
 
 def _ask(client: Client, tally: _Tally, number: int, level: _Level, end: float) -> None:

@@ -317,8 +317,8 @@ def _coverage(group: Samples, limits: Mapping[str, int]) -> dict[str, int]:
 def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str, Feed]]:
     """All requests of a check, with a name for each: every sample once at the largest batch, fewer at the others.
 
-    Single samples come again until there are enough requests to meet a server that fails one of a hundred, for a few
-    seconds at most.
+    Then samples come again, at every size in between, until there are enough requests to meet a server that fails one
+    of a hundred, for a few seconds at most.
     """
     largest = max(sizes)
     number = 0
@@ -334,14 +334,15 @@ def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str,
                 number += 1
                 yield f"{prefix}samples from {at}, batch {size}", group.feed(at, size)
     end = time.monotonic() + _AGAIN_S
-    size = min(sizes)
+    between = range(min(sizes), largest + 1)
     for turn in itertools.count():
         for group, prefix in _named(samples):
             if number >= ENOUGH_REQUESTS or time.monotonic() > end:
                 return
             number += 1
+            size = between[turn % len(between)]
             at = turn * size % group.count
-            yield f"{prefix}sample {at} again, batch {size}", group.feed(at, size)
+            yield f"{prefix}samples from {at} again, batch {size}", group.feed(at, size)
 
 
 def _named(samples: SampleSet) -> Iterator[tuple[Samples, str]]:

@@ -249,11 +249,7 @@ def start(
         )
     work = _work_folder()
     try:
-        if lacking:
-            repository = on_cpu(repository, work / "repository")
-        elif not _PLAIN_PATH.fullmatch(str(repository.resolve())):
-            (work / "repository").symlink_to(repository.resolve())
-            repository = work / "repository"
+        repository = _lay_out(repository, work, stand_in=bool(lacking))
         arguments = _arguments(repository, ports, poll_s)
         if installed.site is not None:
             write_backends(installed, work / "backends", lacking)
@@ -286,6 +282,16 @@ def _work_folder() -> Path:
     )
 
 
+def _lay_out(repository: Path, work: Path, *, stand_in: bool) -> Path:
+    """The repository under a path that the Python backend can read."""
+    if stand_in:
+        return on_cpu(repository, work / "repository")
+    if _PLAIN_PATH.fullmatch(str(repository.resolve())):
+        return repository.resolve()
+    (work / "repository").symlink_to(repository.resolve())
+    return work / "repository"
+
+
 def on_cpu(repository: Path, target: Path) -> Path:
     """Lay out a repository for stand-ins: the same files, but instances on the CPU, where the stand-ins run."""
     for model in model_folders(repository):
@@ -301,7 +307,7 @@ def on_cpu(repository: Path, target: Path) -> Path:
 
 
 def _arguments(repository: Path, ports: Ports, poll_s: int) -> list[str]:
-    arguments = [f"--model-repository={repository.absolute()}"]
+    arguments = [f"--model-repository={repository}"]
     for name, port in (("http", ports.http), ("grpc", ports.grpc), ("metrics", ports.metrics)):
         arguments += [f"--{name}-address={LOOPBACK}", f"--{name}-port={port}"]
     if poll_s:

@@ -18,7 +18,7 @@ import onnxruntime
 MODEL = "net"
 LATE = 230
 """Requests that are right before a mode with "late" starts: more than the comparison of outputs sends."""
-TYPES = {"int64": "INT64", "float32": "FP32", "float16": "FP16", "float64": "FP64", "int32": "INT32"}
+TYPES = {"int64": "INT64", "float32": "FP32", "float16": "FP16", "float64": "FP64", "int32": "INT32", "bool": "BOOL"}
 ARRAYS = {kserve: np.dtype(name) for name, kserve in TYPES.items()}
 RIGHT = ("ok", "json", "nested-json", "chunked", "connection-close", "no-id", "in-pieces")
 
@@ -104,6 +104,9 @@ class Spoiler:
         self.mode = mode.removesuffix("-late")
         self.numbers = itertools.count(1)
         self.first = None
+        # Triton describes one dimension besides the batch at least; `reshape` hides it from the network.
+        ports = (*self.session.get_inputs(), *self.session.get_outputs())
+        self.flat = {port.name for port in ports if len(port.shape) <= 1}
 
     def active(self, number):
         return not self.late or number > LATE
@@ -111,11 +114,15 @@ class Spoiler:
     def answer(self, feed):
         """Number of the request, and its outputs as (name, KServe type, array) in the graph's order."""
         number = next(self.numbers)
+        if self.mode == "padded":
+            feed = {name: value[..., 0] if name in self.flat else value for name, value in feed.items()}
         names = [port.name for port in self.session.get_outputs()]
         outputs = dict(zip(names, self.session.run(None, feed), strict=True))
         if self.first is None:
             self.first = outputs
-        if self.active(number):
+        if self.mode == "padded":
+            outputs = {name: value[..., None] if name in self.flat else value for name, value in outputs.items()}
+        elif self.active(number) and "a" in outputs:
             self.spoil(outputs, feed, number)
         return number, outputs
 
@@ -173,7 +180,7 @@ class Spoiler:
 
     def ports(self):
         """Inputs and outputs as (name, type, shape)."""
-        kinds = {"tensor(int64)": "INT64", "tensor(float)": "FP32"}
+        kinds = {"tensor(int64)": "INT64", "tensor(float)": "FP32", "tensor(bool)": "BOOL"}
 
         def described(ports):
             return [
@@ -182,6 +189,9 @@ class Spoiler:
             ]
 
         inputs, outputs = described(self.session.get_inputs()), described(self.session.get_outputs())
+        if self.mode == "padded":
+            for one in (*inputs, *outputs):
+                one[2] += [1] if one[0] in self.flat else []
         if self.mode == "input-renamed":
             inputs[0][0] = "tokens"
         if self.mode == "input-retyped":
@@ -236,6 +246,8 @@ class Handler(BaseHTTPRequestHandler):
             if mode == "unversioned-server":
                 del server["version"]
             return self.reply(200, json.dumps(server).encode())
+        if self.path.endswith("/config") and mode == "joins":
+            return self.reply(200, b'{"name": "net", "max_batch_size": 8}')
         if self.path.endswith("/config"):
             return self.reply(404, b'{"error": "no configurations here"}')
         inputs, outputs = self.spoiler.ports()

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from faulty_server import HTTP_WORDS, LOAD_WORDS, MODEL, RIGHT, WORDS, grpc_server, http_server
 from helpers import nm2trt_inline
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from serve_builds import TABLE_ROWS, needs_client, token_network, write_build
 
 
@@ -83,6 +83,79 @@ def test_a_fault_under_load_only(build, mode):
     document = json.loads(result.stdout)
     assert document["outputs"][0]["passed"]
     assert document["load"][-1]["errors"] + document["load"][-1]["wrong"] > 0
+
+
+def flat_network(*, batch):
+    """x [batch, 8], length [batch] -> y [batch, 8], score [batch], and with a fixed batch the scalar mean."""
+    nodes = [
+        helper.make_node("Cast", ["length"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["f", "one"], ["f1"]),
+        helper.make_node("Div", ["x", "f1"], ["y"]),
+        helper.make_node("ReduceMax", ["y"], ["score"], axes=[1], keepdims=0),
+    ]
+    outputs = [("y", [batch, 8]), ("score", [batch])]
+    if isinstance(batch, int):
+        nodes.append(helper.make_node("ReduceMean", ["y"], ["mean"], keepdims=0))
+        outputs.append(("mean", []))
+    graph = helper.make_graph(
+        nodes,
+        "flat",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 8]),
+            helper.make_tensor_value_info("length", TensorProto.INT64, [batch]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
+        [numpy_helper.from_array(np.array([1], np.int64), "one")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@needs_client
+@pytest.mark.parametrize("batch", ["N", 2])
+@pytest.mark.parametrize("mode", ["ok", "padded"])
+def test_one_number_a_sample_and_scalars(tmp_path, batch, mode):
+    build = write_build(tmp_path / "build", flat_network(batch=batch))
+    onnx_file = build / "model.onnx"
+    with http_server(onnx_file, mode) as url, grpc_server(onnx_file, mode) as (address, _):
+        result = check(build, url, "--grpc", address, "--duration", "0.1", "--max-concurrency", "2")
+    assert result.returncode == 0, result.stderr
+    assert "not a bit differs" in result.stdout
+
+
+def detection_network(threshold, batch="N"):
+    """x [batch, 8] -> positive [batch, 8], and where it is: selected [num_selected, 2]."""
+    nodes = [
+        helper.make_node("Greater", ["x", "threshold"], ["positive"]),
+        helper.make_node("NonZero", ["positive"], ["at"]),
+        helper.make_node("Transpose", ["at"], ["selected"], perm=[1, 0]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "detection",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 8])],
+        [
+            helper.make_tensor_value_info("positive", TensorProto.BOOL, [batch, 8]),
+            helper.make_tensor_value_info("selected", TensorProto.INT64, ["num_selected", 2]),
+        ],
+        [numpy_helper.from_array(np.float32(threshold), "threshold")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("batch", ["N", 1])
+@pytest.mark.parametrize("threshold", [0.0, 1e9])
+def test_an_output_whose_size_follows_from_the_data(tmp_path, threshold, batch):
+    build = write_build(tmp_path / "build", detection_network(threshold, batch))
+    asked = ("--protocol", "http", "--duration", "0.1", "--max-concurrency", "2")
+    with http_server(build / "model.onnx", "ok") as url:
+        result = check(build, url, *asked)
+    assert result.returncode == 0, result.stderr
+    assert ("mixed-up answers" in result.stdout) is (threshold > 0)
+    with http_server(build / "model.onnx", "joins") as url:
+        result = check(build, url, *asked)
+    assert result.returncode == (1 if batch == "N" else 0)
+    if batch == "N":
+        assert "output 'selected' has no batch, and the server joins requests" in error_line(result)
 
 
 def test_the_version_that_was_asked_for_must_answer(build):

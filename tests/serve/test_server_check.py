@@ -305,6 +305,12 @@ def test_samples_of_a_file_are_checked(tmp_path):
             read_samples(tmp_path / "wrong.npz", build)
 
 
+def test_a_servers_words_cannot_steer_a_terminal():
+    with pytest.raises(RequestFailed) as caught:
+        read_http_answer(500, b'{"error": "\\u001b[2Jout of\\nmemory\\u0000"}', None)
+    assert caught.value.detail == "HTTP 500: ?[2Jout of memory?"
+
+
 @given(body=st.binary(max_size=60), length=st.none() | st.text(max_size=4) | st.integers(-9, 70).map(str))
 def test_no_body_escapes_the_reader(body, length):
     with contextlib.suppress(RequestFailed):

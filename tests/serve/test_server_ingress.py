@@ -112,6 +112,8 @@ def test_grpc_over_tls(build, certificate):
         (("--protocol", "grpc", "--encoding", "json"), "--encoding with --protocol grpc"),
         (("--client-key", "x"), "--client-key without --client-cert"),
         (("--force",), "--force without -o"),
+        (("--tolerance", "inf"), "--tolerance: inf is no bound"),
+        (("--timeout", "nan"), "--timeout: nan is no bound"),
         (("--shape", "nosuch=1x2"), "no input 'nosuch'"),
         (("--shape", "ids=1x6"), "has no effect"),
         (("--ca-file", "x"), "no use over http"),

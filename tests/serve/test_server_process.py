@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
 from nm2trt.errors import ConfigError, InputError, MachineError
-from nm2trt.serve.server import Ports, Server, choose_ports, dead_stubs
+from nm2trt.serve.installed import Installed
+from nm2trt.serve.server import Ports, Server, _work_folder, choose_ports, dead_stubs, start
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="missing: Linux's /proc")
 
@@ -71,3 +73,20 @@ time.sleep(60)
     finally:
         process.kill()
         process.wait()
+
+
+def test_names_that_the_python_backend_cannot_read(tmp_path, monkeypatch):
+    (tmp_path / "repo/a b").mkdir(parents=True)
+    (tmp_path / "repo/a b/config.pbtxt").write_text('backend: "python"')
+    installed = Installed(binary=tmp_path / "none", description="none")
+    with (
+        pytest.raises(InputError, match="model name 'a b'"),
+        start(installed, tmp_path / "repo", Ports(), needed=frozenset({"python"})),
+    ):
+        pass
+    (tmp_path / "t ü").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t ü"))
+    folder = _work_folder()
+    folder.rmdir()
+    assert folder.parent != tmp_path / "t ü"
+    assert " " not in str(folder)
