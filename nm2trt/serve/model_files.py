@@ -8,7 +8,8 @@ from pathlib import Path
 from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError
 from nm2trt.serve.config_pbtxt import ENGINE_CACHES, LABELS, ONNX, ModelSpec, config_pbtxt, engine_cache, version_policy
-from nm2trt.serve.repository import CONFIG, sign
+from nm2trt.serve.config_reading import sign
+from nm2trt.serve.repository import CONFIG
 from nm2trt.serve.warmup import Warmup, warmup_data
 
 _POLICY = re.compile(r"^version_policy\s*:?\s*\{\s*\w+\s*:?\s*\{[^{}]*\}\s*\}[ \t]*\n", re.MULTILINE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -12,69 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nm2trt.artifacts import GraphPort, sha256_of, write_atomic
-from nm2trt.artifacts.package import PackageDocument, VersionRecord
+from nm2trt.artifacts import GraphPort, write_atomic
+from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.serve.config_reading import backend_of, is_edited, loaded_versions, named_versions, sign
+from nm2trt.serve.version_flaws import version_flaws, version_folders
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
 WARMUP = "warmup"
 """Triton's name for the folder with a model's warm-up data."""
-
-_SIGNED = re.compile(r"# nm2trt package wrote this file; sha256 of all below this line: ([0-9a-f]{64})\n")
-
-
-def sign(config: str) -> str:
-    """Put a line on top of a config.pbtxt by which an edit by hand is told later."""
-    digest = hashlib.sha256(config.encode()).hexdigest()
-    return f"# nm2trt package wrote this file; sha256 of all below this line: {digest}\n{config}"
-
-
-def is_edited(config: str) -> bool:
-    """Whether somebody changed a config.pbtxt, or wrote it himself."""
-    found = _SIGNED.match(config)
-    return found is None or hashlib.sha256(config[found.end() :].encode()).hexdigest() != found.group(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flaw:
-    """What is wrong with a version that lies in the repository, or should."""
-
-    version: int
-    where: Path
-    missing: bool
-    """The whole version is gone, as when somebody freed its disk space; else a file is not what it was."""
-    what: str
-
-
-def version_flaws(folder: Path, document: PackageDocument) -> list[Flaw]:
-    """Hold every version to the sha256 of its files.
-
-    Raises:
-        InputError: A version lies there that package.json does not name.
-    """
-    known = {version.version for version in document.versions}
-    for number in version_folders(folder):
-        if number not in known:
-            raise InputError(
-                f"version {number} is not in package.json",
-                where=folder / str(number),
-                mend="move it out of the repository, and package its build",
-            )
-    return [flaw for version in document.versions if (flaw := _flaw_of(folder, version)) is not None]
-
-
-def _flaw_of(folder: Path, version: VersionRecord) -> Flaw | None:
-    number = version.version
-    if not (folder / str(number)).is_dir():
-        return Flaw(version=number, where=folder / str(number), missing=True, what="is no longer there")
-    for name, record in version.files.items():
-        path = folder / str(number) / name
-        if not path.is_file():
-            return Flaw(version=number, where=path, missing=False, what="is missing, though package.json names it")
-        if sha256_of(path) != record.sha256:
-            return Flaw(version=number, where=path, missing=False, what="was changed since it was packaged (sha256)")
-    return None
 
 
 def read_document(
@@ -157,29 +103,6 @@ def without(document: PackageDocument, numbers: set[int]) -> PackageDocument:
     )
 
 
-def named_versions(config: str) -> set[int]:
-    """Versions that a config.pbtxt asks for by number; none where it takes the latest."""
-    found = re.search(r"\bspecific\b\s*:?\s*\{\s*versions\s*:\s*\[([\d,\s]*)\]", config)
-    return {int(one) for one in found.group(1).split(",") if one.strip()} if found else set()
-
-
-def loaded_versions(config: str, there: list[int]) -> list[int]:
-    """Versions that Triton loads of those that are there, as config.pbtxt's version_policy has it."""
-    named = named_versions(config)
-    if named:
-        return [number for number in there if number in named]
-    if re.search(r"\bversion_policy\b\s*:?\s*\{\s*all\b", config):
-        return there
-    found = re.search(r"\bnum_versions\s*:\s*(\d+)", config)
-    return there[-(int(found.group(1)) if found else 1) :]
-
-
-def version_folders(folder: Path) -> list[int]:
-    """Numbers of the version folders, as Triton counts them: plain numbers without a leading zero."""
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and not name.startswith("0"))
-
-
 def model_folders(repository: Path) -> list[Path]:
     """Folders that Triton would take for models.
 
@@ -217,15 +140,6 @@ def check_repository(repository: Path) -> dict[str, tuple[str, list[int]]]:
         config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
         models[folder.name] = (backend_of(config), loaded_versions(config, versions))
     return models
-
-
-def backend_of(config: str) -> str:
-    """Backend that a config.pbtxt names, by `backend` or by the older `platform`; empty where it names none."""
-    found = re.search(r'^\s*backend:\s*"([^"]+)"', config, re.MULTILINE)
-    if found:
-        return found.group(1)
-    platform = re.search(r'^\s*platform:\s*"([^"]+)"', config, re.MULTILINE)
-    return platform.group(1).partition("_")[0] if platform else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

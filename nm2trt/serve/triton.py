@@ -14,10 +14,11 @@ from nm2trt.artifacts import BuildDocument, file_records, sha256_of
 from nm2trt.artifacts.build import Arm
 from nm2trt.artifacts.package import PackageDocument, PlanRequirement, Platform, VersionRecord
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.serve.batch_limits import largest_batch
 from nm2trt.serve.config_pbtxt import ONNX, PLAN, profile_names_readable
 from nm2trt.serve.lock import locked
 from nm2trt.serve.model_files import model_files
-from nm2trt.serve.port_rules import check_described, unbatched_ports
+from nm2trt.serve.port_rules import check_described
 from nm2trt.serve.ports import check_name, free_sizes, numpy_type
 from nm2trt.serve.releases import triton_release
 from nm2trt.serve.repository import Held, check_interface, next_version, publish, published
@@ -163,7 +164,7 @@ def _prepare(request: PackageRequest, name: str, folders: tuple[Path, ...], arm:
         last_version=number,
         versions=[*(old.versions if old else []), version_record(network, number)],
     )
-    largest, notes = _max_batch(request, document, network)
+    largest, notes = largest_batch(request, document, network)
     batch = network.build.batch if largest > 0 else None
     document = document.model_copy(update={"max_batch": largest, "batch": batch})
     check_described(network.build, batched=largest > 0, where=network.folder)
@@ -306,74 +307,6 @@ def _check_runs(network: Network, platform: Platform, *, gpu: bool) -> None:
     if platform == "python":
         for port in (*build.inputs, *build.outputs):
             numpy_type(port.dtype)
-
-
-def _max_batch(request: PackageRequest, document: PackageDocument, network: Network) -> tuple[int, list[str]]:
-    """Largest batch that the server and every served version's engine can make, and notes; 0: no batching.
-
-    Raises:
-        ConfigError: Batching was asked of a build with fixed shapes, or more than an engine's profile has.
-        InputError: A port has no batch, so that a batch cannot be cut into requests.
-    """
-    build = network.build
-    where = network.folder
-    asked = document.max_batch_asked
-    if build.batch is None or asked == 0:
-        given = ("--max-batch", request.max_batch or None), ("--queue-delay-us", request.queue_delay_us)
-        for option, value in given:
-            if value is not None:
-                why = (
-                    "the server does not batch"
-                    if asked == 0
-                    else "the build has no dynamic batch, so the server cannot"
-                )
-                raise ConfigError(
-                    f"{why} ({where.name})" if asked == 0 else f"{why} batch for it ({where.name})",
-                    where=option,
-                    mend="export with --batch MIN:OPT:MAX, or drop the option" if asked != 0 else "drop it",
-                )
-        return 0, []
-    if bad := unbatched_ports(build, network.onnx):
-        raise InputError(
-            f"{bad[0]} has no batch, so a server cannot cut a batch of answers into requests",
-            where=where,
-            mend="serve it without batching: --max-batch 0",
-        )
-    if network.plans and build.batch.min > 1:
-        raise ConfigError(
-            f"the plan takes batches from {build.batch.min} on, and a server also makes smaller ones",
-            where=where,
-            mend=f"export with --batch 1:{build.batch.opt}:{build.batch.max}",
-        )
-    if request.max_batch is not None and request.max_batch > build.batch.max:
-        raise ConfigError(
-            f"{request.max_batch} is outside 1..{build.batch.max}, the batches of {where.name}",
-            where="--max-batch",
-            mend="export with a larger --batch, or ask for less",
-        )
-    return _smallest(request, document, build.batch.max)
-
-
-def _smallest(request: PackageRequest, document: PackageDocument, built: int) -> tuple[int, list[str]]:
-    """The largest batch that every loaded version takes; there is one max_batch_size for all of them."""
-    largest = min(document.max_batch_asked or built, built)
-    notes = []
-    if document.max_batch_asked is not None and largest < document.max_batch_asked:
-        notes.append(f"batches up to {largest} instead of {document.max_batch_asked}: this build takes no more")
-    for version in document.served[:-1] if document.platform == "tensorrt_plan" else ():
-        if version.batch is None or version.batch.max >= largest:
-            continue
-        remove = f"--remove-version {version.version} takes it away"
-        if request.max_batch is not None:
-            raise ConfigError(
-                f"{request.max_batch} is more than {version.batch.max}, the largest batch of version "
-                f"{version.version}, which stays loaded",
-                where="--max-batch",
-                mend=f"ask for less; {remove}",
-            )
-        largest = version.batch.max
-        notes.append(f"batches up to {largest}, as version {version.version} takes no more and stays loaded; {remove}")
-    return largest, notes
 
 
 def version_record(network: Network, number: int) -> VersionRecord:
