@@ -44,6 +44,15 @@ class Document(BaseModel):
         """Serialise with the keys as documented, indented, with a newline at the end."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=True) + "\n"
 
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON Schema (draft 2020-12) of the document's file."""
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **cls.model_json_schema(by_alias=True, mode="serialization"),
+            "title": cls.SCHEMA,
+        }
+
     def write(self, folder: Path) -> Path:
         """Write into `folder` under the document's own file name, atomically."""
         path = folder / self.FILE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -50,6 +50,11 @@ class NetworkRecord(BaseModel):
     zero_share: float | None
     """Share of zeros among the weights of convolutions and matrix products, 0 to 1; None where they were not seen."""
     note: str = ""
+
+
+def has_zeros(record: NetworkRecord) -> bool:
+    """Whether a network has zeros among its weights that show in a share of one decimal."""
+    return record.zero_share is None or round(100 * record.zero_share, 1) > 0
 
 
 class RunnerRecord(BaseModel):
@@ -214,15 +219,6 @@ class ReportDocument(Document):
     def remarks(self) -> list[str]:
         """What a reader must know before trusting the numbers, in sentences; often empty."""
         return [*_timing_remarks(self.batches), *_device_remarks(self.batches), *self.notes]
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """JSON Schema (draft 2020-12) of report.json."""
-        return {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **cls.model_json_schema(by_alias=True, mode="serialization"),
-            "title": cls.SCHEMA,
-        }
 
 
 def _timing_remarks(batches: list[BatchRecord]) -> list[str]:

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import force_option, json_option, output_option, schema_option, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.server_report import OutputsRecord, ServerReportDocument
     from nm2trt.serve.check import CheckConfig
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _document() -> type[ServerReportDocument]:
+    from nm2trt.artifacts.server_report import ServerReportDocument
+
+    return ServerReportDocument
 
 
 @click.command(name="check-server")
@@ -94,6 +100,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--client-key", type=_FILE, metavar="PEM", help="Its key, where the certificate's file does not hold it.")
 @click.option("--insecure", is_flag=True, help="Take any certificate over https.")
 @output_option("REPORT", "Folder to write: server.json, server.html.", required=False)
+@schema_option(_document, "server.json")
 @force_option
 @json_option
 @click.pass_context

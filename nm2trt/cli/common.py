@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nm2trt.artifacts import Document
     from nm2trt.pattern import NMPattern
 
 _WIDTH_IN_FILES = 120
@@ -67,3 +68,28 @@ def layer_pattern(text: str) -> tuple[str, NMPattern]:
     if not equals or not glob:
         raise ConfigError(f"--layer {text!r} is not GLOB=N:M", mend="write it like 'layer3.*=1:4'")
     return glob, NMPattern.parse(pattern)
+
+
+def schema_option(load: Callable[[], type[Document]], file: str) -> Callable[[F], F]:
+    """`--schema`: print the JSON schema of the document that a command writes, and exit.
+
+    Args:
+        load: Imports the document's class; called only when the option is given.
+        file: The document's name in the help.
+    """
+
+    def print_schema(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+        if asked:
+            import json
+
+            click.echo(json.dumps(load().json_schema(), indent=2))
+            context.exit()
+
+    return click.option(
+        "--schema",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=print_schema,
+        help=f"Print the JSON schema of {file} and exit.",
+    )

@@ -7,18 +7,50 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import force_option, json_option, output_option, schema_option, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.build import Arm
     from nm2trt.artifacts.package import PackageDocument
-    from nm2trt.serve import Packaged
+    from nm2trt.serve import Packaged, Surroundings, Written
 
 _SERVERS = ["triton", "triton-cpu", "kserve", "deepstream", "onnxruntime"]
+_TRITONS = ("triton", "triton-cpu", "kserve")
+_FOLDERS = ("deepstream", "onnxruntime")
+
+_HAS_EFFECT: dict[str, tuple[str, ...]] = {
+    "platform": ("triton", "kserve"),
+    "device": ("triton", "kserve"),
+    "dense": _TRITONS,
+    "number": _TRITONS,
+    "max_batch": _TRITONS,
+    "queue_delay_us": _TRITONS,
+    "instances": _TRITONS,
+    "cuda_graphs": ("triton", "kserve"),
+    "labels": (*_TRITONS, "deepstream"),
+    "sm": ("triton", "kserve", "deepstream"),
+    "tensorrt": ("triton", "kserve", "deepstream"),
+    "image": _TRITONS,
+    "storage_uri": ("kserve",),
+    "canary": ("kserve",),
+    "scale": ("deepstream",),
+    "keep_config": _TRITONS,
+    "force": _FOLDERS,
+}
+"""Option -> servers for which it changes something. Those that are not here do for every server."""
+
+_CHANGES = ("output", "name", "keep_config", "image", "as_json")
+"""Options that --remove-version and --rollback take."""
+
+
+def _document() -> type[PackageDocument]:
+    from nm2trt.artifacts.package import PackageDocument
+
+    return PackageDocument
 
 
 @click.command(name="package")
-@click.argument("builds", nargs=-1, required=True, metavar="BUILD...", type=click.Path(path_type=Path))
+@click.argument("builds", nargs=-1, metavar="BUILD...", type=click.Path(path_type=Path))
 @click.option(
     "--server",
     type=click.Choice(_SERVERS),
@@ -33,9 +65,9 @@ _SERVERS = ["triton", "triton-cpu", "kserve", "deepstream", "onnxruntime"]
     type=click.Choice(["auto", "tensorrt_plan", "onnxruntime"]),
     default="auto",
     show_default=True,
-    help="auto: the plan where the build holds one of full TensorRT, else the ONNX.",
+    help="auto: as the version before; else the plan where the build holds one of full TensorRT, else the ONNX.",
 )
-@click.option("--device", type=click.Choice(["gpu", "cpu"]), default="gpu", show_default=True, help="For onnxruntime.")
+@click.option("--device", type=click.Choice(["gpu", "cpu"]), help="For --platform onnxruntime. Default: gpu.")
 @click.option(
     "--arm",
     "arms",
@@ -47,15 +79,20 @@ _SERVERS = ["triton", "triton-cpu", "kserve", "deepstream", "onnxruntime"]
     "--dense", type=click.Path(path_type=Path), metavar="BUILD", help="Serve this one beside it as NAME-dense."
 )
 @click.option("--version", "number", type=click.IntRange(min=1), metavar="N", help="Default: the next one.")
-@click.option("--max-batch", type=int, metavar="N", help="Largest batch that the server makes. Default: the profile's.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Largest batch that the server makes; 0: it makes none. Default: the profile's.",
+)
 @click.option(
     "--queue-delay-us",
     type=click.IntRange(min=0),
     metavar="US",
     help="How long a request may wait for others to share its batch. Default: 500.",
 )
-@click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True, help="Per GPU, or on the CPU.")
-@click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="For tensorrt_plan.")
+@click.option("--instances", type=click.IntRange(min=1), metavar="N", help="Per GPU, or on the CPU. Default: 1.")
+@click.option("--cuda-graphs/--no-cuda-graphs", default=None, help="For plans. Default: on.")
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one a line.")
 @click.option("--sm", metavar="NN", help="The GPU that you serve on; a plan for another is refused.")
 @click.option("--tensorrt", metavar="VERSION", help="The server's TensorRT; a plan of another is refused.")
@@ -65,43 +102,164 @@ _SERVERS = ["triton", "triton-cpu", "kserve", "deepstream", "onnxruntime"]
 @click.option("--storage-uri", metavar="URI", help="kserve: where the cluster finds REPOSITORY (pvc://, s3://, gs://).")
 @click.option("--canary", type=int, metavar="PERCENT", help="kserve: share of the traffic for this revision.")
 @click.option(
-    "--scale",
-    type=float,
-    default=1 / 255,
-    show_default="1/255",
-    metavar="X",
-    help="deepstream: factor on pixels 0..255.",
+    "--scale", type=float, metavar="X", help="deepstream: factor on pixels 0..255. Default: 1/255, which makes 0..1."
 )
+@click.option(
+    "--keep-config/--rewrite-config",
+    default=None,
+    help="What becomes of a config.pbtxt that was edited by hand. Default: refuse.",
+)
+@click.option("--remove-version", type=int, metavar="N", help="Remove a version of --name; names no BUILD.")
+@click.option("--rollback", is_flag=True, help="Serve the version of --name before the newest; names no BUILD.")
+@schema_option(_document, "package.json")
 @force_option
 @json_option
-def command(builds: tuple[Path, ...], server: str, output: Path, force: bool, as_json: bool, **options: Any) -> int:
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    builds: tuple[Path, ...],
+    server: str,
+    output: Path,
+    force: bool,
+    as_json: bool,
+    remove_version: int | None,
+    rollback: bool,
+    **options: Any,
+) -> int:
     """Put a build into an inference server's model repository.
 
     Name several BUILDs of one network to serve it on several kinds of GPU. Into a repository that holds the model
     already goes a new version beside the old one, in one rename: a server that runs is never shown half a version.
+    Options that you do not give stay as the version before has them.
 
     \b
     nm2trt package BUILD --server triton-cpu -o REPOSITORY
     nm2trt serve REPOSITORY
     nm2trt check-server http://127.0.0.1:8000 NAME --build BUILD
+    nm2trt package -o REPOSITORY --name NAME --rollback
     """
     from nm2trt.errors import ConfigError
 
-    if server in ("deepstream", "onnxruntime"):
+    given = _given(context)
+    if remove_version is not None or rollback:
+        return _change(builds, output, given, as_json, remove_version, options)
+    if not builds:
+        raise ConfigError("no BUILD", where="package", mend="name a folder that `nm2trt export` wrote")
+    _refuse_without_effect(server, given, options)
+    if server in _FOLDERS:
         return _folder(builds, server, output, force, as_json, options)
-    if force:
-        raise ConfigError("a repository keeps its versions", where="--force", mend="drop it; a new version goes beside")
-    if server == "kserve":
-        lacking = [f"--{name.replace('_', '-')}" for name in ("image", "storage_uri") if options[name] is None]
-        if lacking:
-            raise ConfigError(f"kserve needs {' and '.join(lacking)}: the manifests name what your cluster has")
     return _repository(builds, server, output, as_json, options)
 
 
+def _given(context: click.Context) -> set[str]:
+    """Names of the parameters that the user wrote."""
+    usual = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    return {name for name in context.params if context.get_parameter_source(name) not in usual}
+
+
+def _option_of(name: str, value: object = None) -> str:
+    """How the user writes a parameter."""
+    written = {"number": "--version", "arms": "--arm", "as_json": "--json"}
+    if value is False:
+        written |= {"cuda_graphs": "--no-cuda-graphs", "keep_config": "--rewrite-config"}
+    return written.get(name, f"--{name.replace('_', '-')}")
+
+
+def _refuse_without_effect(server: str, given: set[str], options: dict[str, Any]) -> None:
+    from nm2trt.errors import ConfigError
+
+    for name in sorted(given):
+        servers = _HAS_EFFECT.get(name, tuple(_SERVERS))
+        if server in servers:
+            continue
+        if name == "force":
+            raise ConfigError(
+                "a repository keeps its versions", where="--force", mend="drop it; a new version goes beside"
+            )
+        raise ConfigError(
+            f"does nothing with --server {server}",
+            where=_option_of(name, options.get(name)),
+            mend=f"drop it; it is for {', '.join(servers)}",
+        )
+
+
+def _change(
+    builds: tuple[Path, ...],
+    output: Path,
+    given: set[str],
+    as_json: bool,
+    remove: int | None,
+    options: dict[str, Any],
+) -> int:
+    """--remove-version and --rollback."""
+    from nm2trt.errors import ConfigError
+    from nm2trt.serve import remove_version, roll_back
+
+    own = {"remove_version", "rollback"} & given
+    what = _option_of(sorted(own)[0])
+    if len(own) > 1:
+        raise ConfigError("--remove-version and --rollback at once", mend="give one of them")
+    if builds:
+        raise ConfigError("takes no BUILD", where=what, mend="package the build by itself")
+    for name in sorted(given - own - set(_CHANGES) - {"builds"}):
+        raise ConfigError(f"does nothing with {what}", where=_option_of(name, options.get(name)), mend="drop it")
+    name = options["name"] or _only_model(output)
+    keep = options["keep_config"]
+    if remove is not None:
+        changed = remove_version(output, name, remove, keep_config=keep, on_wait=_tell)
+    else:
+        changed = roll_back(output, name, keep_config=keep, on_wait=_tell)
+    written = _around(output, changed.document, _surroundings("triton", options))
+    if as_json:
+        click.echo(changed.document.to_json(), nl=False)
+        return 0
+    for note in changed.notes:
+        _tell(note)
+    served = ", ".join(str(version.version) for version in changed.document.served)
+    done = (
+        f"version {changed.version} removed" if remove is not None else f"version {changed.version} is not loaded now"
+    )
+    console = stdout_console()
+    console.print(f"{name}: {done}; served: version {served}", markup=False, soft_wrap=True)
+    if written.files:
+        console.print(f"files for a container or cluster: {', '.join(written.files)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _only_model(repository: Path) -> str:
+    from nm2trt.errors import ConfigError
+    from nm2trt.serve import model_folders
+
+    names = [folder.name for folder in model_folders(repository)]
+    if len(names) > 1:
+        raise ConfigError(f"the repository holds {', '.join(names)}", where=repository, mend="name one with --name")
+    return names[0]
+
+
+def _tell(note: str) -> None:
+    stderr_console().print(note, markup=False, style="yellow", soft_wrap=True)
+
+
+def _surroundings(server: str, options: dict[str, Any]) -> Surroundings:
+    from nm2trt.serve import Surroundings
+
+    return Surroundings(
+        image=options["image"],
+        kserve=server == "kserve",
+        storage_uri=options["storage_uri"],
+        canary=options["canary"],
+    )
+
+
 def _repository(builds: tuple[Path, ...], server: str, output: Path, as_json: bool, options: dict[str, Any]) -> int:
-    from nm2trt.serve import PackageRequest, package_triton
+    from nm2trt.serve import PackageRequest, check_surroundings, package_triton, packaged_documents
 
     kind: Literal["triton", "triton-cpu"] = "triton-cpu" if server == "triton-cpu" else "triton"
+    surroundings = _surroundings(server, options)
+    if server == "kserve":
+        # What is missing of it is told before the build is read.
+        check_surroundings(options["name"] or "model", surroundings)
     request = PackageRequest(
         builds=builds,
         repository=output,
@@ -119,28 +277,35 @@ def _repository(builds: tuple[Path, ...], server: str, output: Path, as_json: bo
         labels=options["labels"],
         sm=options["sm"],
         tensorrt=options["tensorrt"],
+        keep_config=options["keep_config"],
+        on_wait=_tell,
     )
-    # The manifests' values are checked before a version is written.
-    _manifest_values(request.name, server, options)
+    # Everything that the files at the root are made of is checked before a version is written.
+    check_surroundings(request.name, surroundings)
+    packaged_documents(output)
     packaged = package_triton(request)
-    written = _write_around(output, packaged, server, options)
+    written = _around(output, packaged[0].document, surroundings)
+    for one in packaged:
+        for note in one.notes:
+            _tell(f"{one.document.model}: {note}")
     if as_json:
         import json
 
         documents = [one.document.model_dump(mode="json", by_alias=True) for one in packaged]
         head = {"schema": "nm2trt.packages/1", "nm2trt_version": documents[0]["nm2trt_version"]}
-        click.echo(json.dumps({**head, "models": documents, "files": written}, indent=2))
+        click.echo(json.dumps({**head, "models": documents, "files": written.files}, indent=2))
     else:
         _show(packaged, output, written)
     return 0
 
 
-def _manifest_values(name: str, server: str, options: dict[str, Any]) -> None:
-    if server != "kserve":
-        return
-    from nm2trt.serve import check_manifest_values
+def _around(output: Path, document: PackageDocument, surroundings: Surroundings) -> Written:
+    from nm2trt.serve import write_around
 
-    check_manifest_values(name, storage_uri=options["storage_uri"], canary=options["canary"])
+    written = write_around(output, document, surroundings, on_wait=_tell)
+    for name in written.left:
+        _tell(f"{name} was changed by somebody, and is left as it is")
+    return written
 
 
 def _default_name(build: Path) -> str:
@@ -152,34 +317,6 @@ def _default_name(build: Path) -> str:
     source = read_build(build).source
     words = [source.data, source.model.name] if source.data and source.model else [build.resolve().name]
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(str(word) for word in words)).strip("-.") or "model"
-
-
-def _write_around(output: Path, packaged: list[Packaged], server: str, options: dict[str, Any]) -> list[str]:
-    """Write the files at the repository's root; returns their names."""
-    from nm2trt.serve import compose, dockerfile, inference_service, model_folders, read_model, serving_runtime
-    from nm2trt.serve.deploy import write_marked
-
-    documents = [read_model(folder) for folder in model_folders(output) if (folder / "package.json").is_file()]
-    image = options["image"]
-    files = {"Dockerfile": dockerfile(documents, image=image), "compose.yaml": compose(documents, image=image)}
-    if server == "kserve":
-        files["clusterservingruntime.yaml"] = serving_runtime(documents, image=image)
-        files["inferenceservice.yaml"] = inference_service(
-            packaged[0].document,
-            image=image,
-            storage_uri=options["storage_uri"],
-            canary=options["canary"],
-            documents=documents,
-        )
-    written = []
-    for name, text in files.items():
-        if write_marked(output / name, text):
-            written.append(name)
-        else:
-            stderr_console().print(
-                f"{name} was changed by somebody, and is left as it is", markup=False, style="yellow"
-            )
-    return written
 
 
 def _folder(
@@ -203,7 +340,7 @@ def _folder(
                 name=name,
                 arm=arm,
                 labels=options["labels"],
-                scale=options["scale"],
+                scale=1 / 255 if options["scale"] is None else options["scale"],
                 sm=options["sm"],
                 tensorrt=options["tensorrt"],
             )
@@ -221,24 +358,26 @@ def _folder(
     return 0
 
 
-def _show(packaged: list[Packaged], output: Path, written: list[str]) -> None:
+def _show(packaged: list[Packaged], output: Path, written: Written) -> None:
     console = stdout_console()
     for one in packaged:
         document, version = one.document, one.version
         batching = (
             f"batches up to {document.max_batch}, {document.queue_delay_us} us queue delay"
             if document.max_batch
+            else "no batching"
+            if document.max_batch_asked == 0
             else "fixed shapes, no batching"
         )
         console.print(f"{document.model} version {version.version}", markup=False, style="bold")
         console.print(f"  {document.platform} ({one.why}), {version.arm} arm, {batching}", markup=False, soft_wrap=True)
-        old = ", ".join(str(other.version) for other in document.versions[:-1])
+        old = ", ".join(str(other.version) for other in document.served[:-1])
         if old:
             console.print(f"  beside version {old}", markup=False)
         _show_plans(document)
     console.print(f"repository: {output}", markup=False, soft_wrap=True)
-    if written:
-        console.print(f"files for a container or cluster: {', '.join(written)}", markup=False, soft_wrap=True)
+    if written.files:
+        console.print(f"files for a container or cluster: {', '.join(written.files)}", markup=False, soft_wrap=True)
 
 
 def _show_plans(document: PackageDocument) -> None:

@@ -46,6 +46,10 @@ def show(report: ReportDocument, output: Path) -> None:
 
 
 def _dense_name(report: ReportDocument) -> str:
+    from nm2trt.artifacts.report import has_zeros
+
+    if report.dense.kind == "filled" and not has_zeros(report.sparse):
+        return "itself: it has no zeros that could be filled"
     if report.dense.kind == "filled":
         return "itself with the pruned weights filled (timing only)"
     if report.batches and report.batches[0].baseline == "control":

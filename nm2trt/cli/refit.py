@@ -75,7 +75,7 @@ def refit_build(
     """
     from nm2trt.artifacts import BuildDocument, staged_folder
     from nm2trt.cli.export_engines import copy_onnx
-    from nm2trt.engine import check_pattern, check_same_graph, run_refit
+    from nm2trt.engine import check_pattern, check_same_graph, renew_engine_cache, run_refit
 
     # The folder is replaced by another of its name, and "." is none.
     folder = folder.resolve()
@@ -90,6 +90,7 @@ def refit_build(
         with staged_folder(folder, force=True) as staged:
             shutil.copytree(folder, staged, dirs_exist_ok=True)
             copy_onnx(new, staged / MODEL)
+            renew_engine_cache(staged)
             records = [_refit(engine, plans, staged, refitter or run_refit) for engine in build.engines]
             document = _updated(build, exported, records, staged)
             document.write(staged)

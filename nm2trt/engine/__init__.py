@@ -14,7 +14,7 @@ from nm2trt.engine.builders import (
 )
 from nm2trt.engine.evidence import chosen_fact, faster_fact, legal_nodes, read_evidence
 from nm2trt.engine.job import Backend, BuildProgress, EngineJob, RefitJob, WorkerAnswer
-from nm2trt.engine.ort_session import OrtSessionDocument, ort_session
+from nm2trt.engine.ort_session import OrtSessionDocument, ort_session, renew_engine_cache
 from nm2trt.engine.plans import PlanComparison, compare_plans
 from nm2trt.engine.process import run_probe, run_refit
 from nm2trt.engine.refit import Refitter, check_pattern, check_same_graph
@@ -50,6 +50,7 @@ __all__ = [
     "legal_nodes",
     "ort_session",
     "read_evidence",
+    "renew_engine_cache",
     "run_probe",
     "run_refit",
 ]

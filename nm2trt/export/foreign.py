@@ -96,6 +96,7 @@ def _model(file: Path) -> ir.Model:
         if model.functions:
             common.InlinePass()(model)
         common.TopologicalSortPass()(model)
+        _free_negative_sizes(model)
     except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
         raise InputError(
             f"is no valid ONNX model: {one_line(error)}", where=file, mend="check it with onnx.checker"
@@ -103,6 +104,14 @@ def _model(file: Path) -> ir.Model:
     finally:
         logger.setLevel(level)
     return model
+
+
+def _free_negative_sizes(model: ir.Model) -> None:
+    """Read a size of -1 as ONNX Runtime does: free. Paddle2ONNX writes it."""
+    produced = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in (*model.graph.inputs, *model.graph.outputs, *produced):
+        if value.shape is not None and any(isinstance(size, int) and size < 0 for size in value.shape):
+            value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in value.shape])
 
 
 def _check_opset(model: ir.Model, file: Path) -> None:

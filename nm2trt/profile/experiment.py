@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nm2trt.artifacts import ReportDocument, RunnerRecord
-from nm2trt.artifacts.report import ArmName, DeviceState
+from nm2trt.artifacts.report import ArmName, DeviceState, has_zeros
 from nm2trt.errors import ConfigError
 from nm2trt.profile import statistics
 from nm2trt.profile.arms import Lineup, choose_backend, lineup, with_reference
@@ -31,6 +31,10 @@ Progress = Callable[[str, float], None]
 _FILLED_NOTE = (
     "No dense-trained network was given: the sparse network's zeros were filled with draws from the same layer's "
     "non-zeros. Good for timing only; its outputs mean nothing."
+)
+_NOTHING_FILLED_NOTE = (
+    "No dense-trained network was given, and this one has no zeros that could be filled: both arms run the same "
+    "weights, and the measurement is of nothing but noise."
 )
 _EXTRA_CALLS = 30
 _CPU = "CPUExecutionProvider"
@@ -99,7 +103,7 @@ def _dense_source(sparse: Source, dense: Path | None, *, fill: bool, seed: int) 
     model = fill_pruned(sparse.model, seed=seed)
     changes = {
         "kind": "filled",
-        "note": _FILLED_NOTE,
+        "note": _FILLED_NOTE if has_zeros(sparse.record) else _NOTHING_FILLED_NOTE,
         "zero_share": zero_share(model),
         "method": None,
         "pattern": None,

@@ -93,6 +93,12 @@ def tint(colour: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("tint", [(red, green, blue, 0.0), (red, green, blue, 1.0)])
 
 
+def legend_below(figure: Figure, axes: Axes, *, columns: int = 2) -> None:
+    """Put the legend under the drawing, where it lies on no line."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+
+
 def note(axes: Axes, text: str) -> None:
     """Say in an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED, fontsize=8.5)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nm2trt.artifacts import BatchRecord
-from nm2trt.report.figure import ACCENT, AGAIN, DENSE, INK, MUTED, SPARSE, house_style, new_figure, svg_markup
+from nm2trt.report.figure import (
+    ACCENT,
+    AGAIN,
+    DENSE,
+    INK,
+    MUTED,
+    SPARSE,
+    house_style,
+    legend_below,
+    new_figure,
+    svg_markup,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +37,7 @@ _SHOWN_PERCENT = 99
 def distribution_svg(batch: BatchRecord, *, name: str) -> str:
     """Draw the share of calls (up to the 99th percentile) that took at most so many milliseconds, a line per arm."""
     with house_style():
-        figure = new_figure(3.7, 2.6)
+        figure = new_figure(3.7, 2.8)
         axes = figure.subplots()
         axes.set_title(f"Batch {batch.batch}")
         share = np.arange(_SHOWN_PERCENT + 1)
@@ -43,7 +54,7 @@ def distribution_svg(batch: BatchRecord, *, name: str) -> str:
         axes.set_xlim(*_window(batch))
         axes.set_xlabel("latency of a call, ms")
         axes.set_ylabel("% of calls within")
-        axes.legend(loc="lower right")
+        legend_below(figure, axes, columns=3)
     medians = ", ".join(f"{arm.name} {arm.median_ms:.4g} ms" for arm in batch.arms)
     return svg_markup(figure, name=name, label=f"Distribution of latencies at batch {batch.batch}; medians: {medians}")
 
@@ -96,7 +107,7 @@ def _ratio_row(axes: Axes, row: int, batch: BatchRecord) -> None:
 def sweep_svg(batches: list[BatchRecord], *, name: str) -> str:
     """Draw samples a second of every arm over the batch size."""
     with house_style():
-        figure = new_figure(4.4, 2.6)
+        figure = new_figure(4.4, 2.8)
         axes = figure.subplots()
         sizes = [batch.batch for batch in batches]
         axes.set_xscale("log", base=2)
@@ -116,5 +127,5 @@ def sweep_svg(batches: list[BatchRecord], *, name: str) -> str:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch")
         axes.set_ylabel("samples/s")
-        axes.legend(loc="lower right")
+        legend_below(figure, axes, columns=3)
     return svg_markup(figure, name=name, label="Throughput over the batch size, a line per arm")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord, LoadRecord, RooflineRecord
-from nm2trt.report.figure import ACCENT, DENSE, INK, SPARSE, house_style, new_figure, svg_markup
+from nm2trt.report.figure import ACCENT, DENSE, INK, SPARSE, house_style, legend_below, new_figure, svg_markup
 
 _MOST_BARS = 24
 _NAME = 34
@@ -19,7 +19,7 @@ def bars_svg(layers: LayersRecord, *, name: str) -> str:
     kept = {id(row) for row in longest}
     rows = [row for row in layers.layers if id(row) in kept]
     with house_style():
-        figure = new_figure(7.2, 0.7 + 0.27 * len(rows))
+        figure = new_figure(5.6, 0.7 + 0.27 * len(rows))
         axes = figure.subplots()
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
@@ -87,7 +87,7 @@ def roofline_svg(layers: LayersRecord, roofline: RooflineRecord | None, *, name:
 def load_svg(load: LoadRecord, *, name: str) -> str:
     """Draw median and 99th percentile of the latency over the rate of arrivals."""
     with house_style():
-        figure = new_figure(4.8, 3.0)
+        figure = new_figure(4.8, 3.3)
         axes = figure.subplots()
         for arm in dict.fromkeys(one.arm for one in load.points):
             points = [one for one in load.points if one.arm == arm]
@@ -100,5 +100,5 @@ def load_svg(load: LoadRecord, *, name: str) -> str:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("requests due a second")
         axes.set_ylabel("latency, ms")
-        axes.legend(loc="upper left")
+        legend_below(figure, axes)
     return svg_markup(figure, name=name, label=f"Latency over rate. {load.sentence}")

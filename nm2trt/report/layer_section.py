@@ -17,7 +17,12 @@ def layer_times_section(report: ReportDocument) -> Section | None:
         return None
     blocks: list[Block] = [Prose(f"{layers.sentence}.")]
     bars = bars_svg(layers, name="layer-bars")
-    blocks.append(Drawing(bars, "The longest layers. ● a sparse kernel ran, ○ eligible, but none was seen to run."))
+    blocks.append(
+        Drawing(
+            f'<div class="figure">{bars}</div>',
+            "The longest layers. ● a sparse kernel ran, ○ eligible, but none was seen to run.",
+        )
+    )
     roofline = roofline_svg(layers, report.roofline, name="roofline")
     if roofline:
         source = f"Ceilings: {report.roofline.source}." if report.roofline else "The machine's ceilings are not known."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from nm2trt.artifacts import NetworkRecord, ReportDocument
+from nm2trt.artifacts.report import has_zeros
 from nm2trt.report.latency_section import contrasts_section, device_section, latency_section
 from nm2trt.report.layer_section import layer_times_section, load_section
 from nm2trt.report.page import Commands, KeyFigure, Properties, Section, render_page
@@ -65,15 +66,20 @@ def _noise(floor: float) -> str:
 
 
 def _networks_section(report: ReportDocument) -> Section:
-    items = [*_network("Sparse", report.sparse), *_network("Dense", report.dense)]
-    return Section("Networks", (Properties(tuple(items)),), lead="Same operators, same shapes, other values.")
+    items = [*_network("Sparse", report.sparse), *_network("Dense", report.dense, of=report.sparse)]
+    same = report.dense.kind == "filled" and not has_zeros(report.sparse)
+    lead = "Same operators, same shapes, same values." if same else "Same operators, same shapes, other values."
+    return Section("Networks", (Properties(tuple(items)),), lead=lead)
 
 
-def _network(arm: str, record: NetworkRecord) -> list[tuple[str, str]]:
+def _network(arm: str, record: NetworkRecord, *, of: NetworkRecord | None = None) -> list[tuple[str, str]]:
+    filled = (
+        "sparse network, zeros filled" if of is None or has_zeros(of) else "the same network: it has no zeros to fill"
+    )
     kind = {
         "build": "build folder",
         "onnx": "ONNX file",
-        "filled": "sparse network, zeros filled",
+        "filled": filled,
         "trtexec": "trtexec's files",
         "table": "a table of layer times",
     }[record.kind]

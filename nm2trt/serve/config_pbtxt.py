@@ -6,17 +6,19 @@ and not through the protobuf: packaging needs no client library, and a comment s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nm2trt.artifacts import BatchRange, GraphPort
-from nm2trt.artifacts.package import Platform
+from nm2trt.artifacts.package import KEPT_LOADED, Platform
 from nm2trt.serve.ports import batched_ports
 
 PLAN = "model.plan"
 ONNX = "model.onnx"
 LABELS = "labels.txt"
+ENGINE_CACHES = "/tmp/nm2trt-engines-"  # noqa: S108 -- in the server's container
+"""Each network's folder begins with this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,17 @@ class ModelSpec:
     gpu: bool
     instances: int = 1
     cuda_graphs: bool = False
-    keep_versions: int = 2
+    versions: tuple[int, ...] = ()
+    """Versions to load; empty: the latest two."""
     labels: bool = False
+    engine_key: str = ""
+    """What tells this version's network from others: ONNX Runtime's own cache key has no weights in it."""
+    warmup_files: Mapping[str, str] = field(default_factory=dict)
+    """Input -> file in the folder `warmup` with one sample; the other inputs are warmed up with zeros."""
+    warm_up: bool = True
+    """Whether inputs are known that the network takes."""
+    warmup_dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Input -> dims of its warm-up, where some are free; empty: such a network is not warmed up."""
     plans_by_sm: dict[str, str] = field(default_factory=dict)
     """Compute capability "80" -> file name, where a version holds plans for several GPUs."""
 
@@ -60,8 +71,7 @@ def config_pbtxt(spec: ModelSpec) -> str:
         lines.append("# The graph's shapes are fixed: dims hold the batch, and the server cannot batch.")
     lines += _render(_ports("input", spec.inputs, spec), 0)
     lines += _render(_ports("output", spec.outputs, spec), 0)
-    lines.append("# The version before stays loaded, so that a request may still name it.")
-    lines += _render([("version_policy", [("latest", [("num_versions", spec.keep_versions)])])], 0)
+    lines += version_policy(spec.versions)
     kind = Word("KIND_GPU" if spec.gpu else "KIND_CPU")
     lines += _render([("instance_group", [("count", spec.instances), ("kind", kind)])], 0)
     lines += _batching(spec)
@@ -71,6 +81,36 @@ def config_pbtxt(spec: ModelSpec) -> str:
         lines += _onnxruntime_gpu(spec)
     lines += _warmup(spec)
     return "\n".join(lines) + "\n"
+
+
+def version_policy(versions: Sequence[int]) -> list[str]:
+    """Lines that say which versions Triton loads; empty: the latest ones."""
+    if not versions:
+        comment = "# The version before stays loaded, so that a request may still name it."
+        policy: Message = [("latest", [("num_versions", KEPT_LOADED)])]
+    else:
+        comment = (
+            "# Versions by number: others that lie here were rolled back, are damaged, or cannot run beside these."
+        )
+        policy = [("specific", [("versions", list(versions))])]
+    return [comment, *_render([("version_policy", policy)], 0)]
+
+
+def engine_cache(name: str, key: str) -> str:
+    """Folder where ONNX Runtime keeps the engines that it builds for one network.
+
+    It hashes a graph's names but no weights, so two versions of a model must not share a folder. One level below /tmp:
+    ONNX Runtime makes no folder above it (tensorrt_execution_provider.cc, fs::create_directory).
+    """
+    return f"{ENGINE_CACHES}{name}-{key[:16]}"
+
+
+def profile_names_readable(names: Sequence[str]) -> bool:
+    """Whether ONNX Runtime can read an input's name in its list of profile shapes.
+
+    It splits "name:1x3,name:1x3" at commas and each entry at its first colon (MakeInputNameShapePair).
+    """
+    return not any(set(name) & {":", ","} for name in names)
 
 
 def tuned_batches(spec: ModelSpec) -> list[int]:
@@ -90,7 +130,10 @@ def _runs_on(spec: ModelSpec) -> str:
 def _ports(key: str, ports: Sequence[GraphPort], spec: ModelSpec) -> Message:
     message: Message = []
     for name, dtype, dims in batched_ports(ports, batched=spec.max_batch > 0):
-        entry: Message = [("name", name), ("data_type", Word(f"TYPE_{dtype}")), ("dims", dims)]
+        entry: Message = [("name", name), ("data_type", Word(f"TYPE_{dtype}")), ("dims", dims or [1])]
+        if not dims:
+            # One number per sample. Triton has no dims: [], so clients see [batch, 1], and the network [batch].
+            entry.append(("reshape", [("shape", [])]))
         if key == "output" and spec.labels:
             entry.append(("label_filename", LABELS))
         message.append((key, entry))
@@ -131,12 +174,22 @@ def _tensorrt(spec: ModelSpec) -> list[str]:
 def _onnxruntime_gpu(spec: ModelSpec) -> list[str]:
     """TensorRT's execution provider inside ONNX Runtime builds the engine where it is served."""
     parameters = {"trt_sparsity_enable": "1", "trt_engine_cache_enable": "1"}
-    parameters["trt_engine_cache_path"] = f"/tmp/nm2trt-engines/{spec.name}"  # noqa: S108 -- in the server's container
+    parameters["trt_engine_cache_path"] = engine_cache(spec.name, spec.engine_key)
     precisions = {"fp16": "FP16", "int8": "INT8", "int8+fp16": "INT8"}
     if spec.precision in precisions:
         parameters["precision_mode"] = precisions[spec.precision]
     batches = tuned_batches(spec)
-    if spec.batch is not None and batches:
+    names = [port.name for port in spec.inputs]
+    comment = []
+    if batches and not profile_names_readable(names):
+        comment = [
+            "# No profile: ONNX Runtime cannot read an input's name with ':' or ',' there, and takes the first shapes."
+        ]
+    elif batches and any(size < 0 for _, _, dims in batched_ports(spec.inputs, batched=True) for size in dims):
+        comment = [
+            "# No profile: an input has a free dimension besides the batch; TensorRT builds for the shapes that come."
+        ]
+    elif spec.batch is not None and batches:
         for corner, size in (("min", batches[0]), ("opt", min(spec.batch.opt, spec.max_batch)), ("max", batches[-1])):
             shapes = [
                 f"{name}:{'x'.join(map(str, (size, *dims)))}"
@@ -147,20 +200,27 @@ def _onnxruntime_gpu(spec: ModelSpec) -> list[str]:
     for key, value in sorted(parameters.items()):
         provider.append(("parameters", [("key", key), ("value", value)]))
     return [
+        *comment,
         "# trt_sparsity_enable lets the builder consider sparse kernels. Whether it chose any is in its log, not here.",
         *_render([("optimization", [("execution_accelerators", [("gpu_execution_accelerator", provider)])])], 0),
     ]
 
 
 def _warmup(spec: ModelSpec) -> list[str]:
+    if not spec.warm_up:
+        return ["# No warm-up: no inputs are known that the network certainly takes."]
     ports = batched_ports(spec.inputs, batched=spec.max_batch > 0)
+    ports = [(name, dtype, list(spec.warmup_dims.get(name, dims))) for name, dtype, dims in ports]
     if any(size < 0 for _, _, dims in ports for size in dims):
         return ["# No warm-up: an input has a free dimension besides the batch."]
     lines = ["# The model is not ready before these have run."]
     for size in tuned_batches(spec) or [0]:
         entry: Message = [("name", f"batch {size}" if size else "fixed shapes"), ("batch_size", size)]
         for name, dtype, dims in ports:
-            sample: Message = [("data_type", Word(f"TYPE_{dtype}")), ("dims", dims), ("random_data", True)]
+            # Not random_data: that is any bits, and so no token's number and often no number at all.
+            file = spec.warmup_files.get(name)
+            data: tuple[str, Any] = ("zero_data", True) if file is None else ("input_data_file", file)
+            sample: Message = [("data_type", Word(f"TYPE_{dtype}")), ("dims", dims or [1]), data]
             entry.append(("inputs", [("key", name), ("value", sample)]))
         lines += _render([("model_warmup", entry)], 0)
     return lines

@@ -5,21 +5,134 @@ They lie at the repository's root, where Triton looks for folders only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nm2trt.artifacts import write_atomic
 from nm2trt.artifacts.package import PackageDocument, PlanRequirement
 from nm2trt.errors import ConfigError
+from nm2trt.serve.lock import locked
 from nm2trt.serve.releases import library_version
+from nm2trt.serve.repository import CONFIG, read_document
 
 MARK = "Written by nm2trt package; a changed first line keeps it from being written again."
 
 _HEALTHY = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SERVICE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+"""KServe's own rule for a service's name (its webhook's IsvcNameFmt); Knative and Kubernetes services want the same."""
+_LONGEST_SERVICE = 63 - len("-predictor")
+"""KServe makes a Kubernetes service NAME-predictor of it, and such a name is a DNS label."""
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'\\]+")
+_METRICS_PORT = 8002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the user says of the container or cluster."""
+
+    image: str | None = None
+    """Triton's image; None: what an earlier Dockerfile of ours names, or nothing."""
+    kserve: bool = False
+    storage_uri: str | None = None
+    canary: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """Files at a repository's root."""
+
+    files: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """Not written, since somebody changed them."""
+
+
+def check_surroundings(model: str, wanted: Surroundings) -> None:
+    """Check what the user says before a version is written.
+
+    Raises:
+        ConfigError: A value is missing, out of range, or makes no manifest.
+    """
+    if wanted.image is not None and not _IMAGE.fullmatch(wanted.image):
+        raise ConfigError(
+            f"{wanted.image!r} is no container image", where="--image", mend="write REGISTRY/REPOSITORY:TAG"
+        )
+    if not wanted.kserve:
+        return
+    given = {"--image": wanted.image, "--storage-uri": wanted.storage_uri}
+    if lacking := [option for option, value in given.items() if value is None]:
+        raise ConfigError(f"kserve needs {' and '.join(lacking)}: the manifests name what your cluster has")
+    check_manifest_values(model, storage_uri=wanted.storage_uri or "", canary=wanted.canary)
+
+
+def packaged_documents(repository: Path) -> list[PackageDocument]:
+    """Read the package.json of every model in a repository that we packaged.
+
+    Raises:
+        InputError: One cannot be read.
+    """
+    if not repository.is_dir():
+        return []
+    folders = sorted(one for one in repository.iterdir() if (one / CONFIG).is_file())
+    documents = [read_document(one) for one in folders if (one / PackageDocument.FILE).is_file()]
+    return [document for document in documents if document.served]
+
+
+def write_around(
+    repository: Path, document: PackageDocument, wanted: Surroundings, *, on_wait: Callable[[str], None] | None = None
+) -> Written:
+    """Write the files at a repository's root, of all models in it as they are now.
+
+    Args:
+        repository: Holds at least one model.
+        document: The model that gives a KServe service its name.
+        wanted: What the user says of the container or cluster.
+        on_wait: Told in a sentence when another process is writing.
+    """
+    with locked(repository, on_wait=on_wait):
+        documents = packaged_documents(repository)
+        if not wanted.kserve:
+            document, wanted = _as_before(repository, document, documents, wanted)
+        image = wanted.image or _image_before(repository / "Dockerfile")
+        files = {"Dockerfile": dockerfile(documents, image=image), "compose.yaml": compose(documents, image=image)}
+        if wanted.kserve and image is not None and wanted.storage_uri is not None:
+            files["clusterservingruntime.yaml"] = serving_runtime(documents, image=image)
+            files["inferenceservice.yaml"] = inference_service(
+                document, image=image, storage_uri=wanted.storage_uri, canary=wanted.canary, documents=documents
+            )
+        written = Written()
+        for name, text in files.items():
+            (written.files if write_marked(repository / name, text) else written.left).append(name)
+        return written
+
+
+def _as_before(
+    repository: Path, document: PackageDocument, documents: Sequence[PackageDocument], wanted: Surroundings
+) -> tuple[PackageDocument, Surroundings]:
+    """What earlier manifests of ours say: they speak of versions, and must not go on speaking of old ones."""
+    path = repository / "inferenceservice.yaml"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    uri = re.search(r'^ *storageUri: "([^"]+)"$', text, re.MULTILINE)
+    name = re.search(r'^  name: "([^"]+)"$', text, re.MULTILINE)
+    canary = re.search(r"^ *canaryTrafficPercent: (\d+)$", text, re.MULTILINE)
+    named = [one for one in documents if name is not None and service_name(one.model) == name.group(1)]
+    if MARK not in text.partition("\n")[0] or uri is None or not named:
+        return document, wanted
+    percent = int(canary.group(1)) if canary else None
+    return named[0], replace(wanted, kserve=True, storage_uri=uri.group(1), canary=percent)
+
+
+def _image_before(path: Path) -> str | None:
+    """The image that an earlier Dockerfile of ours names: an option that is not given again stays."""
+    if not path.is_file():
+        return None
+    found = re.search(r"^ARG TRITON_IMAGE=(\S+)$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found.group(1) if found and _IMAGE.fullmatch(found.group(1)) else None
 
 
 def write_marked(path: Path, text: str) -> bool:
@@ -31,8 +144,8 @@ def write_marked(path: Path, text: str) -> bool:
 
 
 def requirements(documents: Sequence[PackageDocument]) -> list[PlanRequirement]:
-    """What the newest versions' plans need."""
-    return [plan for document in documents for plan in document.versions[-1].plans]
+    """What the served versions' plans need."""
+    return [plan for document in documents for plan in document.current.plans]
 
 
 def dockerfile(documents: Sequence[PackageDocument], *, image: str | None) -> str:
@@ -92,9 +205,13 @@ def compose(documents: Sequence[PackageDocument], *, image: str | None) -> str:
 
 
 def runtime_name(image: str) -> str:
-    """Name of the cluster's runtime for an image, "nm2trt-triton-26-07-py3"."""
+    """Name of the cluster's runtime for an image, "nm2trt-triton-26-07-py3-1f0c9a2b".
+
+    The end is of the whole image: a tag means one image in each registry, and a runtime is the whole cluster's.
+    """
     tag = re.sub(r"[^a-z0-9]+", "-", image.rsplit("/", 1)[-1].partition(":")[2].lower()).strip("-") or "latest"
-    return f"nm2trt-triton-{tag}"[:63].rstrip("-")
+    digest = hashlib.sha256(image.encode()).hexdigest()[:8]
+    return f"{f'nm2trt-triton-{tag}'[: 63 - 9].rstrip('-')}-{digest}"
 
 
 def serving_runtime(documents: Sequence[PackageDocument], *, image: str) -> str:
@@ -109,11 +226,20 @@ def serving_runtime(documents: Sequence[PackageDocument], *, image: str) -> str:
             "--grpc-port=9000",
             "--allow-http=true",
             "--allow-grpc=true",
+            f"--metrics-port={_METRICS_PORT}",
             "--disable-auto-complete-config",
         ],
         "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "4", "memory": "8Gi"}},
     }
     spec = {
+        # KServe copies these to the pods, where its own scraping and Prometheus's usual discovery look for them.
+        "annotations": {
+            "prometheus.kserve.io/path": "/metrics",
+            "prometheus.kserve.io/port": str(_METRICS_PORT),
+            "prometheus.io/scrape": "true",
+            "prometheus.io/path": "/metrics",
+            "prometheus.io/port": str(_METRICS_PORT),
+        },
         "supportedModelFormats": [{"name": "triton", "version": "2", "autoSelect": False}],
         "protocolVersions": ["v2", "grpc-v2"],
         "containers": [container],
@@ -128,18 +254,31 @@ def serving_runtime(documents: Sequence[PackageDocument], *, image: str) -> str:
     return f"# {MARK}\n{_yaml(manifest)}"
 
 
+def service_name(model: str) -> str:
+    """A model's name as Kubernetes writes names."""
+    return model.lower().replace("_", "-").replace(".", "-")
+
+
 def check_manifest_values(model: str, *, storage_uri: str, canary: int | None) -> str:
     """Check what the user gives for an InferenceService; returns its name, a Kubernetes name made of the model's.
 
     Raises:
         ConfigError: The model's name makes none, or a value is out of range.
     """
-    name = model.lower().replace("_", "-").replace(".", "-")
-    if not _LABEL.fullmatch(name):
+    name = service_name(model)
+    if not _SERVICE.fullmatch(name):
         raise ConfigError(
-            f"{model!r} makes no Kubernetes name", where="--name", mend="begin and end with a letter or digit"
+            f"{model!r} makes no Kubernetes name as KServe wants it ({name!r})",
+            where="--name",
+            mend="begin with a letter and end with a letter or digit",
         )
-    if "://" not in storage_uri:
+    if len(name) > _LONGEST_SERVICE:
+        raise ConfigError(
+            f"{model!r} is {len(name)} long, and a KServe service's name at most {_LONGEST_SERVICE}",
+            where="--name",
+            mend="choose a shorter --name",
+        )
+    if not _URI.fullmatch(storage_uri):
         raise ConfigError(
             f"{storage_uri!r} is no URI",
             where="--storage-uri",
@@ -182,10 +321,11 @@ def inference_service(
     predictor: dict[str, Any] = {"minReplicas": 1, "model": model}
     if canary is not None:
         predictor["canaryTrafficPercent"] = canary
-    newest = document.versions[-1]
+    newest = document.current
     metadata = {
         "name": name,
         "annotations": {
+            "serving.kserve.io/enable-prometheus-scraping": "true",
             "nm2trt/build-sha256": newest.build_sha256,
             "nm2trt/arm": newest.arm,
             **{f"nm2trt/sm-{plan.sm}": plan.tensorrt for plan in newest.plans},

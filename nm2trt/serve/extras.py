@@ -17,6 +17,8 @@ from nm2trt.serve.triton import checked_labels, version_record
 
 _COLOURS = {1: 2, 3: 0}
 """Channels -> nvinfer's model-color-format: 0 RGB, 2 GRAY."""
+_SMALLEST_SCALE = 1.2e-38
+_LARGEST_SCALE = 3.4e38
 _MODES = {"fp32": 0, "int8": 1, "int8+fp16": 1, "fp16": 2}
 """Precision -> nvinfer's network-mode."""
 
@@ -48,17 +50,20 @@ def package_deepstream(
         InputError: The network takes no images, or the plan cannot be used.
     """
     check_name(name)
+    _check_scale(scale)
     build = read_build(folder)
     channels, height, width = _image(folder, build)
     with_plan = has_plan(build, arm)
+    for option, given in (("--sm", sm), ("--tensorrt", tensorrt)):
+        if given is not None and not with_plan:
+            raise ConfigError("states what a plan is for, and no plan is packaged here", where=option, mend="drop it")
     network = plan_network((folder,), arm, sm=sm, tensorrt=tensorrt) if with_plan else onnx_network(folder, arm)
     _copy_graph(network, target)
     for path, _ in network.plans:
         shutil.copyfile(path, target / PLAN)
-    text = None if labels is None else checked_labels(labels, build)
+    text = None if labels is None else _nvinfer_labels(labels, build)
     if text is not None:
-        # nvinfer's classifiers read labels apart by semicolons, in one line.
-        (target / LABELS).write_text(";".join(text.split("\n")[:-1]) + "\n", encoding="utf-8")
+        (target / LABELS).write_text(text, encoding="utf-8")
     lines = _nvinfer_lines(
         build, (channels, height, width), name=name, scale=scale, plan=with_plan, labels=text is not None
     )
@@ -66,10 +71,37 @@ def package_deepstream(
     return _document(target, network, name=name, server="deepstream")
 
 
+def _check_scale(scale: float) -> None:
+    """Nvinfer reads it as a 32-bit float and refuses what is not above zero (gstnvinfer_property_parser.cpp)."""
+    if not _SMALLEST_SCALE <= scale <= _LARGEST_SCALE:
+        raise ConfigError(
+            f"{scale:g} is no factor for pixels", where="--scale", mend="give a number above 0; 1/255 makes them 0..1"
+        )
+
+
+def _nvinfer_labels(path: Path, build: BuildDocument) -> str:
+    """Class names as nvinfer's classifiers read them: in one line, apart by semicolons."""
+    lines = checked_labels(path, build).removesuffix("\n").split("\n")
+    for at, label in enumerate(lines):
+        if set(label) & {";", "\r"} or label != label.strip():
+            raise InputError(
+                f"line {at + 1} is {label!r}, and nvinfer takes labels apart at semicolons and line ends",
+                where=path,
+                mend="write the class name without ';' and without spaces around it",
+            )
+    return ";".join(lines) + "\n"
+
+
 def _nvinfer_lines(
     build: BuildDocument, image_CHW: tuple[int, int, int], *, name: str, scale: float, plan: bool, labels: bool
 ) -> list[str]:
     """Gst-nvinfer's configuration; keys as in DeepStream's `gstnvinfer_property_parser.h`."""
+    for port in build.outputs:
+        if set(port.name) & {";", "\n", "\r"} or port.name != port.name.strip():
+            raise InputError(
+                f"output {port.name!r} has a name that nvinfer's list takes apart",
+                mend="rename it in the network and export again",
+            )
     channels, height, width = image_CHW
     batch = build.batch.max if build.batch is not None and has_dynamic_batch(build) else _fixed_batch(build)
     return [
@@ -105,9 +137,11 @@ def package_onnxruntime(folder: Path, target: Path, *, name: str, arm: Arm) -> P
     if len(network.build.inputs) != 1 or network.build.inputs[0].dtype not in ("float32", "fp32", "float"):
         raise InputError("the programs feed one float32 input, and this build has others", where=folder)
     _copy_graph(network, target)
+    key = version_record(network, 1).model_copy(update={"files": file_records(target)}).network_sha256[:16]
     for file in ("run.py", "main.cpp", "CMakeLists.txt"):
         text = resources.files("nm2trt.serve").joinpath("snippets", f"{file}.txt").read_text(encoding="utf-8")
-        (target / file).write_text(text, encoding="utf-8")
+        # ONNX Runtime tells no weights apart in its engine cache: a folder that is replaced must not find old engines.
+        (target / file).write_text(text.replace("ENGINES", f"engines-{key}"), encoding="utf-8")
     return _document(target, network, name=name, server="onnxruntime")
 
 

@@ -78,3 +78,83 @@ def test_a_mistake_costs_one_line(tmp_path, monkeypatch, arguments, code, words)
     result = nm2trt_inline(*(places.get(one, one) for one in arguments))
     assert_one_error_line(result, code, words)
     assert everything(tmp_path) == before
+
+
+SERVERS = ("triton", "triton-cpu", "kserve", "deepstream", "onnxruntime")
+# Written out by hand, and not read from the command's own table.
+VALUES = {
+    "--platform": ("onnxruntime", {"triton", "kserve"}),
+    "--device": ("cpu", {"triton", "kserve"}),
+    "--arm": ("sparse", set(SERVERS)),
+    "--dense": ("BUILD", {"triton", "triton-cpu", "kserve"}),
+    "--version": ("5", {"triton", "triton-cpu", "kserve"}),
+    "--max-batch": ("4", {"triton", "triton-cpu", "kserve"}),
+    "--queue-delay-us": ("9", {"triton", "triton-cpu", "kserve"}),
+    "--instances": ("2", {"triton", "triton-cpu", "kserve"}),
+    "--cuda-graphs": (None, set()),
+    "--no-cuda-graphs": (None, set()),
+    "--labels": ("LABELS", {"triton", "triton-cpu", "kserve", "deepstream"}),
+    "--sm": ("80", set()),
+    "--tensorrt": ("10.13.3.9", set()),
+    "--image": ("r.example/t:1", {"triton", "triton-cpu", "kserve"}),
+    "--storage-uri": ("s3://bucket/models", {"kserve"}),
+    "--canary": ("10", {"kserve"}),
+    "--scale": ("0.5", {"deepstream"}),
+    "--keep-config": (None, {"triton", "triton-cpu", "kserve"}),
+    "--force": (None, {"deepstream", "onnxruntime"}),
+}
+"""Option -> a value and the servers that take it for a build without a plan."""
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("option", sorted(VALUES))
+def test_an_option_works_or_is_refused(tmp_path, server, option):
+    build = make_build(tmp_path / "build")
+    document = json.loads((build / "build.json").read_text())
+    document["inputs"][0]["shape"] = ["N", 3, 6, 6]
+    document["outputs"][0]["shape"] = ["N", 2]
+    (build / "build.json").write_text(json.dumps(document))
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    value, servers = VALUES[option]
+    words = (
+        [option] if value is None else [option, {"BUILD": build, "LABELS": tmp_path / "labels.txt"}.get(value, value)]
+    )
+    if server == "kserve":
+        words += [word for name in ("--image", "--storage-uri") if name != option for word in (name, VALUES[name][0])]
+    result = nm2trt_inline("package", build, "--server", server, "-o", tmp_path / "out", "--name", "net", *words)
+    if server in servers:
+        assert result.returncode == 0, result.stderr
+    else:
+        assert_one_error_line(result, 2, option)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--instances", "0", "instances"),
+        ("--instances", "-1", "instances"),
+        ("--instances", "99999999999", "99999999999 is outside 1..1024"),
+        ("--queue-delay-us", "-1", "queue-delay-us"),
+        ("--queue-delay-us", "99999999999999999999", "is outside 0..60000000"),
+        ("--version", "0", "version"),
+        ("--version", "9223372036854775808", "Triton's largest version"),
+        ("--max-batch", "-1", "max-batch"),
+        ("--image", "a b", "no container image"),
+        ("--image", "", "no container image"),
+        ("--image", "x\nRUN evil", "no container image"),
+    ],
+)
+def test_numbers_that_no_server_takes(tmp_path, option, value, words):
+    build = make_build(tmp_path / "build")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "out", "--name", "net", option, value)
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_for_plans_is_refused_by_name(tmp_path):
+    build = make_build(tmp_path / "build", builder="tensorrt")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "out", "--name", "net", "--device", "cpu")
+    assert_one_error_line(result, 2, "--device: is for onnxruntime, and tensorrt_plan is packaged here")

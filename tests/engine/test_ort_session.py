@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from helpers import missing_requirements
+from onnx import TensorProto, helper, numpy_helper
 from run_folders import DIGITS, random_network
 
-from nm2trt.engine import OrtSessionDocument, ort_session
+from nm2trt.engine import OrtSessionDocument, ort_session, renew_engine_cache
 from nm2trt.export import onnx_bytes, onnx_from_module
 
 PROFILE = {"input": ((1, *DIGITS), (8, *DIGITS), (64, *DIGITS))}
@@ -75,3 +78,56 @@ def test_a_session_takes_the_options(networks, tmp_path, monkeypatch):
     assert "TensorrtExecutionProvider" in session.get_providers()
     taken = session.get_provider_options()["TensorrtExecutionProvider"]
     assert taken["trt_sparsity_enable"] == "1"
+
+
+def network(path, *, seed, external=False, name="x"):
+    """The same graph under the same names, with other weights."""
+    weights = np.random.default_rng(seed).standard_normal((64, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", [name, "w"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 64])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    path.parent.mkdir(exist_ok=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=external, location="model.onnx.data", size_threshold=0)
+    return path
+
+
+def engine_cache(path):
+    return ort_session(path, {"x": ((1, 64),) * 3}, workspace=None).providers[0][1]["trt_engine_cache_path"]
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_engines_of_other_weights_are_not_found(tmp_path, external):
+    """ONNX Runtime's key has names and no weights; with external data the graph's own file is the same, too."""
+    one, other = (network(tmp_path / f"{seed}/model.onnx", seed=seed, external=external) for seed in (1, 2))
+    assert (one.read_bytes() == other.read_bytes()) is external
+    assert engine_cache(one) != engine_cache(other)
+    again = network(tmp_path / "again/model.onnx", seed=1, external=external)
+    assert engine_cache(one) == engine_cache(again)
+    # ONNX Runtime makes one folder, and none above it.
+    assert "/" not in engine_cache(one)
+
+
+def test_a_build_with_new_weights_gets_a_new_cache(tmp_path):
+    path = network(tmp_path / "build/model.onnx", seed=1)
+    ort_session(path, {"x": ((1, 64),) * 3}, workspace=None).write(path.parent)
+    old = OrtSessionDocument.read(path.parent)
+    network(path, seed=2)
+    renew_engine_cache(path.parent)
+    new = OrtSessionDocument.read(path.parent)
+    assert new.providers[0][1].pop("trt_engine_cache_path") == engine_cache(path)
+    assert old.providers[0][1].pop("trt_engine_cache_path") != engine_cache(path)
+    assert new.providers == old.providers
+    renew_engine_cache(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["serving_default/x:0", "a,b"])
+def test_a_name_that_onnx_runtime_takes_apart_gets_no_profile(tmp_path, name):
+    path = network(tmp_path / "b/model.onnx", seed=1, name=name)
+    document = ort_session(path, {name: ((1, 64), (8, 64), (64, 64))}, workspace=None)
+    assert not any("profile" in key for key in document.providers[0][1])
+    assert repr(name) in document.no_profile

@@ -71,14 +71,15 @@ def test_fixed_shapes_are_not_batched():
 
 
 def test_onnx_runtime_with_tensorrt_inside():
-    config = parse(config_pbtxt(spec(platform="onnxruntime", plans_by_sm={}, max_batch=16)))
+    key = "0123456789abcdef" * 4
+    config = parse(config_pbtxt(spec(platform="onnxruntime", plans_by_sm={}, max_batch=16, engine_key=key)))
     assert (config.backend, config.platform) == ("onnxruntime", "")
     (provider,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert provider.name == "tensorrt"
     options = dict(provider.parameters)
     assert options["trt_sparsity_enable"] == "1"
     assert options["trt_engine_cache_enable"] == "1"
-    assert options["trt_engine_cache_path"].endswith("/net")
+    assert options["trt_engine_cache_path"] == "/tmp/nm2trt-engines-net-0123456789abcdef"
     assert options["precision_mode"] == "FP16"
     assert options["trt_profile_min_shapes"] == "x:1x3x8x8"
     assert options["trt_profile_opt_shapes"] == "x:8x3x8x8"
@@ -123,8 +124,63 @@ def test_whatever_the_graph_says_the_file_says_too(inputs, outputs, sizes, cap, 
     for ports, written in ((inputs, config.input), (outputs, config.output)):
         assert [port.name for port in ports] == [entry.name for entry in written]
         for port, entry in zip(ports, written, strict=True):
-            assert list(entry.dims) == [size if isinstance(size, int) else -1 for size in port.shape[1:]]
+            # Triton knows no dims: []; one number per sample is dims [1], reshaped to [].
+            assert list(entry.dims) == ([size if isinstance(size, int) else -1 for size in port.shape[1:]] or [1])
+            assert entry.HasField("reshape") is (len(port.shape) == 1)
+            assert list(entry.reshape.shape) == []
     assert config.dynamic_batching.max_queue_delay_microseconds == delay
     assert all(1 <= size <= largest for size in tuned_batches(one))
     free = any(not isinstance(size, int) for port in inputs for size in port.shape[1:])
     assert bool(config.model_warmup) is not free
+
+
+def test_warm_up_takes_zeros_or_a_file_and_never_any_bits():
+    ids = GraphPort(name="input_ids", dtype="int64", shape=("N", 16))
+    image = GraphPort(name="image", dtype="float32", shape=("N", 3, 8, 8))
+    config = parse(config_pbtxt(spec(inputs=(ids, image), warmup_files={"input_ids": "input0-0123456789abcdef"})))
+    for warmup in config.model_warmup:
+        assert warmup.inputs["input_ids"].input_data_file == "input0-0123456789abcdef"
+        assert warmup.inputs["image"].zero_data
+        assert not any(one.random_data for one in warmup.inputs.values())
+
+
+def test_versions_by_number():
+    config = parse(config_pbtxt(spec(versions=(2, 5))))
+    assert list(config.version_policy.specific.versions) == [2, 5]
+
+
+def test_networks_of_two_versions_have_engine_caches_of_their_own():
+    """ONNX Runtime's key is of the graph's names alone; it makes one folder and none above it."""
+    paths = set()
+    for key in ("0" * 64, "1" * 64):
+        config = parse(config_pbtxt(spec(platform="onnxruntime", plans_by_sm={}, engine_key=key)))
+        (provider,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        paths.add(provider.parameters["trt_engine_cache_path"])
+    assert len(paths) == 2
+    assert all(path.count("/") == 2 for path in paths)
+
+
+@pytest.mark.parametrize("name", ["serving_default/x:0", "a,b", ":", "ü:"])
+def test_a_name_that_onnx_runtime_takes_apart_gets_no_profile(name):
+    port = GraphPort(name=name, dtype="float32", shape=("N", 4))
+    text = config_pbtxt(spec(platform="onnxruntime", plans_by_sm={}, inputs=(port,)))
+    (provider,) = parse(text).optimization.execution_accelerators.gpu_execution_accelerator
+    assert not [key for key in provider.parameters if "profile" in key]
+    assert "# No profile" in text
+
+
+@pytest.mark.parametrize("name", ["x", "a b", "a/b", 'quo"ted\\', "übung"])
+def test_a_profile_names_the_input(name):
+    """Read back as ONNX Runtime reads it: split at commas, then at the first colon."""
+    port = GraphPort(name=name, dtype="float32", shape=("N", 4))
+    config = parse(config_pbtxt(spec(platform="onnxruntime", plans_by_sm={}, inputs=(port,))))
+    (provider,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    for kind, size in (("min", 1), ("opt", 8), ("max", 32)):
+        (entry,) = provider.parameters[f"trt_profile_{kind}_shapes"].split(",")
+        found, _, shape = entry.partition(":")
+        assert (found, shape) == (name, f"{size}x4")
+
+
+def test_without_known_inputs_nothing_is_tried():
+    config = parse(config_pbtxt(spec(warm_up=False)))
+    assert not config.model_warmup

@@ -14,6 +14,8 @@ import yaml
 from helpers import assert_one_error_line, nm2trt_inline
 from serve_builds import everything, make_build
 
+from nm2trt.serve.deploy import runtime_name
+
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 KSERVE = ("--server", "kserve", "--image", IMAGE, "--storage-uri", "s3://bucket/models")
 
@@ -43,6 +45,7 @@ SERVING_RUNTIME = {
     "kind": "ClusterServingRuntime",
     "metadata": METADATA,
     "spec": {
+        "annotations": {"*": str},
         "supportedModelFormats": [{"name": str, "version": str, "autoSelect": bool}],
         "protocolVersions": [str],
         "containers": [{"name": str, "image": str, "args": [str], "resources": RESOURCES}],
@@ -279,3 +282,147 @@ def test_the_cpp_snippet_names_the_same_options_as_the_python_one(snippets):
         assert option in text
         assert option in (snippets / "run.py").read_text()
     assert onnx.load(snippets / "model.onnx").graph.input[0].name == "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("3d-unet", "makes no Kubernetes name"),
+        ("1", "makes no Kubernetes name"),
+        ("net-", "makes no Kubernetes name"),
+        ("net.", "makes no Kubernetes name"),
+        ("net_", "makes no Kubernetes name"),
+        ("n" * 54, "54 long, and a KServe service's name at most 53"),
+        ("n" * 64, "64 long"),
+    ],
+)
+def test_a_name_that_kserve_refuses(tmp_path, name, words):
+    """KServe's webhook: [a-z]([-a-z0-9]*[a-z0-9])?; and NAME-predictor is a Kubernetes service, at most 63 long."""
+    build = make_build(tmp_path / "build")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "repo", *KSERVE, "--name", name)
+    assert_one_error_line(result, 2, words)
+    assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize("name", ["net", "Net", "a", "UNet.3D_v2", "n" * 53, "a-1"])
+def test_a_name_that_kserve_takes(tmp_path, name):
+    build = make_build(tmp_path / "build")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "repo", *KSERVE, "--name", name)
+    assert result.returncode == 0, result.stderr
+    service = yaml.safe_load((tmp_path / "repo/inferenceservice.yaml").read_text())
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
+
+
+def test_one_tag_of_two_registries_is_two_runtimes():
+    images = [
+        "nvcr.io/nvidia/tritonserver:26.07-py3",
+        "mirror.example/nvidia/tritonserver:26.07-py3",
+        "mirror.example:5000/tritonserver:26.07-py3",
+        "mirror.example:5000/tritonserver",
+        "nvcr.io/nvidia/tritonserver@sha256:" + "a" * 64,
+        "nvcr.io/nvidia/tritonserver@sha256:" + "a" * 63 + "b",
+        "nvcr.io/nvidia/tritonserver:" + "x" * 120,
+        "nvcr.io/nvidia/tritonserver:" + "x" * 121,
+    ]
+    names = [runtime_name(image) for image in images]
+    assert len(set(names)) == len(images)
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)
+
+
+@pytest.mark.parametrize("uri", ["models", "://x", "s3://", "s3:// x", 's3://a"b', "s3://a\nb"])
+def test_a_storage_uri_that_is_none(tmp_path, uri):
+    build = make_build(tmp_path / "build")
+    result = nm2trt_inline("package", build, "-o", tmp_path / "repo", *KSERVE[:4], "--storage-uri", uri)
+    assert result.returncode == 2, result.stderr
+    assert "is no URI" in result.stderr
+
+
+def test_prometheus_finds_the_metrics(tmp_path):
+    """Keys as KServe's own kserve-tritonserver runtime has them, and its switch at the service."""
+    build = make_build(tmp_path / "build")
+    nm2trt_inline("package", build, "-o", tmp_path / "repo", *KSERVE)
+    service, runtime, _ = manifests(tmp_path / "repo")
+    assert service["metadata"]["annotations"]["serving.kserve.io/enable-prometheus-scraping"] == "true"
+    annotations = runtime["spec"]["annotations"]
+    assert annotations["prometheus.kserve.io/path"] == annotations["prometheus.io/path"] == "/metrics"
+    (container,) = runtime["spec"]["containers"]
+    assert f"--metrics-port={annotations['prometheus.kserve.io/port']}" in container["args"]
+
+
+def labelled(tmp_path, text):
+    build = image_build(tmp_path / "build", 3)
+    document = json.loads((build / "build.json").read_text())
+    document["outputs"][0]["shape"] = ["N", 3]
+    (build / "build.json").write_text(json.dumps(document))
+    (tmp_path / "labels.txt").write_bytes(text.encode())
+    options = ("--server", "deepstream", "-o", tmp_path / "ds", "--name", "net", "--labels", tmp_path / "labels.txt")
+    return nm2trt_inline("package", build, *options)
+
+
+@pytest.mark.parametrize(
+    "text", ["cat\ndog\nbird", "cat\r\ndog\r\nbird\r\n", "\ufeffcat\ndog\nbird\n", "a b\nc,d\ne\u2028\u0085f\n"]
+)
+def test_nvinfer_gets_one_label_for_each_class(tmp_path, text):
+    result = labelled(tmp_path, text)
+    assert result.returncode == 0, result.stderr
+    written = (tmp_path / "ds/labels.txt").read_text()
+    # As nvinfer reads them: apart at semicolons, up to the line's end.
+    assert written.removesuffix("\n").split(";") == text.lstrip("\ufeff").replace("\r", "").removesuffix("\n").split(
+        "\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a;b\nc\nd\n", "line 1 is 'a;b'"),
+        ("a\nb\n;\n", "line 3 is ';'"),
+        ("a\nb c \nd\n", "line 2 is 'b c '"),
+        ("a\n\nc\n", "line 2 is empty"),
+        ("a\nb\n", "holds 2 lines, and the network has 3 classes"),
+        ("a\nb\nc\nd\n", "holds 4 lines"),
+    ],
+)
+def test_labels_that_nvinfer_would_take_apart(tmp_path, text, words):
+    assert_one_error_line(labelled(tmp_path, text), 3, words)
+    assert not (tmp_path / "ds").exists()
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "-inf", "1e-60", "1e39", "-0.0"])
+def test_scales_that_nvinfer_refuses(tmp_path, scale):
+    build = image_build(tmp_path / "build", 3)
+    result = nm2trt_inline("package", build, "--server", "deepstream", "-o", tmp_path / "ds", "--scale", scale)
+    assert_one_error_line(result, 2, "--scale")
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_replaced_folder_does_not_find_the_old_networks_engines(tmp_path):
+    paths = []
+    for seed in (1, 2):
+        build = make_build(tmp_path / str(seed), seed=seed)
+        nm2trt_inline("package", build, "--server", "onnxruntime", "-o", tmp_path / "ort", "--force")
+        found = re.search(r'"(engines-[0-9a-f]{16})"', (tmp_path / "ort/run.py").read_text())
+        assert found.group(1) in (tmp_path / "ort/main.cpp").read_text()
+        paths.append(found.group(1))
+    assert paths[0] != paths[1]
+
+
+def test_manifests_do_not_go_on_speaking_of_an_old_version(tmp_path):
+    """Packaged again for the same repository without --server kserve, or rolled back."""
+    repository = tmp_path / "repo"
+    nm2trt_inline(
+        "package", make_build(tmp_path / "1", seed=1), "-o", repository, "--name", "Net", "--canary", "7", *KSERVE
+    )
+    first = manifests(repository)
+    assert (
+        nm2trt_inline("package", make_build(tmp_path / "2", seed=2), "-o", repository, "--name", "Net").returncode == 0
+    )
+    assert nm2trt_inline("package", tmp_path / "2", "-o", repository, "--name", "other").returncode == 0
+    second = manifests(repository)
+    digests = [one[0]["metadata"]["annotations"]["nm2trt/build-sha256"] for one in (first, second)]
+    assert digests[0] != digests[1]
+    second[0]["metadata"]["annotations"]["nm2trt/build-sha256"] = digests[0]
+    assert first == second
+    assert nm2trt_inline("package", "-o", repository, "--name", "Net", "--rollback").returncode == 0
+    assert manifests(repository) == first

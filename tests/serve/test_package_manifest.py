@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from serve_builds import everything, make_build
 
 from nm2trt.errors import InputError
-from nm2trt.serve import PackageRequest, package_triton, read_model
+from nm2trt.serve import PackageRequest, check_repository, package_triton, read_model
 
 
 def package(repository, build):
@@ -48,17 +48,24 @@ def damage_cases():
 
 
 @pytest.mark.parametrize(("damage", "words"), damage_cases(), ids=lambda value: getattr(value, "__name__", ""))
-def test_a_manifest_that_does_not_match_stops_package_and_serve(tmp_path, damage, words):
+def test_a_manifest_that_does_not_match_is_told(tmp_path, damage, words):
+    """A server is not started on it; packaging again is the way on, unless what lies there is nobody's."""
     repository = tmp_path / "repo"
     build = make_build(tmp_path / "build")
     package(repository, build)
     damage(repository)
     before = everything(repository)
-    result = nm2trt_inline("package", build, "-o", repository, "--name", "net")
-    assert_one_error_line(result, 2 if damage.__name__ == "strangers" else 3, words)
     if damage.__name__ != "strangers":
         assert_one_error_line(nm2trt_inline("serve", repository), 3, words)
     assert everything(repository) == before
+    result = nm2trt_inline("package", build, "-o", repository, "--name", "net")
+    if damage.__name__ in ("changed", "missing"):
+        assert result.returncode == 0, result.stderr
+        assert "version 1 is no longer served" in result.stderr
+        assert check_repository(repository)["net"][1] == [2]
+    else:
+        assert_one_error_line(result, 2 if damage.__name__ == "strangers" else 3, words)
+        assert everything(repository) == before
 
 
 JSON = st.recursive(

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from serve_builds import everything, make_build
 
+from nm2trt.artifacts import sha256_of
 from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve import PackageRequest, check_repository, package_triton, read_model
@@ -166,14 +167,45 @@ def test_a_kill_leaves_the_old_version_in_place(tmp_path, at):
     assert result.returncode == -signal.SIGKILL, result.stderr
     after = everything(repository / "net")
     assert {name: after[name] for name in before} == before
-    if at == "shutil.copyfile":
-        assert check_repository(repository) == {"net": ("onnxruntime", [1])}
-        package(repository, build)
-        assert [version.version for version in read_model(repository / "net").versions] == [1, 2]
-    else:
-        # The version is whole, but nothing vouches for it yet: the line says what to remove.
-        with pytest.raises(InputError, match=r"version 2 is not in package\.json; remove that folder"):
-            check_repository(repository)
+    assert check_repository(repository) == {"net": ("onnxruntime", [1])}
+    # The lock went with the process, and what it left lying is cleared.
+    package(repository, build)
+    assert [version.version for version in read_model(repository / "net").versions] == [1, 2]
+    assert not list((repository / "net").glob(".*"))
+    assert not list(repository.glob(".*.lock"))
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_kill_at_any_step_leaves_a_repository_that_serves_and_takes_versions(tmp_path, step):
+    """Steps beside an old version: package.json, the new version's folder, config.pbtxt, and after them."""
+    repository, build = tmp_path / "repo", make_build(tmp_path / "build", seed=1)
+    package(repository, make_build(tmp_path / "old", seed=2))
+    code = (
+        "import os, pathlib, signal\n"
+        "import nm2trt.serve.repository as r\n"
+        "done = 0\n"
+        "def counted(real):\n"
+        "    def call(*a, **k):\n"
+        "        global done\n"
+        f"        if done == {step}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        done += 1\n"
+        "        return real(*a, **k)\n"
+        "    return call\n"
+        "r.write_atomic = counted(r.write_atomic)\n"
+        "pathlib.Path.rename = counted(pathlib.Path.rename)\n"
+        "r._clean_warmup = counted(r._clean_warmup)\n"
+        "from nm2trt.cli.main import run\n"
+        f"run(['package', {str(build)!r}, '-o', {str(repository)!r}, '--name', 'net', '--queue-delay-us', '9'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    ((_, loaded),) = check_repository(repository).values()
+    # One version at a time for ONNX Runtime on a GPU, and always one whose engine cache config.pbtxt names.
+    (number,) = loaded
+    key = sha256_of(repository / "net" / str(number) / "model.onnx")[:16]
+    assert f'"/tmp/nm2trt-engines-net-{key}"' in (repository / "net/config.pbtxt").read_text()
+    package(repository, build)
+    assert check_repository(repository)["net"][1][-1] in (2, 3)
 
 
 def bad_cases():
