@@ -100,7 +100,10 @@ class WorkerAnswer(BaseModel):
     """Set when the operating system refused a write."""
     filename: str = ""
     """The file that it refused."""
+    died: bool = False
+    """The process ended without an answer; this one was made for it."""
     note: str = ""
+    """What did not work and left the engine as it is, such as an inspector that failed."""
     timing_cache: str = ""
     """How the timing cache was used."""
     targets: list[str] = []

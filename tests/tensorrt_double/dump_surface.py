@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
     described = describe(load(home, versions[0]))
     short = ".".join(described["version"].split(".")[:2])
     name = f"rtx-{short}" if versions[0] == "rtx" else short
-    lines = [f'{{"version": {json.dumps(described["version"])}, "names": {json.dumps(described["names"])}, "classes": {{']
+    lines = [
+        f'{{"version": {json.dumps(described["version"])}, "names": {json.dumps(described["names"])}, "classes": {{'
+    ]
     lines += [",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in described["classes"].items())]
     (HERE / "surfaces" / f"{name}.json").write_text("\n".join([*lines, "}}"]) + "\n", encoding="utf-8")
     return 0

@@ -6,6 +6,7 @@ leaves the current stream as torch 2.14 does, whose capture_end raises before th
 
 from __future__ import annotations
 
+import os
 import time
 from types import SimpleNamespace, TracebackType
 from typing import Any
@@ -13,6 +14,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+NO_DRIVER = (
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
+    "http://www.nvidia.com/Download/index.aspx"
+)
+OLD_DRIVER = (
+    "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver by downloading "
+    "and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
 UUID = "4a8f2c1e-0000-4000-8000-00000000d0d0"
 NAME = "NVIDIA A100-SXM4-80GB"
 
@@ -140,7 +149,14 @@ class GraphContext:
 
 
 def install() -> None:
-    """Replace torch.cuda's functions for the rest of this process."""
+    """Replace torch.cuda's functions for the rest of this process.
+
+    NM2TRT_TENSORRT_DOUBLE_TORCH=no_driver or old_driver leaves torch without a GPU, in torch's own words.
+    """
+    refusal = {"no_driver": NO_DRIVER, "old_driver": OLD_DRIVER}.get(os.environ.get("NM2TRT_TENSORRT_DOUBLE_TORCH", ""))
+    if refusal is not None:
+        _refuse(refusal)
+        return
     real = torch.Generator
 
     class Meta(type):
@@ -153,7 +169,9 @@ def install() -> None:
 
     cuda: Any = torch.cuda
     torch.Generator = Generator  # type: ignore[assignment,misc]
-    properties = SimpleNamespace(multi_processor_count=108, name=NAME, uuid=UUID, total_memory=80 << 30, major=8, minor=0)
+    properties = SimpleNamespace(
+        multi_processor_count=108, name=NAME, uuid=UUID, total_memory=80 << 30, major=8, minor=0
+    )
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 1
     cuda.current_device = lambda: 0
@@ -169,3 +187,13 @@ def install() -> None:
     cuda.current_stream = lambda *_: CURRENT[-1]
     cuda.get_rng_state = lambda *_: real("cpu").get_state()
     OnHost().__enter__()
+
+
+def _refuse(words: str) -> None:
+    def init() -> None:
+        raise RuntimeError(words)
+
+    cuda: Any = torch.cuda
+    cuda.is_available = lambda: False
+    cuda.init = init
+    torch.version.cuda = "13.0"  # type: ignore[assignment]

@@ -26,5 +26,5 @@ class _AfterTorch(importlib.abc.MetaPathFinder):
         return spec
 
 
-if os.environ.get("NM2TRT_TENSORRT_DOUBLE") and "no_gpu" not in os.environ.get("NM2TRT_TENSORRT_DOUBLE_TORCH", ""):
+if os.environ.get("NM2TRT_TENSORRT_DOUBLE"):
     sys.meta_path.insert(0, _AfterTorch())

@@ -88,7 +88,7 @@ class OnnxParser(Simulated):
             if node.domain not in ("", "ai.onnx"):
                 text = (
                     f"In node {index} with name: {node.name} and operator: {node.op_type} (checkFallbackPluginImporter): "
-                    "INVALID_NODE: creator && \"Plugin not found, are the plugin name, version, and namespace correct?\""
+                    'INVALID_NODE: creator && "Plugin not found, are the plugin name, version, and namespace correct?"'
                 )
                 self._errors.append(ParserError(text))
                 log(self._logger, Severity.ERROR, text)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tensorrt_bindings
+from bfloat16 import widen_bfloat16
 
 from tensorrt._model import WEIGHTED, data_type, graph_inputs, pack_plan, shape_of, unpack_plan, MAGIC
 from tensorrt._strict import HostMemory, Severity, Simulated, check_arguments, log
@@ -232,7 +233,7 @@ class ExecutionContext(Simulated):
         if engine._session is None:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            content = engine._model.SerializeToString()
+            content = widen_bfloat16(engine._model).SerializeToString()
             engine._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         shapes = self._all_shapes()
         feeds = {one.name: self._array(one.name, shapes) for one in graph_inputs(engine._model)}

@@ -156,5 +156,10 @@ def _accepts(module: ModuleType, kind: str, value: Any) -> bool:
     if isinstance(real, type) and hasattr(real, "__members__"):
         return isinstance(value, real)
     if isinstance(real, type):
-        return value is None or isinstance(value, real) or type(value).__name__ == kind or getattr(value, "_real_name", "") == kind
+        return (
+            value is None
+            or isinstance(value, real)
+            or type(value).__name__ == kind
+            or getattr(value, "_real_name", "") == kind
+        )
     return True
