@@ -1,8 +1,8 @@
 """The file of kernel timings: one for each TensorRT version and GPU, extended under a lock, never lost.
 
 TensorRT takes a cache only from its own version and the same GPU, and answers any other with an empty one. So the
-version and the GPU are part of the name, a file that was not understood is left as it is, and what another process wrote
-in the meantime is combined with what this one found.
+version and the GPU are part of the name, a file that was not understood is left as it is, and what another process
+wrote in the meantime is combined with what this one found.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def start_timing_cache(config: IBuilderConfig, file: TimingCacheFile) -> str:
     """Give the builder what is known, before it builds.
 
     Returns:
-        What was read, in words; "" where there was nothing to read.
+        "" where all went well; else what was refused, in words.
 
     Raises:
         OSError: The file cannot be read.
@@ -52,7 +52,7 @@ def start_timing_cache(config: IBuilderConfig, file: TimingCacheFile) -> str:
     known = b"" if source is None else source.read_bytes()
     cache = config.create_timing_cache(known)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-        return "" if source is None else f"{source.name} read"
+        return ""
     empty = config.create_timing_cache(b"")
     if empty is not None:
         config.set_timing_cache(empty, ignore_mismatch=False)

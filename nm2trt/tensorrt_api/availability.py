@@ -40,13 +40,8 @@ def distribution_version(flavor: Flavor) -> str:
     module = _MODULES[flavor]
     if util.find_spec(module) is None:
         return ""
-    names = metadata.packages_distributions().get(module, [])
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return ""
+    names = metadata.packages_distributions().get(module)
+    return metadata.version(names[0]) if names else ""
 
 
 def explain_missing(flavor: Flavor) -> list[Missing]:
@@ -86,7 +81,7 @@ def explain_missing_gpu() -> Missing | None:
             hint="install a CUDA build of torch",
         )
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 -- torch raises RuntimeError or AssertionError; its words are the finding
         return _read_torch_error(" ".join(str(error).split()), torch.version.cuda)
     return _hidden() or Missing(code="no-device", what="no NVIDIA GPU is visible", hint=_ELSEWHERE)

@@ -22,7 +22,7 @@ def load_tensorrt(flavor: Flavor) -> Tensorrt:
     """
     name = module_name(flavor)
     try:
-        trt: Tensorrt = importlib.import_module(name)  # type: ignore[assignment]
+        trt: Tensorrt = importlib.import_module(name)
         version = trt.__version__
     except Exception as error:  # a library that is missing, built for another Python, or half installed
         reason = " ".join(str(error).split()) or type(error).__name__

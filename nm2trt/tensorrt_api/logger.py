@@ -43,7 +43,7 @@ class LogKeeper:
         return self._errors[-1] if self._errors else ""
 
     def because(self) -> str:
-        """ ": REASON" for the end of a sentence, "" where nothing was logged."""
+        """The last error behind a colon, for the end of a sentence; "" where nothing was logged."""
         return f": {self.last_error}" if self._errors else ""
 
 

@@ -9,7 +9,7 @@ have is read with `getattr(object, name, None)`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 Shape = tuple[int, ...]
 
@@ -90,7 +90,7 @@ class Refitter(Protocol):
     def refit_cuda_engine(self) -> bool: ...
 
 
-class IParserError(Protocol):
+class ParserError(Protocol):
     """One error of the ONNX parser."""
 
     def desc(self) -> str: ...
@@ -102,7 +102,7 @@ class OnnxParserRefitter(Protocol):
     num_errors: int
 
     def refit_from_file(self, model: str) -> bool: ...
-    def get_error(self, index: int) -> IParserError: ...
+    def get_error(self, index: int) -> ParserError: ...
 
 
 class ITimingCache(Protocol):
@@ -121,6 +121,12 @@ class IBuilderConfig(Protocol):
     def get_timing_cache(self) -> ITimingCache | None: ...
 
 
+# Inside the next class these names are its methods.
+_Runtime: TypeAlias = Runtime
+_Refitter: TypeAlias = Refitter
+_OnnxParserRefitter: TypeAlias = OnnxParserRefitter
+
+
 class Tensorrt(Protocol):
     """The module `tensorrt` (or `tensorrt_rtx`)."""
 
@@ -134,6 +140,6 @@ class Tensorrt(Protocol):
     ProfilingVerbosity: Any
     TensorIOMode: Any
 
-    def Runtime(self, logger: ILogger) -> Runtime: ...  # noqa: N802
-    def Refitter(self, engine: ICudaEngine, logger: ILogger) -> Refitter: ...  # noqa: N802
-    def OnnxParserRefitter(self, refitter: Refitter, logger: ILogger) -> OnnxParserRefitter: ...  # noqa: N802
+    def Runtime(self, logger: ILogger) -> _Runtime: ...
+    def Refitter(self, engine: ICudaEngine, logger: ILogger) -> _Refitter: ...
+    def OnnxParserRefitter(self, refitter: _Refitter, logger: ILogger) -> _OnnxParserRefitter: ...

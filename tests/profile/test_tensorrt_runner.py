@@ -12,8 +12,8 @@ from nm2trt.errors import InputError, MachineError
 from nm2trt.profile import profile, profile_config
 from nm2trt.profile.arms import lineup
 from nm2trt.profile.source import read_source
-from nm2trt.profile.tensorrt_presence import why_not
 from nm2trt.profile.tensorrt_runner import Engine, input_shapes
+from nm2trt.tensorrt_api import explain_missing
 
 
 class Mode(Enum):
@@ -68,12 +68,12 @@ def test_builds_that_the_folder_lacks_are_named(tmp_path):
         lineup("tensorrt", read_source(folder), None, profile_config(backend="tensorrt", rebuilds=3))
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_without_library_or_gpu_no_plan_is_touched(tmp_path, flavour):
-    if not why_not(flavour):
+@pytest.mark.parametrize("flavor", ["tensorrt", "tensorrt-rtx"])
+def test_without_library_or_gpu_no_plan_is_touched(tmp_path, flavor):
+    if not explain_missing(flavor):
         pytest.skip("there is a GPU here; the tests marked gpu load real plans")
-    with pytest.raises(MachineError, match=f"--backend {flavour}: .*(not installed|no NVIDIA GPU)"):
-        Engine(tmp_path / "there is nothing here", "sparse", flavour=flavour)
+    with pytest.raises(MachineError, match=f"--backend {flavor}: .*(not installed|no NVIDIA GPU)"):
+        Engine(tmp_path / "there is nothing here", "sparse", flavor=flavor)
 
 
 @pytest.mark.tensorrt

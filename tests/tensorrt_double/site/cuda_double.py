@@ -118,6 +118,16 @@ class CUDAGraph:
     def __init__(self, *_: Any, **__: Any) -> None:
         self.calls: list[Any] = []
 
+    def capture_begin(self, *_: Any, **__: Any) -> None:
+        if CURRENT[-1] is DEFAULT:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        _captures().append([])
+
+    def capture_end(self) -> None:
+        self.calls = _captures().pop()
+        if not self.calls:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
     def replay(self) -> None:
         if not self.calls:
             raise RuntimeError("CUDA error: an empty graph was replayed")
@@ -185,6 +195,7 @@ def install() -> None:
     cuda.ExternalStream = lambda handle, *_, **__: SimpleNamespace(cuda_stream=handle)
     cuda.graph, cuda.stream = GraphContext, StreamContext
     cuda.current_stream = lambda *_: CURRENT[-1]
+    cuda.set_stream = lambda stream: CURRENT.__setitem__(-1, stream)
     cuda.get_rng_state = lambda *_: real("cpu").get_state()
     OnHost().__enter__()
 

@@ -108,8 +108,7 @@ class CudaEngine(Simulated):
     def call_create_serialization_config(self) -> SerializationConfig:
         return SerializationConfig()
 
-    def call_serialize_with_config(self, config: SerializationConfig, **_: Any) -> HostMemory | None:
-        del config
+    def call_serialize_with_config(self, **_config: SerializationConfig) -> HostMemory | None:
         return None if faulty("no_serialize") else HostMemory(pack_plan(self._header, self._model))
 
 
