@@ -154,9 +154,7 @@ def _cache_file(job: EngineJob, trt: Tensorrt) -> TimingCacheFile | None:
     """The timing cache of this job; None where none is used."""
     if job.backend == "tensorrt-rtx" or job.timing_cache is None:
         return None
-    import torch
-
-    return TimingCacheFile.of(job.timing_cache, version=trt.__version__, gpu=torch.cuda.get_device_name())
+    return TimingCacheFile.of(job.timing_cache, version=trt.__version__, gpu=job.gpu)
 
 
 def _why_no_cache(job: EngineJob) -> str:

@@ -13,7 +13,8 @@ from nm2trt.artifacts.report import ArmName
 from nm2trt.errors import InputError
 from nm2trt.profile.config import Backend, ProfileConfig
 from nm2trt.profile.graph import precision_of
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner, best_device, require_device
+from nm2trt.profile.onnxruntime_providers import best_device, require_device
+from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 from nm2trt.profile.runner import Runner
 from nm2trt.profile.source import Source
 from nm2trt.tensorrt_api import Flavor, explain_missing

@@ -7,6 +7,7 @@ from nm2trt.tensorrt_api.availability import (
     explain_missing_gpu,
     explain_missing_package,
     module_name,
+    present_gpu,
     present_sm,
 )
 from nm2trt.tensorrt_api.loading import load_engine, load_tensorrt, make_runtime
@@ -24,6 +25,7 @@ __all__ = [
     "load_tensorrt",
     "make_runtime",
     "module_name",
+    "present_gpu",
     "present_sm",
     "require",
 ]

@@ -68,6 +68,13 @@ def present_sm() -> str | None:
     return f"{major}{minor}"
 
 
+def present_gpu() -> str:
+    """Name of the GPU that torch uses, as its driver gives it; "" without one."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+
+
 def explain_missing_gpu() -> Missing | None:
     """What keeps torch from using an NVIDIA GPU; None where it can."""
     import torch

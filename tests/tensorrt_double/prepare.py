@@ -2,7 +2,7 @@
 
     python tests/tensorrt_double/prepare.py build/tensorrt-double
 
-The bindings alone are about 1.3 MB a version; the libraries (several GB) are not installed. What is there already is kept.
+The bindings alone are about 1.3 MB a version; the libraries (several GB) are not installed. What is there is kept.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def _captures() -> list[list[Any]]:
 class OnHost(TorchFunctionMode):
     """Sends device="cuda" to the CPU."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "cpu"
@@ -141,7 +141,7 @@ class CUDAGraph:
 class GraphContext:
     """`with torch.cuda.graph(graph)`."""
 
-    def __init__(self, graph: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: Any) -> None:  # noqa: ARG002
+    def __init__(self, graph: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: Any) -> None:
         self._graph, self._context = graph, StreamContext(stream or Stream())
 
     def __enter__(self) -> None:
@@ -174,7 +174,7 @@ def install() -> None:
             return isinstance(one, real)
 
     class Generator(metaclass=Meta):
-        def __new__(cls, device: Any = None) -> Any:  # noqa: ARG004
+        def __new__(cls, device: Any = None) -> Any:
             return real("cpu")
 
     cuda: Any = torch.cuda

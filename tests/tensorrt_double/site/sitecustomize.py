@@ -9,14 +9,14 @@ import sys
 class _AfterTorch(importlib.abc.MetaPathFinder):
     """Runs `cuda_double.install` once torch's module is complete."""
 
-    def find_spec(self, name, path=None, target=None):  # noqa: ANN001, ANN201, ARG002
+    def find_spec(self, name, path=None, target=None):
         if name != "torch":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
 
-        def exec_module(module):  # noqa: ANN001, ANN202
+        def exec_module(module):
             execute(module)
             import cuda_double
 

@@ -26,9 +26,11 @@ from tensorrt_bindings import *  # noqa: E402, F403
 from tensorrt._build import Builder, OnnxParser  # noqa: E402, F401
 from tensorrt._refit import OnnxParserRefitter, Refitter  # noqa: E402, F401
 from tensorrt._run import Runtime  # noqa: E402, F401
-from tensorrt._version import VERSION as __version__  # noqa: E402, F401
+from tensorrt._version import VERSION  # noqa: E402
+
+__version__ = VERSION
 
 
-def init_libnvinfer_plugins(logger: object, namespace: str) -> bool:  # noqa: ARG001
+def init_libnvinfer_plugins(logger: object, namespace: str) -> bool:
     """There are no plugins."""
     return True

@@ -81,13 +81,14 @@ class OnnxParser(Simulated):
     def call_parse_from_file(self, model: str) -> bool:
         try:
             self._network._model = load_model(model)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the parser refuses the file
             log(self._logger, Severity.ERROR, f"ModelImporter.cpp:1: cannot read the model: {error}")
             return False
         for index, node in enumerate(self._network._model.graph.node):
             if node.domain not in ("", "ai.onnx"):
                 text = (
-                    f"In node {index} with name: {node.name} and operator: {node.op_type} (checkFallbackPluginImporter): "
+                    f"In node {index} with name: {node.name} and operator: {node.op_type} "
+                    "(checkFallbackPluginImporter): "
                     'INVALID_NODE: creator && "Plugin not found, are the plugin name, version, and namespace correct?"'
                 )
                 self._errors.append(ParserError(text))
@@ -126,7 +127,7 @@ class TimingCache(Simulated):
     def call_serialize(self) -> HostMemory:
         return HostMemory(_CACHE_MAGIC + "\n".join(sorted(self._lines)).encode())
 
-    def call_combine(self, input_cache: TimingCache, ignore_mismatch: bool) -> bool:  # noqa: ARG002
+    def call_combine(self, input_cache: TimingCache, ignore_mismatch: bool) -> bool:
         self._lines |= input_cache._lines
         return True
 
@@ -141,7 +142,7 @@ class BuilderConfig(Simulated):
         self._flags = {tensorrt_bindings.BuilderFlag.TF32}
         self._cache: TimingCache | None = None
         self._profiles: list[OptimizationProfile] = []
-        self._limits = {pool: 1 << 36 for pool in tensorrt_bindings.MemoryPoolType.__members__.values()}
+        self._limits = dict.fromkeys(tensorrt_bindings.MemoryPoolType.__members__.values(), 1 << 36)
         self._values = {
             "profiling_verbosity": tensorrt_bindings.ProfilingVerbosity.LAYER_NAMES_ONLY,
             "builder_optimization_level": 3,
@@ -177,10 +178,10 @@ class BuilderConfig(Simulated):
     def call_get_tactic_sources(self) -> int:
         return 24
 
-    def call_get_preview_feature(self, feature: Any) -> bool:  # noqa: ARG002
+    def call_get_preview_feature(self, feature: Any) -> bool:
         return False
 
-    def call_get_quantization_flag(self, flag: Any) -> bool:  # noqa: ARG002
+    def call_get_quantization_flag(self, flag: Any) -> bool:
         return False
 
     def call_create_timing_cache(self, serialized_timing_cache: Any) -> TimingCache | None:
@@ -190,7 +191,7 @@ class BuilderConfig(Simulated):
             return None
         return TimingCache(set(data.removeprefix(_CACHE_MAGIC).decode().splitlines()))
 
-    def call_set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:  # noqa: ARG002
+    def call_set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
         if faulty("cache_device") and cache._lines:
             log(self._logger, Severity.WARNING, "the timing cache was made on another device")
             return False

@@ -14,7 +14,7 @@ import onnx
 import tensorrt_bindings
 from bfloat16 import widen_bfloat16
 
-from tensorrt._model import WEIGHTED, data_type, graph_inputs, pack_plan, shape_of, unpack_plan, MAGIC
+from tensorrt._model import MAGIC, WEIGHTED, data_type, graph_inputs, pack_plan, shape_of, unpack_plan
 from tensorrt._strict import HostMemory, Severity, Simulated, check_arguments, log
 from tensorrt._version import faulty
 
@@ -96,7 +96,7 @@ class CudaEngine(Simulated):
     def call_get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
         return [tensorrt_bindings.Dims(one) for one in self._header["profiles"][profile_index][name]]
 
-    def call_create_execution_context(self, strategy: Any = None) -> ExecutionContext | None:  # noqa: ARG002
+    def call_create_execution_context(self, strategy: Any = None) -> ExecutionContext | None:
         if faulty("no_context"):
             log(self._logger, Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 17179869184 bytes.)")
             return None

@@ -1,4 +1,4 @@
-"""The surface of a TensorRT binding: its classes with the attributes and signatures that pybind11 put into docstrings."""
+"""The surface of a TensorRT binding: classes with the attributes and signatures that pybind11 put into docstrings."""
 
 from __future__ import annotations
 
