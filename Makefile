@@ -48,6 +48,7 @@ tensorrt-double: $(STAMP) $(DOUBLE)/.prepared
 
 test: check triton tensorrt-double
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python tests/tensorrt_double/run_marked.py
 
 # Type and import checkers cannot follow the editable mapping of training/ and calibration/,
 # so they read the wheel's own layout, unpacked into a folder.
@@ -57,6 +58,7 @@ check: $(STAMP)
 	rm -rf $(TYPECHECK) build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(TYPECHECK) .
 	cd $(TYPECHECK) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p nm2trt
+	$(BIN)/python tests/tensorrt_double/check_api.py nm2trt
 	cd $(TYPECHECK) && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --cache-dir $(abspath build/import_cache)
 
 format: $(STAMP)

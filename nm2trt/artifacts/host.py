@@ -27,7 +27,7 @@ _PACKAGES = (
 )
 _IDENTIFYING = re.compile(
     r"Serial|UUID|GUID|Board (ID|Part Number)|GPU Part Number|Bus Id|Bus  |Device Id|Sub System Id|Hostname|"
-    r"Process ID|Process Name|\bName  |Parent|GPU PDI|Chassis|Slot Number|Module ID|Minor Number|Platform Info|file://|"
+    r"Process ID|Process Name|^\s*Name  |Parent|GPU PDI|Chassis|Slot Number|Module ID|Minor Number|Platform Info|file://|"
     r"^-e |@ git\+"
 )
 

@@ -216,7 +216,7 @@ def test_a_cache_that_was_refused_is_left_as_it_is(networks, newest, tmp_path, f
     assert set(before.splitlines()) <= set(keyed.read_bytes().splitlines())
 
 
-def test_a_plan_that_was_changed_is_not_loaded(build, newest, tmp_path):
+def test_a_plan_that_was_changed_is_not_loaded(newest_build, newest, tmp_path):
     copy = tmp_path / "b"
     shutil.copytree(newest_build, copy)
     with (copy / "sparse.plan").open("ab") as plan:
