@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/check
 
-.PHONY: help demo test check format triton peers test-gpu a100 clean
+.PHONY: help demo test check format triton tensorrt-double peers test-gpu a100 clean
 
 help:
 	@echo "make demo    the whole way on bundled data, ends in build/demo/report.html"
@@ -37,8 +37,18 @@ $(TRITON)/.installed:
 
 triton: $(TRITON)/.installed
 
-test: check triton
+# TensorRT's real Python bindings (1.3 MB a version) over stub libraries, for the tests of plain TensorRT. Where pip or
+# a C compiler is missing, these tests skip and say so.
+DOUBLE := build/tensorrt-double
+
+$(DOUBLE)/.prepared: tests/tensorrt_double/prepare.py tests/tensorrt_double/stub.c
+	-$(BIN)/python tests/tensorrt_double/prepare.py $(DOUBLE) && touch $@
+
+tensorrt-double: $(STAMP) $(DOUBLE)/.prepared
+
+test: check triton tensorrt-double
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python tests/tensorrt_double/run_marked.py
 
 # Type and import checkers cannot follow the editable mapping of training/ and calibration/,
 # so they read the wheel's own layout, unpacked into a folder.
@@ -48,6 +58,7 @@ check: $(STAMP)
 	rm -rf $(TYPECHECK) build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(TYPECHECK) .
 	cd $(TYPECHECK) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p nm2trt
+	$(BIN)/python tests/tensorrt_double/check_api.py nm2trt
 	cd $(TYPECHECK) && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --cache-dir $(abspath build/import_cache)
 
 format: $(STAMP)
@@ -73,6 +84,7 @@ a100: $(STAMP)
 	$(BIN)/python benchmarks/a100.py -o build/a100
 
 test-gpu: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tensorrt,nvml]'
 	$(BIN)/python tests/gpu_evidence.py build/gpu-evidence.tar.gz
 
 clean:

@@ -1,6 +1,7 @@
 """Everything that a GPU can tell, unattended: networks x precisions x batches, dense against sparse, into one archive.
 
     make a100                                                      # on a machine with a GPU and TensorRT
+    python benchmarks/a100.py --rehearse                           # the same way at small size, in minutes
     python benchmarks/a100.py --dry-run                            # the commands, nothing else
     python benchmarks/a100.py --networks tiny --backend onnxruntime --batches 1,2 --duration 1 --rebuilds 1
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from a100_networks import NETWORKS, Network, write_samples, write_weights
+from a100_networks import NETWORKS, SMALL, Network, write_samples, write_weights
 
 LIMIT_S = 4 * 3600
 INT8_OUT = "int8-out"
@@ -137,28 +139,70 @@ class Plan:
         return Step(f"{network.name}-{precision}-b{batch}-profile", arguments, output)
 
 
-def run(step: Step, logs: Path) -> dict[str, object]:
-    """Run one step; exit code 1 (a bad verdict) still leaves its output, and the way goes on."""
-    if step.output.exists():
-        print(f"  {step.name}: there already")
-        return {"step": step.name, "line": step.line, "exit": 0, "seconds": 0.0, "note": "there already"}
+class Ledger:
+    """How each step ended, in steps.json, so that a second call repeats what failed and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ends: dict[str, dict[str, object]] = {}
+        if path.is_file():
+            self._ends = {str(one["step"]): one for one in json.loads(path.read_text(encoding="utf-8"))}
+
+    def finished(self, step: Step) -> dict[str, object] | None:
+        """How the step ended, where it left its output: well, or with a failed check, which would only fail again."""
+        end = self._ends.get(step.name)
+        if end is None or end["line"] != step.line or end["exit"] not in (0, 1) or not step.output.exists():
+            return None
+        return end
+
+    def note(self, end: dict[str, object]) -> None:
+        """Write down how a step ended; the file is replaced whole."""
+        self._ends[str(end["step"])] = end
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(list(self._ends.values()), indent=2) + "\n", encoding="utf-8")
+        partial.replace(self._path)
+
+
+def run(step: Step, logs: Path, ledger: Ledger) -> dict[str, object]:
+    """Run one step, unless it ended before; exit code 1 (a failed check) still leaves its output."""
+    before = ledger.finished(step)
+    if before is not None:
+        print(f"  {step.name}: there already, exit {before['exit']}")
+        return before
     step.output.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     log = logs / f"{step.name}.log"
+    # What a step left that failed or was killed is its own; nm2trt replaces only what it wrote.
+    again = ("--force",) if step.output.exists() else ()
     with log.open("w", encoding="utf-8") as file:
         file.write(f"$ {step.line}\n")
         file.flush()
         try:
-            command = [sys.executable, "-m", "nm2trt", *step.arguments]
+            command = [sys.executable, "-m", "nm2trt", *step.arguments, *again]
             code = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False
+                command, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False, env=_environment()
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1
     seconds = time.monotonic() - started
     last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1]
     print(f"  {step.name}: exit {code}, {seconds:.0f} s{'' if code == 0 else ': ' + last[:160]}", flush=True)
-    return {"step": step.name, "line": step.line, "exit": code, "seconds": round(seconds, 1), "note": last[:400]}
+    end = {"step": step.name, "line": step.line, "exit": code, "seconds": round(seconds, 1), "note": last[:400]}
+    ledger.note(end)
+    return end
+
+
+def _environment() -> dict[str, str]:
+    """With this folder in the path: the small networks are functions of a100_networks."""
+    folders = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
+def without_ids(text: str) -> str:
+    """Leave out what identifies the machine: serial numbers, UUIDs, bus addresses, processes, local paths."""
+    from nm2trt.artifacts.host import redact_machine
+
+    return redact_machine(text)
 
 
 def describe_machine(folder: Path) -> None:
@@ -169,7 +213,9 @@ def describe_machine(folder: Path) -> None:
         ("pip-freeze.txt", [sys.executable, "-m", "pip", "freeze"]),
     ):
         try:
-            found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+            found = without_ids(
+                subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             found = f"{error}\n"
         (folder / name).write_text(found, encoding="utf-8")
@@ -245,6 +291,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("build/a100"))
     parser.add_argument("--networks", default="resnet50,vit_b_16,bert", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="small networks, batches 1 and 2, half a second each: does it run here?"
+    )
     parser.add_argument("--precisions", default=f"fp16,int8,{INT8_OUT}")
     parser.add_argument("--batches", default="1,8,32,128")
     parser.add_argument("--backend", choices=("tensorrt", "onnxruntime"), default="tensorrt")
@@ -253,6 +302,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(arguments)
+    if options.rehearse:
+        options.networks, options.batches, options.duration = ",".join(SMALL), "1,2", 0.5
+        options.rebuilds, options.streams = 1, 1
     options.networks = options.networks.split(",")
     unknown = [name for name in options.networks if name not in NETWORKS]
     wrong = [name for name in options.precisions.split(",") if name not in ("fp16", "int8", INT8_OUT)]
@@ -283,13 +335,14 @@ def main(arguments: list[str] | None = None) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     describe_machine(plan.folder)
     done: list[dict[str, object]] = []
+    ledger = Ledger(plan.folder / "steps.json")
     for name in options.networks:
         network = NETWORKS[name]
         print(name, flush=True)
         write_weights(network, plan.weights(network, "dense"))
         write_samples(network, plan.samples(network))
         for step in plan.steps(network):
-            done.append(run(step, logs))
+            done.append(run(step, logs, ledger))
             summarise(plan.folder, done)
     packed = archive(plan.folder)
     failed = sum(one["exit"] != 0 for one in done)

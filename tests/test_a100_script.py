@@ -9,16 +9,17 @@ import tarfile
 import click
 import pytest
 from helpers import REPOSITORY
+from tensorrt_double.double import VERSIONS, double_environment, require_double
 
+from nm2trt.artifacts.host import redact_machine
 from nm2trt.cli.main import cli
 
 SCRIPT = REPOSITORY / "benchmarks" / "a100.py"
 
 
-def a100(*arguments):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=600
-    )
+def a100(*arguments, env=None):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200, env=env)
 
 
 def test_every_command_is_one_that_nm2trt_takes(tmp_path):
@@ -53,4 +54,72 @@ def test_the_whole_way_on_a_small_network(tmp_path):
     assert "a100/index.html" in names
     assert not [name for name in names if name.endswith((".onnx", ".safetensors", ".plan"))]
     again = a100(*asked)
-    assert again.stdout.count("there already") == len(summary["steps"])
+    assert again.stdout.count("there already, exit 0") == len(summary["steps"])
+
+
+def ledger(folder):
+    return {one["step"]: one for one in json.loads((folder / "steps.json").read_text())}
+
+
+def test_a_failed_step_is_not_taken_for_done(tmp_path):
+    asked = ("--networks", "tiny", "--backend", "onnxruntime", "--batches", "2", "--duration", "0.5", "--rebuilds", "1",
+             "--streams", "1", "--precisions", "fp16", "-o", tmp_path / "a100")  # fmt: skip
+    sparse = tmp_path / "a100" / "networks" / "tiny" / "sparse" / "model.safetensors"
+    # A folder where the step writes a file: it fails, and its output is there all the same.
+    sparse.mkdir(parents=True)
+    first = a100(*asked)
+    assert first.returncode == 1
+    assert ledger(tmp_path / "a100")["tiny-prune"]["exit"] != 0
+    sparse.rmdir()
+    second = a100(*asked)
+    assert second.returncode == 0, second.stdout
+    assert "tiny-prune: exit 0" in second.stdout
+    assert "tiny-dense-export: there already, exit 0" in second.stdout
+
+
+SMI = """    Product Name                          : NVIDIA A100-SXM4-80GB
+    Serial Number                         : 1560221007911
+    GPU UUID                              : GPU-2f7b0a8e-9c4e-1f4a-8f6e-000000000000
+        Bus Id                            : 00000000:07:00.0
+    Board ID                              : 0x700
+    Power Draw                            : 61.53 W
+        Process ID                        : 4711
+            Name                          : /home/somebody/python
+torch==2.14.1
+nm2trt @ file:///home/somebody/nm2trt
+-e git+ssh://somebody@host/nm2trt#egg=nm2trt
+"""
+
+
+def test_what_identifies_a_machine_stays_there():
+    kept = redact_machine(SMI)
+    assert kept.splitlines() == [
+        "    Product Name                          : NVIDIA A100-SXM4-80GB",
+        "    Power Draw                            : 61.53 W",
+        "torch==2.14.1",
+    ]
+
+
+@pytest.mark.slow
+def test_the_rehearsal_ends_well_after_a_kill(tmp_path):
+    """All three networks at small size, on TensorRT's double: killed within a build, and called again."""
+    environment = double_environment(require_double(VERSIONS[-1]))
+    folder = tmp_path / "a100"
+    asked = ("--rehearse", "--precisions", "fp16,int8", "-o", folder)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, asked)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "small-resnet50-fp16-b1-build" in line:
+            break
+    process.kill()
+    process.wait()
+    before = ledger(folder)
+    assert before
+    result = a100(*asked, env=environment)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("there already, exit 0") == len(before)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["failed"] == 0
+    assert len(summary["rows"]) == 3 * 2 * 2
+    assert {row["baseline"] for row in summary["rows"]} == {"dense"}

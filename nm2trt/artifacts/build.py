@@ -140,6 +140,8 @@ class EngineRecord(BaseModel):
     log: str
     layers: tuple[LayerEvidence, ...] = ()
     """What the log and the engine inspector show of each layer; empty where nothing could be read."""
+    note: str = ""
+    """What went wrong without costing the engine: its inspector, or the end of the build process."""
     error: str | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +24,11 @@ _PACKAGES = (
     "tensorrt",
     "tensorrt-rtx",
     "safetensors",
+)
+_IDENTIFYING = re.compile(
+    r"Serial|UUID|GUID|Board (ID|Part Number)|GPU Part Number|Bus Id|Bus  |Device Id|Sub System Id|Hostname|"
+    r"Process ID|Process Name|^\s*Name  |Parent|GPU PDI|Chassis|Slot Number|Module ID|Minor Number|Platform Info|file://|"
+    r"^-e |@ git\+"
 )
 
 
@@ -56,6 +62,14 @@ def host_record() -> HostRecord:
         cpu_count=available_cpus(),
         packages={name: version for name, version in versions.items() if version is not None},
     )
+
+
+def redact_machine(text: str) -> str:
+    """Drop the lines of `nvidia-smi -q`, `pip freeze` and the like that identify a machine or its users.
+
+    Serial numbers, UUIDs, board, bus and process ids, host names, and packages installed from a local path.
+    """
+    return "".join(line for line in text.splitlines(keepends=True) if not _IDENTIFYING.search(line))
 
 
 def available_cpus() -> int:

@@ -9,10 +9,14 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nm2trt.cli.common import json_option, stdout_console
+
+if TYPE_CHECKING:
+    from nm2trt.tensorrt_api import Flavor
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,17 @@ def _module(distribution: str, module: str, gives: str, mend: str) -> Finding:
 def _gpu() -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
+    from nm2trt.tensorrt_api import explain_missing_gpu
+
+    missing = explain_missing_gpu()
+    if missing is not None:
         return Finding(
             "GPU",
             present=False,
-            detail="none that torch can use: no sparse kernel can be chosen or timed here",
-            mend="run on a machine with an NVIDIA GPU of compute capability 8.0 or newer and its driver",
+            detail=f"{missing.what}: no sparse kernel can be chosen or timed here",
+            mend=missing.hint
+            if missing.code == "old-driver"
+            else "run on a machine with an NVIDIA GPU of compute capability 8.0 or newer and its driver",
         )
     devices = []
     for index in range(torch.cuda.device_count()):
@@ -57,6 +66,21 @@ def _gpu() -> Finding:
         cores = "Sparse Tensor Cores" if (major, minor) >= (8, 0) else "no Sparse Tensor Cores"
         devices.append(f"{torch.cuda.get_device_name(index)} (SM{major}{minor}, {cores})")
     return Finding("GPU", present=True, detail=", ".join(devices))
+
+
+def _tensorrt(flavor: Flavor, gives: str, hint: str) -> Finding:
+    """Whatever its distribution is called: the module counts, and it tells its own version."""
+    from nm2trt.errors import MachineError
+    from nm2trt.tensorrt_api import explain_missing_package, load_tensorrt
+
+    missing = explain_missing_package(flavor)
+    if missing is not None:
+        return Finding(flavor, present=False, detail=f"not installed; it {gives}", mend=hint)
+    try:
+        version = load_tensorrt(flavor).__version__
+    except MachineError as error:
+        return Finding(flavor, present=False, detail=f"installed, {error.what}", mend=hint)
+    return Finding(flavor, present=True, detail=f"{version}; {gives}")
 
 
 def _onnxruntime() -> Finding:
@@ -104,15 +128,13 @@ def _findings() -> list[Finding]:
         _gpu(),
         _onnxruntime(),
         _module("polygraphy", "polygraphy", "builds engines", "pip install polygraphy"),
-        _module(
-            "tensorrt",
+        _tensorrt(
             "tensorrt",
             "builds and runs engines, shows which kernels were chosen (needs a GPU)",
             "pip install 'nm2trt[tensorrt]' on a GPU machine",
         ),
-        _module(
+        _tensorrt(
             "tensorrt-rtx",
-            "tensorrt_rtx",
             "compiles for SM80 without a GPU; cannot show sparse kernels",
             "pip install 'nm2trt[rtx]'",
         ),

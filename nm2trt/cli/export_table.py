@@ -77,6 +77,9 @@ def _print_engines(console: Console, document: BuildDocument) -> None:
                 f"{engine.seconds:.2f} s",
             )
         console.print(table)
+        for engine in document.engines:
+            if engine.note:
+                console.print(f"note: {escape(engine.arm)} engine: {escape(engine.note)}", soft_wrap=True)
     console.print(f"builder: {escape(document.engines_note)}", soft_wrap=True)
 
 

@@ -91,7 +91,7 @@ def refit_build(
             shutil.copytree(folder, staged, dirs_exist_ok=True)
             copy_onnx(new, staged / MODEL)
             renew_engine_cache(staged)
-            records = [_refit(engine, plans, staged, refitter or run_refit) for engine in build.engines]
+            records = [_refit(engine, plans, staged, refitter or run_refit, folder) for engine in build.engines]
             document = _updated(build, exported, records, staged)
             document.write(staged)
     return document
@@ -189,7 +189,9 @@ def _checked_plans(folder: Path, engines: list[EngineRecord], here: Here, *, tru
     }
 
 
-def _refit(engine: EngineRecord, plans: dict[str, Path], staged: Path, refitter: Refitter) -> EngineRecord:
+def _refit(
+    engine: EngineRecord, plans: dict[str, Path], staged: Path, refitter: Refitter, folder: Path
+) -> EngineRecord:
     from nm2trt.artifacts import sha256_of
     from nm2trt.engine import RefitJob
     from nm2trt.errors import MachineError
@@ -197,12 +199,17 @@ def _refit(engine: EngineRecord, plans: dict[str, Path], staged: Path, refitter:
     if engine.file is None or engine.file not in plans:
         return engine
     plan = staged / engine.file
-    answer = refitter(
-        RefitJob(plan=plans[engine.file], onnx=staged / MODEL, output=plan, log=staged / f"{plan.stem}.refit.log")
-    )
+    log = staged / f"{plan.stem}.refit.log"
+    answer = refitter(RefitJob(plan=plans[engine.file], onnx=staged / MODEL, output=plan, log=log))
     if answer.error is not None:
+        # The staged folder goes, and with it the only account of what TensorRT said.
+        kept = folder.with_name(f"{folder.name}-{log.name}")
+        if log.is_file():
+            shutil.copyfile(log, kept)
         raise MachineError(
-            f"TensorRT refused: {answer.error}", where=f"{engine.arm} engine", mend="BUILD is as it was; export again"
+            f"TensorRT refused: {answer.error}",
+            where=f"{engine.arm} engine",
+            mend=f"BUILD is as it was; {kept.name} beside it is the log; export again",
         )
     return engine.model_copy(update={"sha256": sha256_of(plan), "size_bytes": plan.stat().st_size})
 

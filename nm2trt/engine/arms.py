@@ -14,6 +14,7 @@ from nm2trt.engine.job import BuildProgress, EngineJob
 from nm2trt.engine.settings import EngineSettings
 from nm2trt.errors import ConfigError
 from nm2trt.evidence import OnnxNodes, read_onnx_nodes
+from nm2trt.tensorrt_api import present_gpu
 from nm2trt.verify import verify_path
 
 TIMING_CACHE = "timing.cache"
@@ -85,6 +86,7 @@ def build_arms(
     check_settings(builder, settings)
     seen = {name: _seen(network.folder / name) for name in {network.onnx, network.dense_onnx} - {None} if name}
     arms = [arm for arm in ARMS if arm != "dense" or network.dense_onnx is not None]
+    gpu = present_gpu() if builder.name == "tensorrt" else ""
     records = []
     for rebuild, arm in itertools.product(range(settings.rebuilds), arms):
         onnx = str(network.dense_onnx) if arm == "dense" else network.onnx
@@ -95,6 +97,7 @@ def build_arms(
             arm=arm,
             rebuild=rebuild,
             sm=network.sm,
+            gpu=gpu,
             profile=dict(network.profile),
             batch=network.batch,
             timing_cache=_cache(network.folder, settings, rebuild),

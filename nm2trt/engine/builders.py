@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from nm2trt.artifacts import EngineRecord
-from nm2trt.artifacts.host import installed_version
 from nm2trt.engine.job import Backend, BuildProgress, EngineJob
 from nm2trt.engine.process import run_job, run_probe
 from nm2trt.errors import ConfigError, MachineError
+from nm2trt.tensorrt_api import distribution_version, explain_missing, explain_missing_package, present_sm
 
 Progress = Callable[[BuildProgress], None]
 
@@ -67,14 +66,10 @@ class TensorrtRtxBuilder:
 
     def availability(self) -> Availability:
         """Look for the package."""
-        version = installed_version("tensorrt-rtx")
-        if version is None or importlib.util.find_spec("tensorrt_rtx") is None:
-            return Availability(
-                available=False,
-                version="",
-                why="tensorrt-rtx is not installed",
-                mend="pip install 'nm2trt[rtx]'",
-            )
+        missing = explain_missing_package("tensorrt-rtx")
+        if missing is not None:
+            return Availability(available=False, version="", why=missing.what, mend=missing.hint)
+        version = distribution_version("tensorrt-rtx")
         return Availability(available=True, version=version, why=f"tensorrt-rtx {version} builds without a GPU")
 
     def resolve_sm(self, sm: str | None) -> str | None:
@@ -100,26 +95,20 @@ class TensorrtBuilder:
     name: ClassVar[Backend] = "tensorrt"
 
     def availability(self) -> Availability:
-        """Look for the package and a GPU; names everything that is missing."""
-        version = installed_version("tensorrt")
-        missing, mend = [], []
-        if version is None or importlib.util.find_spec("tensorrt") is None:
-            missing.append("tensorrt is not installed")
-            mend.append("pip install 'nm2trt[tensorrt]'")
-        if _present_sm() is None:
-            missing.append("no NVIDIA GPU is visible")
-            mend.append("run on the machine that the engine is for")
+        """Look for the module and a GPU; names everything that is missing, and asks the module for its version."""
+        missing = explain_missing("tensorrt")
         if missing:
-            return Availability(
-                available=False, version=version or "", why=" and ".join(missing), mend=", then ".join(mend)
-            )
-        return Availability(
-            available=True, version=str(version), why=f"tensorrt {version} with an SM{_present_sm()} GPU"
-        )
+            why, hint = " and ".join(one.what for one in missing), ", then ".join(one.hint for one in missing)
+            return Availability(available=False, version=distribution_version("tensorrt"), why=why, mend=hint)
+        try:
+            version = run_probe(self.name).version
+        except MachineError as error:
+            return Availability(available=False, version="", why=f"tensorrt {error.what}", mend=error.mend)
+        return Availability(available=True, version=version, why=f"tensorrt {version} with an SM{present_sm()} GPU")
 
     def resolve_sm(self, sm: str | None) -> str | None:
         """Take the GPU's own; another wish is a mistake."""
-        present = _present_sm()
+        present = present_sm()
         if sm is not None and sm != present:
             raise ConfigError(
                 f"TensorRT builds for the GPU that is present, SM{present}, not for SM{sm}",
@@ -173,12 +162,3 @@ def choose_builder(name: str) -> Chosen:
             raise MachineError(f"{name}: {found.why}", where="--builder", mend=found.mend)
         lacking.append(f"not {builder.name}, since {found.why} ({found.mend})")
     return Chosen(builder=None, why="no engine builder: " + "; ".join(lacking))
-
-
-def _present_sm() -> str | None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}{minor}"

@@ -29,6 +29,8 @@ class EngineJob(BaseModel):
     """Number of the repetition; 0 is the arm itself."""
     sm: str | None
     """Compute capability to compile for, "80"; None compiles for the GPU that is present."""
+    gpu: str = ""
+    """Name of the GPU that kernels are timed on, as its driver gives it: kernel timings are kept apart by it."""
     profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
     """Input name -> its smallest, optimal and largest shape; inputs of fixed shape are left out."""
     batch: BatchRange | None = None
@@ -100,7 +102,10 @@ class WorkerAnswer(BaseModel):
     """Set when the operating system refused a write."""
     filename: str = ""
     """The file that it refused."""
+    died: bool = False
+    """The process ended without an answer; this one was made for it."""
     note: str = ""
+    """What did not work and left the engine as it is, such as an inspector that failed."""
     timing_cache: str = ""
     """How the timing cache was used."""
     targets: list[str] = []

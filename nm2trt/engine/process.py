@@ -14,6 +14,7 @@ from pathlib import Path
 from nm2trt.artifacts import EngineRecord, sha256_of, this_platform, write_atomic
 from nm2trt.artifacts.host import installed_version
 from nm2trt.engine.job import Backend, BuildProgress, EngineJob, RefitJob, WorkerAnswer
+from nm2trt.engine.worker_log import explain
 from nm2trt.errors import MachineError
 
 _WORKER = "nm2trt.engine.worker"
@@ -42,7 +43,7 @@ def run_job(job: EngineJob, progress: Callable[[BuildProgress], None] | None = N
         raise OSError(answer.errno, os.strerror(answer.errno), answer.filename or str(job.plan))
     scrub_log(job.log, job.folder)
     built = answer.error is None and job.plan.is_file()
-    error = answer.error or (None if built else "the builder wrote no plan")
+    error = _explained(answer, job.log) or (None if built else "the builder wrote no plan")
     return EngineRecord(
         arm=job.arm,
         rebuild=job.rebuild,
@@ -59,6 +60,7 @@ def run_job(job: EngineJob, progress: Callable[[BuildProgress], None] | None = N
         size_bytes=job.plan.stat().st_size if built else None,
         seconds=answer.seconds,
         log=job.log.name,
+        note=scrub(answer.note, job.folder),
         error=None if error is None else scrub(error, job.folder),
     )
 
@@ -76,6 +78,8 @@ def run_refit(job: RefitJob) -> WorkerAnswer:
     if answer.errno is not None:
         raise OSError(answer.errno, os.strerror(answer.errno), answer.filename or str(job.output))
     scrub_log(job.log, job.output.parent)
+    if answer.error is not None:
+        answer = answer.model_copy(update={"error": scrub(_explained(answer, job.log) or "", job.output.parent)})
     if answer.error is None and not job.output.is_file():
         answer = answer.model_copy(update={"error": "TensorRT wrote no plan"})
     return answer
@@ -152,12 +156,25 @@ def _answer(arguments: list[str], progress: Callable[[BuildProgress], None] | No
         process.kill()
         process.wait()
         raise
-    if code == 0 and last:
-        return WorkerAnswer.model_validate_json(last)
-    return WorkerAnswer(error=_death(code, said))
+    if not last:
+        return WorkerAnswer(error=_describe_exit(code, said), died=True)
+    answer = WorkerAnswer.model_validate_json(last)
+    if code == 0:
+        return answer
+    # The work was done and told; what broke is the end of the process, where CUDA and TensorRT are torn down.
+    note = f"after it had answered, {_describe_exit(code, said)}"
+    return answer.model_copy(update={"note": "; ".join(filter(None, [answer.note, note]))})
 
 
-def _death(code: int, said: str) -> str:
+def _explained(answer: WorkerAnswer, log: Path) -> str | None:
+    """The error of an answer; where the process died, with what its log says of it."""
+    if answer.error is None or not answer.died:
+        return answer.error
+    reason = explain(log.read_text(encoding="utf-8", errors="replace"), "")
+    return f"{answer.error}; its log says: {reason}" if reason else answer.error
+
+
+def _describe_exit(code: int, said: str) -> str:
     last = f": {said.splitlines()[-1]}" if said else ""
     if code < 0:
         hint = " (the system kills so when memory runs out)" if -code == signal.SIGKILL else ""

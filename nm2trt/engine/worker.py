@@ -7,7 +7,7 @@ stdout that the process was started with; everything else that is printed goes t
 
 from __future__ import annotations
 
-import io
+import faulthandler
 import os
 import re
 import sys
@@ -15,23 +15,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from nm2trt.artifacts import write_atomic
 from nm2trt.engine.job import Backend, EngineJob, RefitJob, WorkerAnswer
+from nm2trt.engine.timing_cache import TimingCacheFile, keep_timing_cache, start_timing_cache
+from nm2trt.engine.worker_log import explain
 from nm2trt.engine.worker_progress import progress_monitor
+from nm2trt.engine.worker_refit import refit
+from nm2trt.errors import Nm2trtError
+from nm2trt.tensorrt_api import keep_log, load_engine, load_tensorrt, make_runtime, present_sm, require
+from nm2trt.tensorrt_api.types import IBuilderConfig, Tensorrt
 
 _RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
-_PARSER_ERROR = re.compile(r"^.*?In node (\d+) with name: (.*?) and operator: (\S+) \(\w+\): (.*)$", re.MULTILINE)
-_ERROR_LINE = re.compile(r"^\[[E!]\] (.*)$", re.MULTILINE)
-_HARMLESS = re.compile(
-    # Polygraphy's lazy importer asks for plain TensorRT before it looks at its own RTX switch.
-    r"Module: 'tensorrt' is required"
-    # The parser's multi-line report of what the one-line form says again.
-    r"|ModelImporter\.cpp"
-    # RTX looks for a GPU in passing; it builds without one.
-    r"|cudaError 35"
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -77,83 +73,37 @@ def build(job: EngineJob, progress_fd: int) -> WorkerAnswer:
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ULTRA_VERBOSE
-    known = _known_timings(job)
-    create_config = _config(job, trt, progress_monitor(trt, progress_fd), known)
+    create_config = _config(job, trt, progress_monitor(trt, progress_fd))
+    cache = _cache_file(job, trt)
     kept: list[Any] = []
+    used: list[str] = []
 
-    def config(builder: Any, network: Any) -> Any:
+    def config(builder: Any, network: Any) -> IBuilderConfig:
         # The configuration is asked again after the build, and lives no longer than its builder.
         kept[:] = [builder, network, create_config(builder, network)]
-        return kept[-1]
+        made: IBuilderConfig = kept[-1]
+        if cache is not None:
+            used.append(start_timing_cache(made, cache))
+        return made
 
     started = time.perf_counter()
     network = _network(job, NetworkFromOnnxPath)
     plan = bytes(EngineBytesFromNetwork(network, config=config)())
     seconds = time.perf_counter() - started
     write_atomic(job.plan, plan)
-    flags = [name for name, flag in trt.BuilderFlag.__members__.items() if kept[-1].get_flag(flag)]
+    built: IBuilderConfig = kept[-1]
+    flags = [name for name, flag in trt.BuilderFlag.__members__.items() if built.get_flag(flag)]
+    if cache is not None:
+        used.append(keep_timing_cache(built, cache))
     note = _inspect(job, trt, plan) if job.backend == "tensorrt" else ""
     return WorkerAnswer(
         version=str(trt.__version__),
         flags=sorted(flags),
-        sm=job.sm or _present_sm(),
+        sm=job.sm or present_sm() or "",
         seconds=seconds,
         note=note,
-        timing_cache=_keep_timings(job, kept[-1], known),
+        timing_cache=", ".join(filter(None, used)) or _why_no_cache(job),
     )
-
-
-def refit(job: RefitJob) -> WorkerAnswer:
-    """Load a plan, give it the weights of an ONNX file and write it anew; TensorRT only.
-
-    Raises:
-        OSError: The new plan cannot be written.
-        RuntimeError: TensorRT refused; its log says why.
-    """
-    trt = _library("tensorrt")
-    logger = trt.Logger(trt.Logger.VERBOSE)
-    # Not polygraphy's EngineFromBytes, which lets the plan run code of its own on the host.
-    runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = False
-    engine = runtime.deserialize_cuda_engine(job.plan.read_bytes())
-    if engine is None:
-        raise RuntimeError("the plan could not be loaded")
-    refitter = trt.Refitter(engine, logger)
-    parser = trt.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(str(job.onnx)):
-        reasons = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
-        raise RuntimeError("; ".join(reasons) or "the ONNX file has no weights that fit the engine")
-    missing = list(refitter.get_missing_weights())
-    if missing:
-        raise RuntimeError(f"{len(missing)} weights of the engine got no new values, first {missing[0]}")
-    if not refitter.refit_cuda_engine():
-        raise RuntimeError("TensorRT refused the weights")
-    config = engine.create_serialization_config()
-    again = getattr(trt.SerializationFlag, "INCLUDE_REFIT", None)
-    if again is not None:
-        config.set_flag(again)
-    plan = engine.serialize_with_config(config)
-    if plan is None:
-        raise RuntimeError("the refitted engine could not be serialised")
-    write_atomic(job.output, bytes(plan))
-    return WorkerAnswer(version=str(trt.__version__), sm=_present_sm())
-
-
-def explain(log: str, fallback: str) -> str:
-    """Find the errors in a builder's log: every node that the parser refused, else the first error lines.
-
-    Args:
-        log: The whole log.
-        fallback: What to say when the log holds no error.
-    """
-    refused = dict.fromkeys(
-        f"node {index} {name or '(no name)'} ({operator}): {reason.strip()}"
-        for index, name, operator, reason in _PARSER_ERROR.findall(log)
-    )
-    if refused:
-        return "the ONNX parser refused " + "; ".join(refused)
-    lines = dict.fromkeys(line.strip() for line in _ERROR_LINE.findall(log) if not _HARMLESS.search(line))
-    return "; ".join([*lines][:3]) or fallback
 
 
 def _answered(work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
@@ -161,6 +111,8 @@ def _answered(work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
         return work()
     except OSError as error:
         return WorkerAnswer(error=str(error), errno=error.errno, filename=str(error.filename or ""))
+    except Nm2trtError as error:
+        return WorkerAnswer(error=error.what)
     except BaseException as error:  # noqa: BLE001 -- polygraphy's fatal errors are no Exceptions everywhere; all are told
         return WorkerAnswer(error=f"{type(error).__name__}: {error}")
 
@@ -170,6 +122,9 @@ def _logged(log: Path, work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
+    # What a process that is killed had not written would be lost, and that is where the reason stands.
+    cast(TextIO, sys.stdout).reconfigure(line_buffering=True)  # type: ignore[attr-defined]
+    faulthandler.enable(file=2)
     answer = _answered(work)
     if answer.error is None or answer.errno is not None:
         return answer
@@ -184,16 +139,10 @@ def _backend(text: str) -> Backend:
     return "tensorrt" if text == "tensorrt" else "tensorrt-rtx"
 
 
-def _library(backend: Backend) -> Any:
+def _library(backend: Backend) -> Tensorrt:
     """Import the backend; also points polygraphy, which is not imported yet, at it."""
     os.environ[_RTX_VARIABLE] = "1" if backend == "tensorrt-rtx" else "0"
-    if backend == "tensorrt-rtx":
-        import tensorrt_rtx
-
-        return tensorrt_rtx
-    import tensorrt
-
-    return tensorrt
+    return load_tensorrt(backend)
 
 
 def _network(job: EngineJob, loader: Any) -> Any:
@@ -201,37 +150,18 @@ def _network(job: EngineJob, loader: Any) -> Any:
     return loader(str(job.onnx), strongly_typed=True) if job.backend == "tensorrt" else loader(str(job.onnx))
 
 
-class _Bytes(io.BytesIO):
-    """Bytes that polygraphy takes for an open file."""
-
-    mode = "rb"
-
-
-def _known_timings(job: EngineJob) -> bytes | None:
-    """Content of the timing cache, for the builder to start from; None where there is none to read."""
-    if job.backend == "tensorrt-rtx" or job.timing_cache is None or not job.timing_cache.is_file():
+def _cache_file(job: EngineJob, trt: Tensorrt) -> TimingCacheFile | None:
+    """The timing cache of this job; None where none is used."""
+    if job.backend == "tensorrt-rtx" or job.timing_cache is None:
         return None
-    return job.timing_cache.read_bytes()
+    return TimingCacheFile.of(job.timing_cache, version=trt.__version__, gpu=job.gpu)
 
 
-def _keep_timings(job: EngineJob, config: Any, known: bytes | None) -> str:
-    """Write the builder's timings, old and new, back to the cache; tells in words what was done.
-
-    Polygraphy would do it in place, and leave a lock file behind: a full disk must not cost the user the old timings.
-    """
-    if job.backend == "tensorrt-rtx":
-        return "not used: TensorRT-RTX chooses no kernels when it builds"
-    if job.timing_cache is None:
-        return "none"
-    cache = config.get_timing_cache()
-    if cache is None:
-        return f"{job.timing_cache.name} not used: TensorRT refused it as another version's or another GPU's"
-    with cache.serialize() as buffer:
-        write_atomic(job.timing_cache, bytes(buffer))
-    return f"{job.timing_cache.name} {'started' if known is None else 'read and extended'}"
+def _why_no_cache(job: EngineJob) -> str:
+    return "not used: TensorRT-RTX chooses no kernels when it builds" if job.backend == "tensorrt-rtx" else "none"
 
 
-def _config(job: EngineJob, trt: Any, monitor: Any, timings: bytes | None) -> Callable[[Any, Any], Any]:
+def _config(job: EngineJob, trt: Tensorrt, monitor: Any) -> Callable[[Any, Any], Any]:
     """The builder's configuration.
 
     STRICT_NANS is never set, since it forbids sparse kernels; nor is hardware compatibility, which takes away tactics.
@@ -264,29 +194,24 @@ def _config(job: EngineJob, trt: Any, monitor: Any, timings: bytes | None) -> Ca
     from polygraphy.backend.trt import CreateConfig
 
     # TF32 is TensorRT's own default, which polygraphy turns off and RTX keeps.
-    create = CreateConfig(tf32=True, load_timing_cache=None if timings is None else _Bytes(timings), **common)
+    create = CreateConfig(tf32=True, **common)
     return create
 
 
-def _inspect(job: EngineJob, trt: Any, plan: bytes) -> str:
-    """Write the engine inspector's layers; the plan is this process's own, made a moment ago."""
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-    runtime.engine_host_code_allowed = False
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return "the engine was built but could not be loaded for inspection"
-    layers = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    write_atomic(job.layers, str(layers))
+def _inspect(job: EngineJob, trt: Tensorrt, plan: bytes) -> str:
+    """Write the engine inspector's layers; the plan is this process's own, made a moment ago.
+
+    Returns:
+        Why there are none, "" where there are: an engine that cannot be inspected is an engine all the same.
+    """
+    log = keep_log(trt)
+    try:
+        engine = load_engine(make_runtime(trt, log), plan, log, where=job.plan)
+        inspector = require(engine.create_engine_inspector(), "TensorRT made no engine inspector", log)
+    except Nm2trtError as error:
+        return f"the layers could not be inspected: {error.what}"
+    write_atomic(job.layers, str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
     return ""
-
-
-def _present_sm() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return ""
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}{minor}"
 
 
 def _die_with_parent() -> None:

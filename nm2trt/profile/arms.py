@@ -10,13 +10,14 @@ from pathlib import Path
 from nm2trt.artifacts import BuildDocument, LayerEvidence
 from nm2trt.artifacts.build import Arm
 from nm2trt.artifacts.report import ArmName
-from nm2trt.errors import InputError, MachineError
+from nm2trt.errors import InputError
 from nm2trt.profile.config import Backend, ProfileConfig
 from nm2trt.profile.graph import precision_of
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner, best_device, require_device
+from nm2trt.profile.onnxruntime_providers import best_device, require_device
+from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 from nm2trt.profile.runner import Runner
 from nm2trt.profile.source import Source
-from nm2trt.profile.tensorrt_presence import Flavour, why_not
+from nm2trt.tensorrt_api import Flavor, explain_missing
 
 Opener = Callable[[int], Runner]
 """Build number -> runner."""
@@ -56,18 +57,18 @@ def choose_backend(wanted: str, source: Source | None = None) -> tuple[Backend, 
         MachineError: TensorRT was asked for; the line says what is missing.
     """
     if wanted in ("tensorrt", "tensorrt-rtx"):
-        flavour: Backend = "tensorrt" if wanted == "tensorrt" else "tensorrt-rtx"
-        missing = why_not("tensorrt" if wanted == "tensorrt" else "tensorrt-rtx")
-        if missing:
-            raise MachineError(f"--backend {wanted}: {missing}", mend="use --backend onnxruntime")
-        return flavour, f"{wanted} was asked for"
+        from nm2trt.profile.tensorrt_runner import require_tensorrt
+
+        flavor: Flavor = "tensorrt" if wanted == "tensorrt" else "tensorrt-rtx"
+        require_tensorrt(flavor)
+        return flavor, f"{wanted} was asked for"
     if wanted == "onnxruntime":
         return "onnxruntime", "onnxruntime was asked for"
-    missing = why_not("tensorrt")
+    missing = " and ".join(one.what for one in explain_missing("tensorrt"))
     if not missing and source is not None and not _has_engine(source.build):
         missing = f"{source.record.name} holds no sparse engine (nm2trt export --builder tensorrt)"
     if missing:
-        return "onnxruntime", f"auto picked onnxruntime: for TensorRT {missing}"
+        return "onnxruntime", f"auto picked onnxruntime: TensorRT cannot be used, since {missing}"
     return "tensorrt", "auto picked tensorrt: it is installed, and there is a GPU"
 
 
@@ -146,11 +147,11 @@ def _tensorrt(backend: Backend, sparse: Source, dense: Source | None, config: Pr
     plans["control"] = (folder, build, "control")
     plans["sparse"] = plans["sparse-again"] = (folder, build, "sparse")
     _check_rebuilds(plans, config.rebuilds)
-    flavour = partial(_open_engine, backend, config)
+    opener = partial(_open_engine, backend, config)
     tuned = {one.batch.opt for one in build.engines if one.file and one.batch is not None}
     notes = () if "dense" in plans else (_NO_DENSE,)
     return Lineup(
-        openers={name: partial(flavour, place, arm) for name, (place, _, arm) in plans.items()},
+        openers={name: partial(opener, place, arm) for name, (place, _, arm) in plans.items()},
         baseline="dense" if "dense" in plans else "control",
         precision=precision_of(sparse.model),
         tuned_for=tuned.pop() if len(tuned) == 1 else None,
@@ -183,8 +184,8 @@ def _check_rebuilds(plans: Mapping[ArmName, tuple[Path, BuildDocument, Arm]], wa
 def _open_engine(backend: Backend, config: ProfileConfig, folder: Path, arm: Arm, rebuild: int) -> Runner:
     from nm2trt.profile.tensorrt_runner import Engine, TensorrtRunner
 
-    flavour: Flavour = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
-    engine = Engine(folder, arm, flavour=flavour, rebuild=rebuild, trust=config.trust)
+    flavor: Flavor = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
+    engine = Engine(folder, arm, flavor=flavor, rebuild=rebuild, trust=config.trust)
     return TensorrtRunner(engine, seed=config.seed, shapes=config.shapes)
 
 

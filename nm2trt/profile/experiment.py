@@ -12,18 +12,19 @@ import numpy as np
 
 from nm2trt.artifacts import ReportDocument, RunnerRecord
 from nm2trt.artifacts.report import ArmName, DeviceState, has_zeros
+from nm2trt.artifacts.report_layers import RooflineRecord
 from nm2trt.errors import ConfigError
 from nm2trt.profile import statistics
 from nm2trt.profile.arms import Lineup, choose_backend, lineup, with_reference
 from nm2trt.profile.config import ProfileConfig
-from nm2trt.profile.device_state import cpu_state, gpu_state
+from nm2trt.profile.device_state import cpu_state, gpu_state, mig_slice, watch_throttling
 from nm2trt.profile.document import ArmExtras, BatchMeasurement, Found, document
 from nm2trt.profile.graph import check_same_graph, fill_pruned, zero_share
 from nm2trt.profile.layers import layer_tables
 from nm2trt.profile.load import measure_load
 from nm2trt.profile.measure import LONGEST_SHARE, measure
 from nm2trt.profile.roofline import known_roofline, measured_roofline
-from nm2trt.profile.runner import Runner
+from nm2trt.profile.runner import Runner, align_graphs
 from nm2trt.profile.source import Source, read_source
 
 Progress = Callable[[str, float], None]
@@ -141,8 +142,7 @@ def _try_all(runners: Mapping[ArmName, Runner], config: ProfileConfig) -> Runner
     needed_s = {}
     for batch in config.batches:
         round_ms = 0.0
-        for runner in runners.values():
-            runner.prepare(batch)
+        _prepare_all(runners, batch)
         for runner in _split(runners)[0].values():
             round_ms += min(runner.run_once() for _ in range(3))
         # Each arm of a round makes an untimed call and at least one that counts.
@@ -157,6 +157,12 @@ def _try_all(runners: Mapping[ArmName, Runner], config: ProfileConfig) -> Runner
     return runners["sparse"].record
 
 
+def _prepare_all(runners: Mapping[ArmName, Runner], batch: int) -> None:
+    for runner in runners.values():
+        runner.prepare(batch)
+    align_graphs(runners.values())
+
+
 def _measure_batch(
     runners: Mapping[ArmName, Runner],
     record: RunnerRecord,
@@ -164,12 +170,12 @@ def _measure_batch(
     config: ProfileConfig,
     progress: Callable[[float], None],
 ) -> BatchMeasurement:
-    for runner in runners.values():
-        runner.prepare(batch)
+    _prepare_all(runners, batch)
     before = _state(record)
     arms, references = _split(runners)
-    measured = measure(arms, duration_s=config.duration_s, seed=config.seed, progress=progress)
-    after = _state(record)
+    with watch_throttling(lambda: _state(record)) as throttled:
+        measured = measure(arms, duration_s=config.duration_s, seed=config.seed, progress=progress)
+    after = throttled.added_to(_state(record))
     if references:
         # Apart from the rounds: a slow reference would take the others' time, and its threads their cores.
         apart = measure(references, duration_s=config.duration_s, seed=config.seed, progress=progress)
@@ -211,12 +217,11 @@ def _look_below(
     batch = max(config.batches)
     pair = {name: runners[name] for name in (arms.baseline, "sparse")}
     if config.layers or config.streams:
-        for runner in runners.values():
-            runner.prepare(batch)
+        _prepare_all(runners, batch)
     tables = layer_tables(pair, seed=config.seed, progress=partial(progress, "layers")) if config.layers else {}
     roofline = None
     if tables:
-        roofline = measured_roofline() if record.provider == _CPU else known_roofline(record.provider, arms.precision)
+        roofline = _roofline(record, arms.precision)
     load = None
     if config.streams:
         load = measure_load(pair, config, batch=batch, progress=partial(progress, f"load, {config.streams} streams"))
@@ -229,6 +234,13 @@ def _look_below(
         multiprocessors=_multiprocessors(record),
         load=load,
     )
+
+
+def _roofline(record: RunnerRecord, precision: str) -> RooflineRecord | None:
+    if record.provider == _CPU:
+        return measured_roofline()
+    # The data sheet is the whole card's.
+    return None if mig_slice() else known_roofline(record.provider, precision)
 
 
 def _multiprocessors(record: RunnerRecord) -> int | None:

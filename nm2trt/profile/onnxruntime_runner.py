@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from nm2trt.artifacts import RunnerRecord
 from nm2trt.artifacts.host import available_cpus
-from nm2trt.errors import InputError, MachineError
+from nm2trt.errors import InputError
 from nm2trt.profile.graph import precision_of
 from nm2trt.profile.onnxruntime_layers import OnnxRuntimeLayers
+from nm2trt.profile.onnxruntime_providers import PROVIDERS
 
 _CPU_NOTE = (
     "ONNX Runtime's CPU provider has no 2:4 kernels: it multiplies stored zeros like any other value, "
@@ -37,57 +37,6 @@ _NOTES = {"cpu": _CPU_NOTE, "cuda": _CUDA_NOTE, "tensorrt": _TENSORRT_NOTE}
 _SESSION = {"session.intra_op.allow_spinning": "0", "session.set_denormal_as_zero": "1"}
 _FLOATS: dict[str, Any] = {"float": np.float32, "double": np.float64, "float16": np.float16}
 _QUIET = 3
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-
-
-def best_device() -> str:
-    """`cuda` where ONNX Runtime can open its CUDA provider, else `cpu`."""
-    return "cuda" if not _why_not("cuda") else "cpu"
-
-
-def require_device(device: str) -> None:
-    """Check that a provider can be opened.
-
-    Raises:
-        MachineError: It cannot; the line says why.
-    """
-    reason = "" if device == "cpu" else _why_not(device)
-    if reason:
-        raise MachineError(
-            f"ONNX Runtime cannot open {_PROVIDERS[device]}: {reason}", where="--provider", mend="use --provider cpu"
-        )
-
-
-def _why_not(device: str) -> str:
-    if _PROVIDERS[device] not in ort.get_available_providers():
-        return "this onnxruntime was built without it"
-    if not _has_driver():
-        return "no NVIDIA driver here"
-    # Listed only means compiled in. The libraries it needs come with torch's wheels; loading them first lets it open.
-    ort.preload_dlls()
-    tensor, result = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [tensor], [result])
-    probe = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    try:
-        session = ort.InferenceSession(probe.SerializeToString(), providers=[_PROVIDERS[device], _PROVIDERS["cpu"]])
-    except Exception as error:  # noqa: BLE001 -- whatever the driver or the loader says, it does not open
-        return _one_line(error)
-    return "" if _PROVIDERS[device] in session.get_providers() else "its libraries or the GPU are missing"
-
-
-def _has_driver() -> bool:
-    """Ask the loader for NVIDIA's driver, so that a machine without one is spared ONNX Runtime's error lines."""
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            ctypes.CDLL(library)
-        except OSError:
-            continue
-        return True
-    return False
 
 
 class OnnxRuntimeRunner:
@@ -123,6 +72,8 @@ class OnnxRuntimeRunner:
         self._sparsity = sparsity
         self._given = dict(shapes or {})
         self._threads = available_cpus()
+        self._profile: dict[str, list[int]] = {}
+        """With TensorRT's provider, the shapes that its engines are tuned for."""
         self._session: Any = self._open()
         self._binding: Any = None
         self._feed: dict[str, NDArray[Any]] = {}
@@ -150,9 +101,9 @@ class OnnxRuntimeRunner:
 
     def _providers(self) -> list[Any]:
         if self._provider == "cpu":
-            return [_PROVIDERS["cpu"]]
+            return [PROVIDERS["cpu"]]
         if self._provider == "cuda":
-            return [_PROVIDERS["cuda"], _PROVIDERS["cpu"]]
+            return [PROVIDERS["cuda"], PROVIDERS["cpu"]]
         kinds = precision_of(self._model)
         tensorrt = {
             "trt_sparsity_enable": str(int(self._sparsity)),
@@ -160,7 +111,11 @@ class OnnxRuntimeRunner:
             "trt_int8_enable": str(int("int8" in kinds)),
             "trt_engine_cache_enable": "0",
         }
-        return [(_PROVIDERS["tensorrt"], tensorrt), _PROVIDERS["cuda"], _PROVIDERS["cpu"]]
+        if self._profile:
+            # Without one, the provider tunes for the largest batch that it has seen, whichever is timed.
+            shapes = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in self._profile.items())
+            tensorrt |= {f"trt_profile_{kind}_shapes": shapes for kind in ("min", "opt", "max")}
+        return [(PROVIDERS["tensorrt"], tensorrt), PROVIDERS["cuda"], PROVIDERS["cpu"]]
 
     @property
     def record(self) -> RunnerRecord:
@@ -177,7 +132,7 @@ class OnnxRuntimeRunner:
         return RunnerRecord(
             backend="onnxruntime",
             version=ort.__version__,
-            provider=_PROVIDERS[self._provider],
+            provider=PROVIDERS[self._provider],
             threads=self._threads,
             settings=settings,
             clock="one blocking call with inputs and outputs on the device, host clock (time.perf_counter)",
@@ -196,9 +151,12 @@ class OnnxRuntimeRunner:
         self._batch = batch
         self._feed = {}
         self._values = {}
+        shapes = {port.name: self._shape(port, batch) for port in self._session.get_inputs()}
+        if self._provider == "tensorrt" and shapes != self._profile:
+            self._profile = shapes
+            self._session = self._open()
         for port in self._session.get_inputs():
-            shape = self._shape(port, batch)
-            self._values[port.name] = self._draw(port, shape, rng)
+            self._values[port.name] = self._draw(port, shapes[port.name], rng)
         binding = self._bind(self._session)
         self._binding = binding
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nm2trt.artifacts import RunnerRecord
 
@@ -73,3 +73,23 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give up sessions, engines and buffers; harmless when called twice."""
+
+
+@runtime_checkable
+class GraphRunner(Protocol):
+    """A runner that replays a CUDA graph where its work could be captured."""
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether calls replay a graph; settled by `prepare`."""
+
+    def drop_graph(self) -> None:
+        """Launch anew in each call from now on, until the next `prepare`."""
+
+
+def align_graphs(runners: Iterable[object]) -> None:
+    """Let all variants use CUDA graphs, or none: a graph saves launch time, which is no effect of sparsity."""
+    graphed = [runner for runner in runners if isinstance(runner, GraphRunner)]
+    if any(not runner.has_graph for runner in graphed):
+        for runner in graphed:
+            runner.drop_graph()

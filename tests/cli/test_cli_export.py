@@ -289,5 +289,7 @@ def test_on_a_gpu_auto_takes_tensorrt_and_observes_the_kernels(runs, tmp_path):
     build = export_run(runs / "sparse", tmp_path / "b", precision="fp16")
     assert {engine.builder for engine in build.engines} == {"tensorrt"}
     assert build.verdict == "pass", failures(build)
-    assert {"dense.layers.json", "sparse.layers.json"} <= set(build.files)
-    assert "sparse.layers.json" in build.facts.chosen.evidence
+    # No dense weights were given, so there is no dense engine.
+    assert {"control.layers.json", "sparse.layers.json"} <= set(build.files)
+    assert "dense.layers.json" not in build.files
+    assert f"SM{build.engines[0].sm}" in build.facts.chosen.evidence

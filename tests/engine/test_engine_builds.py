@@ -154,10 +154,11 @@ class TestTensorrt:
             ("control", 0, None), ("sparse", 0, None), ("control", 1, None), ("sparse", 1, None),
         ]  # fmt: skip
         assert all("REFIT" in one.flags and "STRICT_NANS" not in one.flags for one in records)
-        assert records[0].timing_cache.endswith("t.cache started")
-        assert records[1].timing_cache.endswith("t.cache read and extended")
-        assert records[2].timing_cache == "timing-2.cache started"
-        assert cache.stat().st_size > 0
+        said = [one.timing_cache.partition(" ") for one in records]
+        assert [words for _, _, words in said] == ["started", "extended", "started", "extended"]
+        assert [name.partition(".")[0] for name, _, _ in said] == ["t", "t", "timing-2", "timing-2"]
+        assert all((tmp_path / name).stat().st_size > 0 for name, _, _ in said)
+        assert not cache.exists()
         assert "512.00 MiB" in (tmp_path / "sparse.log").read_text()
         assert any(step is not None for step in steps)
 

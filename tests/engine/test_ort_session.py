@@ -13,6 +13,7 @@ from run_folders import DIGITS, random_network
 
 from nm2trt.engine import OrtSessionDocument, ort_session, renew_engine_cache
 from nm2trt.export import onnx_bytes, onnx_from_module
+from nm2trt.profile.onnxruntime_providers import explain_provider
 
 PROFILE = {"input": ((1, *DIGITS), (8, *DIGITS), (64, *DIGITS))}
 
@@ -70,6 +71,9 @@ def test_the_installed_provider_knows_every_option(networks):
 @pytest.mark.tensorrt
 @pytest.mark.skipif(bool(missing_requirements(gpu=True, tensorrt=True)), reason="missing: an NVIDIA GPU and TensorRT")
 def test_a_session_takes_the_options(networks, tmp_path, monkeypatch):
+    reason = explain_provider("tensorrt")
+    if reason:
+        pytest.skip(f"missing: a TensorRT that ONNX Runtime can open: {reason}")
     monkeypatch.chdir(tmp_path)
     document = ort_session(networks / "fp16.onnx", PROFILE, workspace=None)
     session = onnxruntime.InferenceSession(

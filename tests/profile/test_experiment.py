@@ -147,7 +147,7 @@ def test_batches_are_measured_once_each():
 
 
 def test_probing_for_cuda_is_silent():
-    script = "from nm2trt.profile.onnxruntime_runner import best_device; print(best_device())"
+    script = "from nm2trt.profile.onnxruntime_providers import best_device; print(best_device())"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.strip() in ("cpu", "cuda")
     assert result.stderr == ""

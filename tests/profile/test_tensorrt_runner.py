@@ -5,15 +5,16 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
+import torch
 from helpers import nm2trt
 from small_networks import build_folder, small_network
 
-from nm2trt.errors import InputError, MachineError
-from nm2trt.profile import profile, profile_config
+from nm2trt.errors import ConfigError, InputError, MachineError
+from nm2trt.profile import profile, profile_config, tensorrt_runner
 from nm2trt.profile.arms import lineup
 from nm2trt.profile.source import read_source
-from nm2trt.profile.tensorrt_presence import why_not
-from nm2trt.profile.tensorrt_runner import Engine, input_shapes
+from nm2trt.profile.tensorrt_runner import Engine, TensorrtRunner, input_shapes
+from nm2trt.tensorrt_api import explain_missing
 
 
 class Mode(Enum):
@@ -68,12 +69,12 @@ def test_builds_that_the_folder_lacks_are_named(tmp_path):
         lineup("tensorrt", read_source(folder), None, profile_config(backend="tensorrt", rebuilds=3))
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_without_library_or_gpu_no_plan_is_touched(tmp_path, flavour):
-    if not why_not(flavour):
+@pytest.mark.parametrize("flavor", ["tensorrt", "tensorrt-rtx"])
+def test_without_library_or_gpu_no_plan_is_touched(tmp_path, flavor):
+    if not explain_missing(flavor):
         pytest.skip("there is a GPU here; the tests marked gpu load real plans")
-    with pytest.raises(MachineError, match=f"--backend {flavour}: .*(not installed|no NVIDIA GPU)"):
-        Engine(tmp_path / "there is nothing here", "sparse", flavour=flavour)
+    with pytest.raises(MachineError, match=f"--backend {flavor}: .*(not installed|no NVIDIA GPU)"):
+        Engine(tmp_path / "there is nothing here", "sparse", flavor=flavor)
 
 
 @pytest.mark.tensorrt
@@ -100,3 +101,65 @@ def test_a_changed_plan_is_never_loaded(tmp_path):
         plan.write(b"\0")
     with pytest.raises(InputError, match="sha256"):
         Engine(tmp_path / "build", "sparse")
+
+
+@pytest.fixture(scope="module")
+def engine_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    onnx.save(small_network(sparse=True, channels=64), folder / "net.onnx")
+    result = nm2trt("export", folder / "net.onnx", "--builder", "tensorrt", "--batch", "1:4:8", "-o", folder / "build")
+    assert result.returncode == 0, result.stderr
+    return folder / "build"
+
+
+@pytest.mark.tensorrt
+def test_transfers_bring_the_inputs_and_not_what_lay_in_that_memory(engine_folder):
+    runner = TensorrtRunner(Engine(engine_folder, "sparse"))
+    runner.prepare(2)
+    (inputs,) = runner._main.inputs.values()
+    before = inputs.clone()
+    assert runner.run_with_transfers() > 0
+    assert torch.equal(inputs, before)
+    (outputs,) = runner._main.outputs.values()
+    assert torch.isfinite(outputs).all()
+    assert runner.memory_bytes() > runner._loaded().plan_bytes
+
+
+@pytest.mark.tensorrt
+def test_more_streams_than_torch_has_are_refused(engine_folder):
+    runner = TensorrtRunner(Engine(engine_folder, "sparse"))
+    runner.prepare(2)
+    assert len(runner.streams(2)) == 2
+    with pytest.raises(ConfigError, match=r"--streams: 33 streams, and torch has 32.*at most 32"):
+        runner.streams(33)
+
+
+@pytest.mark.tensorrt
+def test_a_failed_capture_leaves_torch_as_it_was(engine_folder, monkeypatch):
+    runner = TensorrtRunner(Engine(engine_folder, "sparse"))
+    runner.prepare(2)
+    assert runner.has_graph
+    before = torch.cuda.current_stream()
+    real = tensorrt_runner._Context.enqueue
+    calls = []
+
+    def enqueue(self):
+        calls.append(len(calls))
+        if len(calls) == 2:  # the first is the warm-up, the second is captured
+            raise MachineError("cannot be captured")
+        real(self)
+
+    monkeypatch.setattr(tensorrt_runner._Context, "enqueue", enqueue)
+    runner.prepare(4)
+    assert not runner.has_graph
+    assert torch.cuda.current_stream() == before
+    assert "off" in runner.record.settings["CUDA graph"]
+    assert runner.run_once() > 0
+
+
+@pytest.mark.tensorrt
+def test_layers_are_not_marked_for_nsight(engine_folder):
+    runner = TensorrtRunner(Engine(engine_folder, "sparse"))
+    runner.prepare(1)
+    main = runner._main
+    assert main.context.nvtx_verbosity == runner._loaded().trt.ProfilingVerbosity.NONE

@@ -1,0 +1,47 @@
+"""Run every test marked `tensorrt` on each version of the double; `make test` calls it after all others.
+
+    python tests/tensorrt_double/run_marked.py [PYTEST ARGUMENTS]
+
+Ends with pytest's exit code. Where the double is not prepared, it says so and ends well: the tests' own skips do, too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tensorrt_double.double import VERSIONS, double_environment, missing
+
+PYTEST = [
+    "-m",
+    "pytest",
+    "-q",
+    "-m",
+    "tensorrt",
+    "--numprocesses",
+    "auto",
+    "--maxprocesses",
+    "8",
+    "--dist",
+    "loadscope",
+]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the versions one after the other."""
+    code = 0
+    for version in VERSIONS:
+        reason = missing(version)
+        if reason:
+            print(f"tests marked tensorrt did not run on {version}: missing {reason}")
+            continue
+        print(f"tests marked tensorrt, on the double of TensorRT {version}:", flush=True)
+        command = [sys.executable, *PYTEST, *arguments]
+        code = subprocess.run(command, check=False, env=double_environment(version)).returncode or code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
