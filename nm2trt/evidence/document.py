@@ -21,6 +21,8 @@ class InspectTotals(BaseModel):
     layers: int
     """All of the engine."""
     with_weights: int
+    weights_unknown: int = 0
+    """Nothing shows whether they multiply by weights; in none of the counts below."""
     eligible: int
     sparse: int
     """Run a sparse kernel."""
@@ -59,6 +61,7 @@ class InspectedEngine(BaseModel):
             totals=InspectTotals(
                 layers=len(evidence.layers),
                 with_weights=len(weighted),
+                weights_unknown=sum(layer.weighted is None for layer in evidence.layers),
                 eligible=sum(layer.eligible is True for layer in weighted),
                 sparse=sum(layer.chosen is True for layer in weighted),
                 dense=sum(layer.chosen is False for layer in weighted),

@@ -9,18 +9,9 @@ from nm2trt.artifacts.layer_evidence import NO_WEIGHTS, LayerEvidence
 from nm2trt.evidence.inspector import InspectedLayer, Inspection
 from nm2trt.evidence.log import BuildLog
 from nm2trt.evidence.matching import OnnxNodes, match_layer, match_name, weights_of
+from nm2trt.evidence.names import split_profile
 from nm2trt.evidence.tactics import tactic_verdict
-
-_NO_WEIGHTS = frozenset(
-    {
-        "Reformat", "NoOp", "CudaPooling", "CaskPooling", "TiledPooling", "Pooling", "shape_call", "Shuffle", "SoftMax",
-        "CudaSoftMax", "PointWise", "PointWiseV2", "ElementWise", "Reduce", "TopK", "Slice", "Concatenation", "Cast",
-        "Constant", "Shape", "Gather", "Resize", "Scale", "Signal", "Wait", "ShapeHostToDeviceCopy", "Myelin_copy",
-        "DeviceToShapeHostCopy",
-    }
-)  # fmt: skip
-_POINTWISE = "kgen"
-"""A kernel that Myelin generated; mostly pointwise work around the matrix kernels."""
+from nm2trt.evidence.weights import POINTWISE, has_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +59,9 @@ def engine_evidence(
     Returns:
         Layers in the order in which they run; then those that only the log names.
     """
-    inspected = inspection.layers if inspection is not None else log.layers if log is not None else ()
+    inspected, profile_notes = _first_profile(
+        inspection.layers if inspection is not None else log.layers if log is not None else ()
+    )
     logged = log.eligible if log is not None else {}
     nodes_of_logged = {nodes: name for name in logged if (nodes := tuple(sorted(match_name(name, graph))))}
     nodes_of = [match_layer(one, graph) for one in inspected]
@@ -80,18 +73,18 @@ def engine_evidence(
     owned = {
         weight
         for one, nodes in zip(inspected, nodes_of, strict=True)
-        if one.type != _POINTWISE
+        if one.type != POINTWISE
         for weight in weights_of(nodes, graph)
     }
     layers = [
         _layer(one, nodes, names, sight, owned) for one, nodes, names in zip(inspected, nodes_of, named, strict=True)
     ]
     layers += [_logged_only(name, sight) for name in lost]
-    notes = [*(inspection.notes if inspection is not None else ())]
+    notes = [*(inspection.notes if inspection is not None else ()), *profile_notes]
     if log is not None:
-        notes.append(log.how)
+        notes += [log.how, *log.doubts]
         if inspection is None and log.layers:
-            notes.append("layers are those of the verbose build log; no inspector output was given")
+            notes.append("layers are those that the log prints; no inspector output was given")
     return EngineEvidence(
         layers=tuple(layers),
         log_eligible=log.eligible_count if log is not None else None,
@@ -100,20 +93,44 @@ def engine_evidence(
     )
 
 
+def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedLayer, ...], list[str]]:
+    """The layers of one optimization profile: with several, the engine lists each layer once for each."""
+    numbers = [split_profile(layer.name)[1] for layer in layers]
+    if len(set(numbers)) < 2:
+        return layers, []
+    first = min(numbers)
+    kept = tuple(layer for layer, number in zip(layers, numbers, strict=True) if number == first)
+    sparse = {
+        number: sum(
+            one == number and tactic_verdict(layer.tactic) == "sparse"
+            for layer, one in zip(layers, numbers, strict=True)
+        )
+        for number in sorted(set(numbers))
+    }
+    counts = ", ".join(f"profile {number}: {count}" for number, count in sparse.items())
+    return kept, [
+        f"the engine has {len(sparse)} optimization profiles; layers are those of profile {first} (sparse kernels by name, "
+        f"{counts})"
+    ]
+
+
 def _layer(
     layer: InspectedLayer, nodes: tuple[str, ...], names: list[str], sight: _Sight, owned: set[str]
 ) -> LayerEvidence:
     weights = weights_of(nodes, sight.graph)
-    if layer.type == _POINTWISE and owned.issuperset(weights):
+    if layer.type == POINTWISE and owned.issuperset(weights):
         # Myelin names a convolution's node also on the kernel that prepares its input.
         weights = ()
-    if not names and _weightless(layer, nodes, weights, sight):
+    weighted = has_weights(layer, nodes, weights, is_listed=bool(names), has_graph=sight.graph is not None)
+    if weighted is False:
         eligible: bool | None = False
         chosen: bool | None = False
         why = NO_WEIGHTS
     else:
-        eligible, why_eligible = _eligible(layer, names, nodes, sight)
+        eligible, why_eligible = _eligible(layer, names, nodes, sight, weighted=weighted)
         chosen, why_chosen = _chosen(layer, names, sight, eligible=eligible)
+        if weighted is None and (eligible or chosen):
+            weighted = True
         why = "; ".join(filter(None, (why_eligible, why_chosen)))
     return LayerEvidence(
         name=layer.name,
@@ -123,6 +140,7 @@ def _layer(
         kernel=layer.tactic or None,
         eligible=eligible,
         chosen=chosen,
+        weighted=weighted,
         why=why,
     )
 
@@ -137,22 +155,13 @@ def _log_names(
     return [entry for inner, entry in by_nodes.items() if inside.issuperset(inner)]
 
 
-def _weightless(layer: InspectedLayer, nodes: tuple[str, ...], weights: tuple[str, ...], sight: _Sight) -> bool:
-    if layer.has_sparse_weights is not None or layer.weights_count:
-        return False
-    if layer.type in _NO_WEIGHTS or (layer.type == _POINTWISE and not nodes and not layer.constants):
-        return True
-    if sight.graph is not None and nodes:
-        return not weights
-    return layer.name.startswith(("Reformatting CopyNode", "Reformatted"))
-
-
 def _eligible(
-    layer: InspectedLayer, names: list[str], nodes: tuple[str, ...], sight: _Sight
+    layer: InspectedLayer, names: list[str], nodes: tuple[str, ...], sight: _Sight, *, weighted: bool | None
 ) -> tuple[bool | None, str]:
     if names:
         return True, "listed as eligible in the log"
-    if sight.log is not None and sight.log.names_layers and not sight.lost:
+    # What a layer of unknown kind holds inside may be listed under names of its own.
+    if weighted and sight.log is not None and sight.log.names_layers and not sight.lost:
         return False, "not among the eligible layers of the log"
     if layer.has_sparse_weights is not None:
         return (
@@ -186,7 +195,7 @@ def _chosen(
         return None, "sparsity not observable: the kernel is chosen later, on the GPU"
     if layer.tactic:
         return None, "the kernel's name does not tell"
-    if sight.log is not None and sight.log.passes and sight.log.chosen_count == 0:
+    if sight.log is not None and sight.log.passes and sight.log.chosen_count == 0 and sight.log.zero_is_known:
         return False, "the log counts no sparse kernel"
     return None, "the engine names no kernel"
 
@@ -201,5 +210,6 @@ def _logged_only(name: str, sight: _Sight) -> LayerEvidence:
         torch_names=weights_of(nodes, sight.graph),
         eligible=True,
         chosen=chosen,
+        weighted=True,
         why="named in the build log only" + ("" if chosen is not None else "; no line tells whether it was chosen"),
     )

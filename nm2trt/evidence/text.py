@@ -1,0 +1,477 @@
+"""Text files as tools, terminals and log collectors leave them, read as the plain lines that a program printed.
+
+A log reaches its reader in another encoding (PowerShell writes UTF-16), packed, colored, with a prefix of docker, CI or
+syslog on every line, as one JSON object per line, or broken at the width of a terminal. All of that is taken off here,
+once, for every reader. Lines are streamed: memory does not grow with the file. Lines end at CR and LF only, since the
+inspector's metadata holds U+001E, which `str.splitlines` takes for an end.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from nm2trt.errors import InputError
+
+_LONGEST_LINE = 1 << 20
+_SAMPLE_LINES = 2000
+_SAMPLE_CHARACTERS = 1 << 18
+_LAYERS = 6
+"""Wrappings within one another."""
+_MOST_PIECES = 4096
+_DOCKER_PIECE = 16_000
+_LONGEST_HEADER = 40
+_NESTED = 4
+"""Packings within one another."""
+_COMMON_WIDTHS = frozenset({72, 76, 78, 79, 80, 100, 120, 132, 140, 160, 200})
+_NARROWEST, _WIDEST = 40, 1000
+
+_OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\x00", lzma.open),
+)
+_ARCHIVES = ((b"PK\x03\x04", "a zip archive"), (b"\x28\xb5\x2f\xfd", "packed by zstd"), (b"7z\xbc\xaf", "a 7z archive"))
+
+_ESCAPES = re.compile(
+    # CSI and OSC sequences, other escapes, and the bytes that progress bars and terminals leave.
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()*+][0-9A-Za-z]|\x1b[ -~]?"
+    # The same made visible: ^[[0m of `cat -v` and `less`, the symbol for escape, #x1B.
+    r"|(?:\^\[|\u241b|#x1B)\[[0-9;]*[A-Za-z]"
+    r"|[\x00\x07\x08\ufeff\u200b]"
+)
+_BARE_COLORS = re.compile(r"^(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+|(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+$")
+"""Color codes whose escape character was lost on the way."""
+_GITLAB_SECTION = re.compile(r"section_(?:start|end):\d+:[\w.-]+(?:\[[^\]]*\])?")
+
+_STAMPED = r"\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] (?:\[TRT\] ?)?\[[VIWEFX]\](?: \[TRT\])?"
+_HEADER = re.compile(
+    rf"(?:{_STAMPED} ?"
+    # Python's logger of TensorRT, polygraphy, TensorRT 7.
+    r"|\[(?:TRT|TensorRT)\] ?(?:\[[VIWEFX]\]|(?:VERBOSE|INFO|WARNING|ERROR|INTERNAL_ERROR):)? ?"
+    r"|\[[VIWEFX]\](?: \[TRT\])?(?: |$)"
+    # ONNX Runtime's provider, Torch-TensorRT.
+    r"|\[[VIWEF]:onnxruntime:[^\]]{0,200}\] ?|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(?:VERBOSE|INFO|WARNING|ERROR)\] ?"
+    r"|(?:DEBUG|INFO|WARNING|ERROR|GRAPH): ?\[Torch-TensorRT[^\]]{0,200}\] ?- ?"
+    r")+"
+)
+_STAMP = re.compile(_STAMPED)
+_ANCHOR = re.compile(
+    rf"{_STAMPED}|(?<![^\s:|>])\[[VIWEFX]\] \[TRT\]|\[TRT\] \[[VIWEFX]\]|\[TensorRT\] (?:VERBOSE|INFO|WARNING|ERROR):"
+    r"|&&&& (?=RUNNING|PASSED|FAILED|WAIVED|SKIPPED)|(?<![^\s])\[[VIWEFX]\] |\[[VIWEF]:onnxruntime:"
+    r"|(?:DEBUG|INFO|WARNING|ERROR|GRAPH): ?\[Torch-TensorRT"
+)
+"""Where a message of TensorRT or trtexec begins, whatever stands before it."""
+_TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|[+-]\d\d:?\d\d))?"
+_CRI = re.compile(rf"{_TIME} (?:stdout|stderr) (?P<part>[FP])(?::\w+)?(?: |$)")
+_PREFIXES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"{_TIME} (?:stdout|stderr) [FP](?::\w+)?(?: |$)",  # containerd, CRI-O
+        rf"{_TIME} - [\w.-]{{1,100}} - (?:DEBUG|INFO|WARNING|ERROR|CRITICAL) - ?",  # Python's logging
+        rf"{_TIME} [\w.-]{{1,100}} [\w./@-]{{1,100}}\[\d+\]: ?",  # journald
+        rf"{_TIME}(?:[ \t]|$)",  # docker --timestamps, GitHub Actions
+        rf"\[{_TIME}\](?: |$)",  # Jenkins
+        r"\[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]?(?: |$)",
+        r"[A-Za-z0-9][\w./-]{0,100}[ \t]*\| ?(?![|])",  # docker compose
+        r"\[pod/[^\]]{1,200}\] ?",  # kubectl --prefix
+        r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d [\w.-]+ [\w./@-]+(?:\[\d+\])?: ?",
+        r"[\w.-]{1,100} [\w./@-]{1,100}\[\d+\]: ?",
+        r"[^\t\n]{1,100}\t[^\t\n]{1,100}\t(?=\d{4}-\d\d-\d\dT)",  # gh run view --log
+        r"- [\w.-]{1,100} - (?:DEBUG|INFO|WARNING|ERROR|CRITICAL) - ?",
+        r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):[\w.-]{1,100}:",
+        r"\[?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]?(?: *[-:|] ?| +)(?=[\[&({])",
+        r"[IWEFD]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ",  # glog, as Triton writes it
+        r"> ?",
+    )
+)
+_STARTS = re.compile(
+    r"Layer\(\w|Name: .*, LayerType: |\{\"(?:Layers|log|message|msg|MESSAGE|textPayload)\"|##\[\w|::\w+::|Bindings:|\s*$"
+)
+"""Begins a line of its own, though without a header."""
+_JSON_OBJECT = re.compile(r'\{"\w+": ?"')
+_PAYLOADS = ("log", "message", "msg", "MESSAGE", "textPayload", "line", "text", "body", "@message")
+_NOT_A_NAME = re.compile(r"[\d:.,+/ \t-]+")
+_MOST = 0.6
+"""Share of the lines that must have a prefix for it to be one."""
+
+_Piece = tuple[str, str]
+"""Source and text of a line."""
+
+
+class LogLine(NamedTuple):
+    """One line as the program printed it."""
+
+    text: str
+    """Without prefix, colors, and the logger's own time and severity."""
+    is_message: bool
+    """Began with the logger's time or severity, so it continues no line before it."""
+    source: str
+    """Which of several programs in one log it came from, by its prefix; empty without one."""
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, whatever its packing and encoding; undecodable bytes become U+FFFD.
+
+    Raises:
+        InputError: Missing, a folder, not readable, an archive, or a binary file.
+    """
+    binary = _open_binary(path)
+    head = binary.peek(4096)[:4096]
+    encoding = _encoding(head)
+    if encoding is None:
+        binary.close()
+        raise InputError(f"is no text: {describe_binary(head)}", where=path, mend="give the log or JSON file")
+    return io.TextIOWrapper(binary, encoding=encoding, errors="replace", newline=None)
+
+
+def _open_binary(path: Path) -> io.BufferedReader:
+    try:
+        file: Any = path.open("rb")
+    except FileNotFoundError:
+        raise InputError("no such file", where=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder; give one file", where=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be opened: {error.strerror}", where=path) from None
+    for _ in range(_NESTED):
+        head = _peek(file, path)
+        for magic, what in _ARCHIVES:
+            if head.startswith(magic):
+                raise InputError(f"is {what}", where=path, mend="unpack it first")
+        opener = next((opener for magic, opener in _OPENERS if head.startswith(magic)), None)
+        if opener is None:
+            break
+        file = io.BufferedReader(opener(file, "rb"))
+    _peek(file, path)
+    return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
+
+
+def _peek(file: Any, path: Path) -> bytes:
+    try:
+        return bytes(file.peek(4096)[:4096])
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"cannot be unpacked: {error}", where=path, mend="copy it again") from None
+
+
+def _encoding(head: bytes) -> str | None:
+    """The text encoding that the first bytes show; None for a binary file."""
+    for bom, name in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if head.startswith(bom):
+            return name
+    even, odd = head[0::2], head[1::2]
+    if odd and odd.count(0) > 0.6 * len(odd) and even.count(0) < 0.05 * len(even) + 1:
+        return "utf-16-le"
+    if even and even.count(0) > 0.6 * len(even) and odd.count(0) < 0.05 * len(odd) + 1:
+        return "utf-16-be"
+    control = sum(byte < 9 or 13 < byte < 27 for byte in head)
+    if head.count(0) > 2 or control > 0.1 * len(head):
+        return None
+    return "utf-8"
+
+
+def describe_binary(head: bytes) -> str:
+    """What a binary file is, by its first bytes."""
+    for magic, what in (
+        (b"\x7fELF", "a program or library"),
+        (b"MZ", "a Windows program or library"),
+        (b"ptrt", "a TensorRT engine (plan)"),
+        (b"ftrt", "a TensorRT engine (plan)"),
+        (b"\x89PNG", "a picture"),
+        (b"SQLite", "a database"),
+    ):
+        if head.startswith(magic):
+            return what
+    return "an ONNX file" if b"pytorch" in head[:64] or b"ir_version" in head[:64] else "a binary file"
+
+
+def physical_lines(path: Path) -> Iterator[str]:
+    """Lines of a text file without their ends; an overlong one comes in pieces.
+
+    Raises:
+        InputError: See `open_text`; or the packing ends early.
+    """
+    with open_text(path) as file:
+        try:
+            while line := file.readline(_LONGEST_LINE):
+                yield line[:-1] if line.endswith("\n") else line
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise InputError(f"cannot be unpacked to its end: {error}", where=path, mend="copy it again") from None
+
+
+def read_lines(path: Path) -> Iterator[LogLine]:
+    """Stream a log file as the lines that the program printed.
+
+    Raises:
+        InputError: See `open_text`.
+    """
+    return normalize(physical_lines(path))
+
+
+def normalize(lines: Iterable[str]) -> Iterator[LogLine]:
+    """Take off whatever collectors, terminals and CI put around the lines of a log, layer by layer.
+
+    Args:
+        lines: With or without their line ends.
+    """
+    pieces: Iterator[_Piece] = (("", line) for line in _clean(_unwrap_colored(lines)))
+    for _ in range(_LAYERS):
+        pieces, was_broken = _unwrap(pieces)
+        pieces, was_prefixed = _peel(pieces)
+        pieces, was_packed = _unpack_json(pieces)
+        if not (was_broken or was_packed or was_prefixed):
+            break
+    return _messages(pieces)
+
+
+def _unwrap_colored(lines: Iterable[str]) -> Iterator[str]:
+    """Join lines that were broken by someone who counted the escape sequences, too."""
+    raw: Iterator[_Piece] = (("", line.rstrip("\r\n")) for line in lines)
+    head = _sample(raw)
+    texts = [text for _, text in head]
+    everything = chain(head, raw)
+    if any("\x1b" in text or "[" in text[-6:] for text in texts):
+        begins = _beginning(texts)
+        width, broken = _width(texts, begins)
+        if width is not None and broken > _width([_plain(text) for text in texts], begins)[1]:
+            return (text for _, text in _join(everything, width, begins))
+    return (text for _, text in everything)
+
+
+def _clean(lines: Iterable[str]) -> Iterator[str]:
+    for raw in lines:
+        line = raw.rstrip("\r\n")
+        if "\r" in line:
+            yield from (_plain(part) for part in line.split("\r"))
+        else:
+            yield _plain(line)
+
+
+def _plain(line: str) -> str:
+    if not line.isprintable() or "^[[" in line or "#x1B" in line or "\u241b" in line:
+        line = _ESCAPES.sub("", line)
+    if line[:1] == "[" or line[-1:] == "m":
+        line = _BARE_COLORS.sub("", line)
+    if line.startswith("section_"):
+        line = _GITLAB_SECTION.sub("", line)
+    return line
+
+
+def _sample(pieces: Iterator[_Piece]) -> list[_Piece]:
+    head: list[_Piece] = []
+    characters = 0
+    for piece in islice(pieces, _SAMPLE_LINES):
+        head.append(piece)
+        characters += len(piece[1])
+        if characters > _SAMPLE_CHARACTERS:
+            break
+    return head
+
+
+def _unwrap(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
+    """Join lines that a terminal broke at its width."""
+    head = _sample(pieces)
+    begins = _beginning([text for _, text in head])
+    width, _ = _width([text for _, text in head], begins)
+    everything = chain(head, pieces)
+    return (everything, False) if width is None else (_join(everything, width, begins), True)
+
+
+def _beginning(head: list[str]) -> Callable[[str], bool]:
+    """Tell whether a text begins a line of its own for certain."""
+    style = _style([_plain(text) for text in head])
+
+    def begins(raw: str) -> bool:
+        text = _plain(raw)
+        return (
+            _STARTS.match(text) is not None
+            or _HEADER.match(text) is not None
+            or any(pattern.match(text) for pattern in style)
+            or _ANCHOR.search(text, 0, 200) is not None
+        )
+
+    return begins
+
+
+def _width(lines: list[str], begins: Callable[[str], bool]) -> tuple[int | None, int]:
+    """The width at which lines were broken, and how many were."""
+    longest = max(map(len, lines), default=0)
+    full = sum(len(line) == longest for line in lines)
+    broken = sum(len(line) == longest and not begins(after) for line, after in pairwise(lines))
+    known = longest in _COMMON_WIDTHS or (full > 1 and _NARROWEST <= longest <= _WIDEST)
+    return (longest if known and broken else None), broken
+
+
+def _join(pieces: Iterable[_Piece], width: int, begins: Callable[[str], bool]) -> Iterator[_Piece]:
+    held: list[str] = []
+    source, previous = "", 0
+    for origin, text in pieces:
+        if (
+            held
+            and width - 1 <= previous <= width
+            and origin == source
+            and not begins(text)
+            and len(held) < _MOST_PIECES
+        ):
+            # A space at the break is lost where the copy from a terminal drops spaces at the ends of lines.
+            held += [" ", text] if previous < width else [text]
+        else:
+            if held:
+                yield source, "".join(held)
+            held, source = [text], origin
+        previous = len(text)
+    if held:
+        yield source, "".join(held)
+
+
+def _unpack_json(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
+    """Replace lines that are JSON objects of a log collector by the text that they carry."""
+    head = _sample(pieces)
+    packed = sum(payload_of(text) is not None for _, text in head)
+    everything = chain(head, pieces)
+    return (_unpacked(everything), True) if packed else (everything, False)
+
+
+def _unpacked(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+    waiting = ""
+    for source, line in pieces:
+        payload = payload_of(line)
+        if payload is None:
+            if waiting:
+                yield from ((source, text) for text in _clean([waiting]))
+                waiting = ""
+            yield source, line
+            continue
+        text, whole = payload
+        waiting += text
+        if whole or len(waiting) > _LONGEST_LINE:
+            yield from ((source, text) for text in _clean(waiting.rstrip("\n").split("\n")))
+            waiting = ""
+    if waiting:
+        yield from (("", text) for text in _clean([waiting]))
+
+
+def payload_of(line: str) -> tuple[str, bool] | None:
+    """The text in a collector's JSON object, and whether the line ends in it."""
+    at = line.find('{"', 0, 160)
+    if at < 0 or not line.rstrip().endswith("}"):
+        return None
+    try:
+        raw = json.loads(line[at:], strict=False)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(raw, dict):
+        return None
+    key = next((key for key in _PAYLOADS if isinstance(raw.get(key), str)), None)
+    if key is None:
+        return None
+    # docker splits lines over 16 KiB; only the last piece ends in a line feed.
+    return raw[key], key != "log" or raw[key].endswith("\n") or len(raw[key]) < _DOCKER_PIECE
+
+
+def _style(lines: list[str]) -> list[re.Pattern[str]]:
+    """The prefixes that a share of the lines have which no accident explains."""
+    wanted = max(1.0, 0.1 * sum(bool(line.strip()) for line in lines))
+    forms = (*_PREFIXES, _JSON_OBJECT, *_learned(lines))
+    return [pattern for pattern in forms if sum(pattern.match(line) is not None for line in lines) >= wanted]
+
+
+def _peel(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
+    """Take one prefix off all lines, if most have it."""
+    head = _sample(pieces)
+    lines = [text for _, text in head if text.strip()]
+    everything = chain(head, pieces)
+    pattern = next((one for one in (*_PREFIXES, *_learned(lines)) if _share(one, lines) >= _MOST), None)
+    return (everything, False) if pattern is None else (_peeled(everything, pattern), True)
+
+
+def _share(pattern: re.Pattern[str], lines: list[str]) -> float:
+    return sum(pattern.match(line) is not None for line in lines) / len(lines) if lines else 0.0
+
+
+def _learned(lines: list[str]) -> Iterator[re.Pattern[str]]:
+    """Prefixes of no known form: what stands before messages of TensorRT, with other digits."""
+    shapes: Counter[str] = Counter()
+    for line in lines:
+        anchor = _ANCHOR.search(line, 0, 300)
+        if anchor is not None and anchor.start() and "{" not in line[: anchor.start()]:
+            shapes[re.sub(r"\d+", r"\\d+", re.escape(line[: anchor.start()].rstrip()))] += 1
+    for shape, count in shapes.most_common(3):
+        if count > 1:
+            yield re.compile(shape + r"[ \t]?")
+
+
+def _peeled(pieces: Iterable[_Piece], pattern: re.Pattern[str]) -> Iterator[_Piece]:
+    waiting: dict[str, str] = {}
+    for source, text in pieces:
+        match = pattern.match(text)
+        if match is None:
+            yield source, text
+            continue
+        body = text[match.end() :]
+        cri = _CRI.match(text)
+        origin = source + _NOT_A_NAME.sub("", match[0])[:100]
+        if cri is not None:
+            # The container runtime splits long lines; all but the last piece are marked P.
+            origin = origin.rstrip("FP")
+            body = waiting.pop(origin, "") + body
+            if cri["part"] == "P" and len(body) < _LONGEST_LINE:
+                waiting[origin] = body
+                continue
+        yield origin, body
+    yield from waiting.items()
+
+
+def _messages(pieces: Iterable[_Piece]) -> Iterator[LogLine]:
+    for source, line in pieces:
+        header = _HEADER.match(line)
+        if header is not None and line.find("[", header.end()) < 0:
+            yield LogLine(line[header.end() :], True, source)
+            continue
+        for part in _parts(line):
+            yield _message(source, part)
+
+
+def _message(source: str, line: str) -> LogLine:
+    header = _HEADER.match(line)
+    if header is not None:
+        return LogLine(line[header.end() :], True, source)
+    anchor = _ANCHOR.search(line, 0, 300)
+    if anchor is not None:
+        header = _HEADER.match(line, anchor.start())
+        return LogLine(line[header.end() if header is not None else anchor.start() :], True, source)
+    at = 0
+    for _ in range(_LAYERS):
+        found = next(
+            (match for one in _PREFIXES if (match := one.match(line, at)) is not None and match.end() > at), None
+        )
+        if found is None:
+            break
+        at = found.end()
+    return LogLine(line[at:], False, source)
+
+
+def _parts(line: str) -> list[str]:
+    """Split a line in which a second message follows without a line feed, as when two threads print."""
+    starts = [match.start() for match in _STAMP.finditer(line)]
+    # Two logger's times side by side are one message that was logged twice over.
+    cuts = [at for before, at in pairwise(starts) if at - before > _LONGEST_HEADER]
+    ends = [0, *cuts, len(line)]
+    return [line[start:end] for start, end in pairwise(ends)]
