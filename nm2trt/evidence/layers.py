@@ -22,6 +22,8 @@ class EngineEvidence:
     log_eligible: int | None
     """As the log's (Sparsity) lines count; None without such lines."""
     log_chosen: int | None
+    log_is_exact: bool = True
+    """The log lists its layers; else its counts are lower bounds."""
     notes: tuple[str, ...]
     """How log lines were combined, what could not be read."""
 
@@ -89,6 +91,7 @@ def engine_evidence(
         layers=tuple(layers),
         log_eligible=log.eligible_count if log is not None else None,
         log_chosen=log.chosen_count if log is not None else None,
+        log_is_exact=log is None or log.names_layers,
         notes=tuple(notes),
     )
 
@@ -129,6 +132,8 @@ def _layer(
     else:
         eligible, why_eligible = _eligible(layer, names, nodes, sight, weighted=weighted)
         chosen, why_chosen = _chosen(layer, names, sight, eligible=eligible)
+        if chosen and eligible is None:
+            eligible, why_eligible = True, ""
         if weighted is None and (eligible or chosen):
             weighted = True
         why = "; ".join(filter(None, (why_eligible, why_chosen)))

@@ -31,7 +31,67 @@ _MOST_PIECES = 4096
 _DANGLING = (",", "+", "||")
 _FUSION = re.compile(r" \+ | \|\| |PWN\(|[(){}\[\]]")
 _OPERATORS = frozenset(
-    ["Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DequantizeLinear", "Div", "Einsum", "Elu", "Erf", "Exp", "Expand", "FC", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LeakyRelu", "Linear", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mish", "Mul", "Pad", "Pow", "PRelu", "QuantizeLinear", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "SiLU", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "Transpose", "Unsqueeze", "Upsample"]
+    [
+        "Add",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "ConvTranspose",
+        "DequantizeLinear",
+        "Div",
+        "Einsum",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Expand",
+        "FC",
+        "Flatten",
+        "Gather",
+        "Gelu",
+        "Gemm",
+        "GlobalAveragePool",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LayerNormalization",
+        "LeakyRelu",
+        "Linear",
+        "MatMul",
+        "Max",
+        "MaxPool",
+        "Mean",
+        "Min",
+        "Mish",
+        "Mul",
+        "Pad",
+        "Pow",
+        "PRelu",
+        "QuantizeLinear",
+        "ReduceMean",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "Shape",
+        "Sigmoid",
+        "SiLU",
+        "Slice",
+        "Softmax",
+        "Softplus",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Swish",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+        "Upsample",
+    ]
 )
 
 
@@ -201,8 +261,7 @@ def _all_known(names: Iterable[str], known: frozenset[str]) -> bool:
     return bool(parts) and all(
         (token := _token(part)) in known
         or token in _OPERATORS
-        or (token.partition("_")[0] in _OPERATORS
-        and " " not in token)
+        or (token.partition("_")[0] in _OPERATORS and " " not in token)
         for part in parts
     )
 

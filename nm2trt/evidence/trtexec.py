@@ -85,12 +85,9 @@ class TrtexecRun:
         sized = [sizes for sizes in self.shapes.values() if sizes and sizes[0] > 0]
         if sized:
             return next((sizes for sizes in sized if len(sizes) > 1), sized[0])[0]
-        if self.inspection is not None:
-            for layer in self.inspection.layers:
-                for tensor in layer.inputs:
-                    if len(tensor.dimensions) > 1 and tensor.dimensions[0] > 0:
-                        return tensor.dimensions[0]
-        return None
+        layers = self.inspection.layers if self.inspection is not None else self.log.layers if self.log is not None else ()
+        tensors = (tensor.dimensions for layer in layers for tensor in layer.inputs)
+        return next((sizes[0] for sizes in tensors if len(sizes) > 1 and sizes[0] > 0), None)
 
 
 def read_trtexec(path: Path) -> TrtexecRun:

@@ -202,6 +202,8 @@ class _RunReader:
             return
         if text.startswith("Tactic"):
             return
+        if "nput" in text and self._read_shape(text):
+            return
         key, colon, value = text.partition(":")
         if not colon:
             self._block = text.strip() if text.strip() in _OLD_BLOCKS else self._block
@@ -211,8 +213,6 @@ class _RunReader:
         key = key.strip()
         if key in _OPTION_KEYS:
             self._options.setdefault(key, value.strip())
-        elif "nput" in text and self._read_shape(text):
-            pass
         elif "ms" in text or "queries" in text or "qps" in text:
             self._read_metric(line)
         elif text.startswith("&&&& "):
