@@ -39,4 +39,4 @@ class LayerEvidence(BaseModel):
     @property
     def has_weights(self) -> bool:
         """Whether it is known to multiply by weights; others are no part of any count."""
-        return self.weighted is True
+        return bool(self.torch_names or self.eligible) if self.weighted is None else self.weighted

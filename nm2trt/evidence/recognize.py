@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nm2trt.errors import InputError
-from nm2trt.evidence.text import LogLine, normalize, open_text, physical_lines, read_lines
+from nm2trt.evidence.text import LogLine, normalize, open_text, payload_of, physical_lines, read_lines
 
 _LARGEST_JSON_CHARACTERS = 1 << 29
 _EVIDENCE = re.compile(
@@ -21,7 +21,6 @@ _EVIDENCE = re.compile(
 )
 _JSON_START = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\"\]]|$))")
 _NOT_A_NUMBER = re.compile(r"(?<=[:,\[\s])(-?)(nan|inf(?:inity)?)(?:\((?:ind|snan)\))?(?=\s*[,\]}])", re.IGNORECASE)
-_COMMA = re.compile(r",(\s*)$")
 _LOST_BACKSLASH = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f"})
 
 
@@ -43,9 +42,9 @@ class FileKind(str, Enum):
 _WORDS = {
     FileKind.LOG: "a log of TensorRT or trtexec",
     FileKind.LAYERS: "a layer file (trtexec --exportLayerInfo)",
-    FileKind.PROFILE: "trtexec's layer times (--exportProfile)",
-    FileKind.TIMES: "trtexec's times of single calls (--exportTimes)",
-    FileKind.OUTPUT: "trtexec's output values (--exportOutput)",
+    FileKind.PROFILE: "a profile of layer times (trtexec --exportProfile)",
+    FileKind.TIMES: "a file of times of single calls (trtexec --exportTimes)",
+    FileKind.OUTPUT: "a file of output values (trtexec --exportOutput)",
     FileKind.DEVICES: "a list of GPUs (trex's metadata)",
     FileKind.RECORD: "trex's record of a run",
     FileKind.SUMMARY: "a summary of times",
@@ -221,8 +220,6 @@ def _head(path: Path) -> tuple[str, bool]:
 
 def _is_json_lines(head: str) -> bool:
     """Whether each line is a log collector's JSON object."""
-    from nm2trt.evidence.text import payload_of
-
     return payload_of(head.partition("\n")[0]) is not None
 
 
@@ -246,14 +243,6 @@ def _entries(raw: object) -> list[str]:
     ]
     found = [text for text in texts if text is not None]
     return [line for text in found for line in text.split("\n")] if len(found) == len(raw) else []
-
-
-def describe(path: Path) -> str:
-    """What a file is in a few words, also where it cannot be read."""
-    try:
-        return recognize(path).words
-    except InputError as error:
-        return error.what
 
 
 def is_text(path: Path) -> bool:

@@ -51,7 +51,8 @@ _ESCAPES = re.compile(
     r"|(?:\^\[|\u241b|#x1B)\[[0-9;]*[A-Za-z]"
     r"|[\x00\x07\x08\ufeff\u200b]"
 )
-_BARE_COLORS = re.compile(r"^(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+|(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+$")
+_BARE_COLOR_FIRST = re.compile(r"(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+")
+_BARE_COLOR_LAST = re.compile(r"(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+$")
 """Color codes whose escape character was lost on the way."""
 _GITLAB_SECTION = re.compile(r"section_(?:start|end):\d+:[\w.-]+(?:\[[^\]]*\])?")
 
@@ -97,7 +98,7 @@ _PREFIXES = tuple(
     )
 )
 _STARTS = re.compile(
-    r"Layer\(\w|Name: .*, LayerType: |\{\"(?:Layers|log|message|msg|MESSAGE|textPayload)\"|##\[\w|::\w+::|Bindings:|\s*$"
+    r"\(Sparsity\) |Layer\(\w|Name: .*, LayerType: |\{\"(?:Layers|log|message|msg|MESSAGE|textPayload)\"|##\[\w|::\w+::|Bindings:|\s*$"
 )
 """Begins a line of its own, though without a header."""
 _JSON_OBJECT = re.compile(r'\{"\w+": ?"')
@@ -267,8 +268,10 @@ def _clean(lines: Iterable[str]) -> Iterator[str]:
 def _plain(line: str) -> str:
     if not line.isprintable() or "^[[" in line or "#x1B" in line or "\u241b" in line:
         line = _ESCAPES.sub("", line)
-    if line[:1] == "[" or line[-1:] == "m":
-        line = _BARE_COLORS.sub("", line)
+    if line[:1] == "[" and (first := _BARE_COLOR_FIRST.match(line)) is not None:
+        line = line[first.end() :]
+    if line[-1:] == "m":
+        line = _BARE_COLOR_LAST.sub("", line)
     if line.startswith("section_"):
         line = _GITLAB_SECTION.sub("", line)
     return line
@@ -316,6 +319,8 @@ def _width(lines: list[str], begins: Callable[[str], bool]) -> tuple[int | None,
     full = sum(len(line) == longest for line in lines)
     broken = sum(len(line) == longest and not begins(after) for line, after in pairwise(lines))
     known = longest in _COMMON_WIDTHS or (full > 1 and _NARROWEST <= longest <= _WIDEST)
+    # Where no line begins anything for certain, only a text that is mostly full lines was broken.
+    known = known and (2 * full >= len(lines) or any(map(begins, lines)))
     return (longest if known and broken else None), broken
 
 

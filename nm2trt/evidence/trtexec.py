@@ -85,7 +85,9 @@ class TrtexecRun:
         sized = [sizes for sizes in self.shapes.values() if sizes and sizes[0] > 0]
         if sized:
             return next((sizes for sizes in sized if len(sizes) > 1), sized[0])[0]
-        layers = self.inspection.layers if self.inspection is not None else self.log.layers if self.log is not None else ()
+        layers = (
+            self.inspection.layers if self.inspection is not None else self.log.layers if self.log is not None else ()
+        )
         tensors = (tensor.dimensions for layer in layers for tensor in layer.inputs)
         return next((sizes[0] for sizes in tensors if len(sizes) > 1 and sizes[0] > 0), None)
 

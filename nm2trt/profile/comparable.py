@@ -79,10 +79,11 @@ def comparison_notes(runs: Mapping[ArmName, TrtexecRun]) -> list[str]:
     """What the runs leave open about being alike."""
     if len(runs) < 2:
         return []
-    notes = []
+    notes: list[str] = []
     versions = {run.version for run in runs.values() if run.version}
     if len(versions) > 1:
         notes.append(f"The runs are of TensorRT {' and '.join(sorted(versions))}.")
+    unknown_things: list[str] = []
     for what, unknown in (
         ("precision", [name for name, run in runs.items() if not run.precision]),
         ("GPU", [name for name, run in runs.items() if not run.gpu]),
@@ -90,7 +91,7 @@ def comparison_notes(runs: Mapping[ArmName, TrtexecRun]) -> list[str]:
         ("TensorRT's version", [name for name, run in runs.items() if not run.version]),
     ):
         if unknown:
-            notes.append(
-                f"No file tells {what} of the {' and '.join(unknown)} run, so nothing shows that they are alike."
-            )
+            unknown_things.append(f"{what} ({', '.join(unknown)})")
+    if unknown_things:
+        notes.append(f"No file tells {', '.join(unknown_things)}, so nothing shows that the runs are alike in that.")
     return notes

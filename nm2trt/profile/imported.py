@@ -105,7 +105,9 @@ def import_trtexec(
 def _layers(
     runs: Mapping[ArmName, TrtexecRun], model: Path | None, batch: int, precision: str, seed: int
 ) -> LayersRecord | None:
-    profiled = {arm: run for arm, run in runs.items() if arm != "sparse-again" and run.layers}
+    profiled: dict[ArmName, TrtexecRun] = {
+        arm: run for arm, run in runs.items() if arm != "sparse-again" and run.layers
+    }
     if not profiled:
         return None
     by_median = has_medians(profiled)
@@ -193,7 +195,10 @@ def _headline(record: BatchRecord | None, layers: LayersRecord | None, runs: Map
         text = record.sentence[0].upper() + record.sentence[1:] + "."
         return f"{text} Layers: {layers.sentence}." if layers is not None and layers.net is not None else text
     if len(set(runs) - {"sparse-again"}) == 1:
-        return f"One engine was given ({next(iter(runs))}), so nothing is compared."
+        only = next(iter(runs))
+        timed = runs[only].summary
+        words = f" GPU compute median {timed.median_ms:.4g} ms." if timed is not None else ""
+        return f"One engine was given ({only}), so nothing is compared.{words}"
     return f"No times of whole calls were given. Layers: {layers.sentence}." if layers else "Nothing could be compared."
 
 
@@ -227,7 +232,9 @@ def _notes(runs: Mapping[ArmName, TrtexecRun], record: BatchRecord | None) -> tu
         for arm, run in runs.items()
     ]
     notes += comparison_notes(runs)
-    profiled = {arm: run for arm, run in runs.items() if arm != "sparse-again" and run.layers}
+    profiled: dict[ArmName, TrtexecRun] = {
+        arm: run for arm, run in runs.items() if arm != "sparse-again" and run.layers
+    }
     if len(profiled) > 1 and not has_medians(profiled):
         without = [arm for arm, run in profiled.items() if not has_medians({arm: run})]
         notes.append(

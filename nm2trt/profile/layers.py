@@ -16,14 +16,13 @@ from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.matching import OnnxNodes, match_name, onnx_nodes
 from nm2trt.profile import statistics
-from nm2trt.profile.graph import precision_of
 from nm2trt.profile.inspected import Work
 from nm2trt.profile.reasons import Setting, why_not_faster
 from nm2trt.profile.runner import LayerTimes, Runner
-from nm2trt.profile.source import Source
 
 if TYPE_CHECKING:
     from nm2trt.estimate.geometry import LayerGeometry
+    from nm2trt.profile.source import Source
 
 LayerTable = Sequence[LayerTimes]
 
@@ -213,7 +212,8 @@ def _sentence(record: LayersRecord) -> str:
     total = f"sum of the layers {record.dense_ms:.4g} ms dense, {record.sparse_ms:.4g} ms sparse"
     if not record.sparse_ms or not record.dense_ms:
         only = record.sparse_ms or record.dense_ms
-        return f"{record.weighted} layers with weights, sum of the layers {only:.4g} ms; one arm, so nothing to compare"
+        ran = f", of which {record.chosen} run sparse kernels" if record.chosen is not None else ""
+        return f"{record.weighted} layers with weights{ran}, sum of the layers {only:.4g} ms; one engine, so nothing to compare"
     without = record.without_kernel
     if record.chosen is None:
         return f"{total}; which kernels ran was not observed{_unmatched(record)}"
@@ -382,6 +382,7 @@ def _plain(precision: str) -> str | None:
 def network_of(source: Source, *, batch: int, shapes: Mapping[str, Sequence[int]]) -> Network:
     """Collect what the ONNX file tells; geometry stays empty where its shapes cannot be inferred."""
     from nm2trt.estimate.geometry import layer_geometries
+    from nm2trt.profile.graph import precision_of
     from nm2trt.verify import verify_path
 
     whole = {name: (batch, *sizes[1:]) for name, sizes in shapes.items()}

@@ -56,7 +56,8 @@ def test_json_holds_every_layer(files):
         ("conv1 + relu1", True), ("fc", False), ("pool", False),
     ]  # fmt: skip
     assert engine["totals"] == {
-        "layers": 3, "with_weights": 2, "eligible": 2, "sparse": 1, "dense": 1, "hidden": 0,
+        "layers": 3, "with_weights": 2, "weights_unknown": 0, "eligible": 2, "eligible_unknown": 0, "sparse": 1,
+        "dense": 1, "hidden": 0,
     }  # fmt: skip
 
 
