@@ -104,6 +104,7 @@ _STARTS = re.compile(
 _JSON_OBJECT = re.compile(r'\{"\w+": ?"')
 _PAYLOADS = ("log", "message", "msg", "MESSAGE", "textPayload", "line", "text", "body", "@message")
 _NOT_A_NAME = re.compile(r"[\d:.,+/ \t-]+")
+_NEARLY_ALL = 0.95
 _MOST = 0.6
 """Share of the lines that must have a prefix for it to be one."""
 
@@ -299,7 +300,14 @@ def _unwrap(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
 
 def _beginning(head: list[str]) -> Callable[[str], bool]:
     """Tell whether a text begins a line of its own for certain."""
-    style = _style([_plain(text) for text in head])
+    plain = [_plain(text) for text in head]
+    style = _style(plain)
+    longest = max(map(len, head), default=0)
+    # Behind a line that is not full, a line of its own begins: a prefix that all of these have decides alone.
+    certain = [text for before, text in zip(["", *head], plain, strict=False) if len(before) < longest - 1 and text.strip()]
+    sure = next((one for one in style if len(certain) > 2 and _share(one, certain) >= _NEARLY_ALL), None)
+    if sure is not None:
+        return lambda raw: sure.match(_plain(raw)) is not None
 
     def begins(raw: str) -> bool:
         text = _plain(raw)
