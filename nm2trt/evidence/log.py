@@ -16,9 +16,9 @@ from nm2trt.evidence.inspector import InspectedLayer
 from nm2trt.evidence.layer_dumps import LayerReader
 from nm2trt.evidence.recognize import FileKind, recognize
 from nm2trt.evidence.sparsity_lines import SparsityPass, SparsityReader
-from nm2trt.evidence.text import LogLine, normalize
+from nm2trt.evidence.text import LogLine, normalize, read_lines
 
-__all__ = ["BuildLog", "SparsityPass", "parse_log", "read_log"]
+__all__ = ["BuildLog", "SparsityPass", "parse_log", "read_builder_log", "read_log"]
 
 _COUNTS_RIGHT_FROM = (10, 14)
 """Releases of the newer family before this one may count chosen layers as zero; seen in 10.3."""
@@ -151,6 +151,17 @@ def read_log(path: Path) -> BuildLog:
     if content.kind is not FileKind.LOG:
         raise content.refuse("a log", _hint(content.kind))
     return read_trtexec_log(content.lines()).build
+
+
+def read_builder_log(path: Path) -> BuildLog:
+    """Read the log of a build of nm2trt's own: a log whatever it holds, also nothing.
+
+    Raises:
+        InputError: The file is missing or no text.
+    """
+    from nm2trt.evidence.trtexec_log import read_trtexec_log
+
+    return read_trtexec_log(read_lines(path)).build
 
 
 def _hint(kind: FileKind) -> str:

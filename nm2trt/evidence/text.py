@@ -304,7 +304,9 @@ def _beginning(head: list[str]) -> Callable[[str], bool]:
     style = _style(plain)
     longest = max(map(len, head), default=0)
     # Behind a line that is not full, a line of its own begins: a prefix that all of these have decides alone.
-    certain = [text for before, text in zip(["", *head], plain, strict=False) if len(before) < longest - 1 and text.strip()]
+    certain = [
+        text for before, text in zip(["", *head], plain, strict=False) if len(before) < longest - 1 and text.strip()
+    ]
     sure = next((one for one in style if len(certain) > 2 and _share(one, certain) >= _NEARLY_ALL), None)
     if sure is not None:
         return lambda raw: sure.match(_plain(raw)) is not None
