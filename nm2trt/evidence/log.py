@@ -42,12 +42,8 @@ class BuildLog:
         state: dict[str, bool | None] = {}
         for one in self.passes:
             for name in one.eligible or ():
-                if one.chosen is not None:
-                    state[name] = name in one.chosen
-                elif one.chosen_count == 0 and one.eligible_count == len(one.eligible or ()) and self.zero_is_known:
-                    state[name] = False
-                else:
-                    state[name] = None
+                is_told = one.chosen is not None and (bool(one.chosen) or one.is_complete or self.zero_is_known)
+                state[name] = name in (one.chosen or ()) if is_told else None
             # A layer that is chosen was eligible, even if a torn log lost the line that says so.
             state.update(dict.fromkeys(one.chosen or (), True))
         return state
@@ -55,7 +51,7 @@ class BuildLog:
     @property
     def zero_is_known(self) -> bool:
         """Whether a count of no chosen layer, without a list, can be believed."""
-        newer = any(one.eligible is None for one in self.passes)
+        newer = any(not one.is_complete for one in self.passes)
         return not newer or self.version >= _COUNTS_RIGHT_FROM
 
     @property
@@ -108,7 +104,7 @@ class BuildLog:
             for one in self.passes
             if one.eligible and not one.is_complete
         ]
-        if any(one.chosen is None and one.chosen_count == 0 for one in self.passes) and not self.zero_is_known:
+        if any(one.chosen_count == 0 and not one.is_complete for one in self.passes) and not self.zero_is_known:
             found.append(
                 "the log counts no chosen layer, which TensorRT before 10.14 also does where sparse kernels run; the lists "
                 "of a --verbose log decide"

@@ -20,7 +20,9 @@ _EVIDENCE = re.compile(
     r"|^GPU Compute(?: Time)?:? ?|^Layer\(\w+\): |^\s*Name: .*, LayerType: |Engine Layer Information|Set Tactic Name: "
 )
 _JSON_START = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\"\]]|$))")
-_NOT_A_NUMBER = re.compile(r"(?<=[:,\[\s])(-?)(nan|inf(?:inity)?)(?:\((?:ind|snan)\))?(?=\s*[,\]}])", re.IGNORECASE)
+_COLLECTED = re.compile(r'"(?:log|message|msg|MESSAGE|textPayload|line|text|body|@message)"\s*:\s*"')
+_NOT_A_NUMBER = re.compile(r'"(?:[^"\\\n]|\\.)*"|-?\b(?:nan|inf(?:inity)?)\b(?:\((?:ind|snan)\))?', re.IGNORECASE)
+"""Or a string, which stays as it is."""
 _LOST_BACKSLASH = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f"})
 
 
@@ -87,7 +89,7 @@ def recognize(path: Path) -> Content:
     head, is_empty = _head(path)
     if is_empty:
         raise InputError("is empty: the program that writes it did not get that far", where=path, mend="run it again")
-    if _JSON_START.match(head) and not _is_json_lines(head):
+    if _JSON_START.match(head) and not _is_json_lines(path, head):
         return _recognize_json(path, _whole_text(path))
     return _recognize_lines(path)
 
@@ -156,9 +158,11 @@ def load_json(text: str, path: object) -> tuple[Any, tuple[str, ...]]:
     text = text.strip().strip("\ufeff\x00")
     if not text:
         raise InputError("is empty: the program that writes it did not get that far", where=path, mend="run it again")
-    repaired, count = _NOT_A_NUMBER.subn("NaN", text)
-    if count:
-        notes.append(f"{count} values are nan or inf")
+    repaired = text
+    if re.search(r"\b(?:nan|inf)", text, re.IGNORECASE) is not None:
+        repaired = _NOT_A_NUMBER.sub(lambda found: found[0] if found[0].startswith('"') else "NaN", text)
+        count = len(re.findall(r"\bNaN\b", re.sub(r'"(?:[^"\\\n]|\\.)*"', "", repaired)))
+        notes += [f"{count} values are nan or inf"] if count else []
     for _ in range(20):
         try:
             return json.loads(repaired, strict=False), tuple(notes)
@@ -218,9 +222,13 @@ def _head(path: Path) -> tuple[str, bool]:
     return stripped, not stripped
 
 
-def _is_json_lines(head: str) -> bool:
-    """Whether each line is a log collector's JSON object."""
-    return payload_of(head.partition("\n")[0]) is not None
+def _is_json_lines(path: Path, head: str) -> bool:
+    """Whether each line is a log collector's JSON object, and not the whole file one JSON value."""
+    if not head.startswith("{") or _COLLECTED.search(head) is None:
+        return False
+    if payload_of(head.partition("\n")[0]) is not None:
+        return True
+    return any(line.is_message for line in islice(read_lines(path), 50))
 
 
 def _whole_text(path: Path) -> str:

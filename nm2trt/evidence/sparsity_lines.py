@@ -30,6 +30,7 @@ _LINE_STARTS = re.compile(r"Layer\(\w|Name: .*, LayerType: |[{\"]|##\[|::\w|=== 
 _MOST_PIECES = 4096
 _DANGLING = (",", "+", "||")
 _FUSION = re.compile(r" \+ | \|\| |PWN\(|[(){}\[\]]")
+_BARE_NAMES = frozenset({"fc", "classifier", "head"})
 _OPERATORS = frozenset(
     [
         "Add",
@@ -237,6 +238,8 @@ def _glue(text: str, piece: str) -> str | None:
         return " " if stripped.endswith((",", " +", "||")) else ""
     if stripped.endswith(_DANGLING):
         return " " if _is_list(start) else None
+    if not re.search(r"[A-Za-z]", piece):
+        return None
     known = frozenset(_token(part) for name in split_list(names)[:-1] for part in _fused(name))
     last = split_list(names)[-1]
     return "" if _all_known(split_list(last + piece), known) else None
@@ -259,10 +262,7 @@ def _token(name: str) -> str:
 def _all_known(names: Iterable[str], known: frozenset[str]) -> bool:
     parts = [part for name in names for part in _fused(name)]
     return bool(parts) and all(
-        (token := _token(part)) in known
-        or token in _OPERATORS
-        or (token.partition("_")[0] in _OPERATORS and " " not in token)
-        for part in parts
+        (token := _token(part)) in known or token in _OPERATORS or part in _BARE_NAMES for part in parts
     )
 
 

@@ -198,7 +198,7 @@ class _RunReader:
             if self._table.is_open:
                 return
         if "=== Profile (" in text and (profile := _PROFILE.search(text)) is not None:
-            self._table = _ProfileTable(int(profile["count"][:12]))
+            self._table = _ProfileTable(int(profile["count"][:12]), are_messages=line.is_message)
             return
         if text.startswith("Tactic"):
             return
@@ -317,8 +317,9 @@ def _float(text: str) -> float:
 class _ProfileTable:
     """The rows under `=== Profile`, in both layouts."""
 
-    def __init__(self, iterations: int) -> None:
+    def __init__(self, iterations: int, *, are_messages: bool) -> None:
         self.iterations = iterations
+        self._are_messages = are_messages
         self.is_open = True
         self._row: re.Pattern[str] | None = None
         self._has_median = False
@@ -329,6 +330,9 @@ class _ProfileTable:
         text = line.text
         if not text.strip():
             self.is_open = not self._rows
+            return
+        if self._are_messages and not line.is_message:
+            # Somebody else's line in between.
             return
         if self._row is None:
             self._header(text)

@@ -39,7 +39,9 @@ def cri(lines):
 def progress(lines):
     """A progress bar that was drawn over and over before each third line."""
     return [
-        "".join(f"\rBuilding {10 * step:3}% |{'#' * step:<10}|" for step in range(3)) + "\r" + line if not index % 3 else line
+        "".join(f"\rBuilding {10 * step:3}% |{'#' * step:<10}|" for step in range(3)) + "\r" + line
+        if not index % 3
+        else line
         for index, line in enumerate(lines)
     ]
 
@@ -61,9 +63,7 @@ PREFIXES = {
     "cri": cri,
 }
 JSON_LINES = {
-    "docker json-file": each(
-        lambda i, line: json.dumps({"log": f"{line}\n", "stream": "stdout", "time": stamp(i)})
-    ),
+    "docker json-file": each(lambda i, line: json.dumps({"log": f"{line}\n", "stream": "stdout", "time": stamp(i)})),
     "fluentd": each(lambda i, line: f"2026-09-26 10:00:00 +0000 trt.build: {json.dumps({'log': line})}"),
     "journald json": each(lambda i, line: json.dumps({"MESSAGE": line, "_PID": "4711"})),
     "cloud": each(lambda i, line: json.dumps({"insertId": base64.b32encode(b"%d" % i).decode(), "textPayload": line})),
