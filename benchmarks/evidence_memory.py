@@ -2,8 +2,9 @@
 
     python benchmarks/evidence_memory.py [--megabytes 200] [--limit 150]
 
-Writes two made-up verbose build logs, each with so many megabytes of tactics that were timed, reads them with both commands,
-each in a process of its own, and prints what the operating system counted. Exit code 1 if one took more than the limit.
+Writes two made-up verbose build logs, each with so many megabytes of tactics that were timed, reads them with both
+commands, each in a process of its own, and prints what the operating system counted. Exit code 1 if one took more
+than the limit.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def write_log(path: Path, megabytes: float, *, median_ms: float) -> None:
             f"{stamp} (Sparsity) Found {LAYERS} layer(s) eligible to use sparse tactics: {listed}\n"
             f"{stamp} (Sparsity) Chose {LAYERS // 2} layer(s) using sparse tactics: {', '.join(names[::2])}\n"
             f"[09/26/2026-10:09:00] [I] Throughput: {1000 / median_ms:.1f} qps\n"
-            f"[09/26/2026-10:09:00] [I] GPU Compute Time: min = {median_ms} ms, max = {2 * median_ms} ms, mean = {median_ms} ms, "
-            f"median = {median_ms} ms, percentile(90%) = {median_ms} ms, percentile(99%) = {median_ms} ms\n"
+            f"[09/26/2026-10:09:00] [I] GPU Compute Time: min = {median_ms} ms, max = {2 * median_ms} ms, "
+            f"mean = {median_ms} ms, median = {median_ms} ms, percentile(90%) = {median_ms} ms, "
+            f"percentile(99%) = {median_ms} ms\n"
         )
 
 

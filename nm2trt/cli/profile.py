@@ -84,8 +84,9 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
     without sparse kernels. The repeated arm is the noise floor: a difference counts only where it is larger than the
     difference of a network to itself. Then every layer is timed, in a run of its own.
 
-    BUILD_OR_ONNX is a folder of `nm2trt export` or an ONNX file. With two logs of trtexec (or folders, or PREFIXes of its
-    files), dense first, or with --trtexec-* or --layer-times, nothing is run: the report is made of what others measured.
+    BUILD_OR_ONNX is a folder of `nm2trt export` or an ONNX file. With two logs of trtexec (or folders, or PREFIXes of
+    its files), dense first, or with --trtexec-* or --layer-times, nothing is run: the report is made of what others
+    measured.
     """
     from nm2trt.artifacts.files import check_output, staged_folder
 

@@ -1,7 +1,8 @@
 """The layers that a log prints: the detailed dump, the list of names, `Layer(Type): name, Tactic: 0x...`, or JSON.
 
-Seen: `Layer(...)` lines in verbose logs of 8.0 to 10.16, tactics in decimal up to 8.4 and in hexadecimal later; `Name: ...,
-LayerType: ...` from 8.2 on with detailed profiling verbosity, also from TensorRT-RTX; names alone without it.
+Seen: `Layer(...)` lines in verbose logs of 8.0 to 10.16, tactics in decimal up to 8.4 and in hexadecimal later;
+`Name: ..., LayerType: ...` from 8.2 on with detailed profiling verbosity, also from TensorRT-RTX; names alone without
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _HAS_SPARSE = re.compile(r", (?:Conv)?(?:HasSparseWeights|AllowSparse): ([01])\b
 _WEIGHTS = re.compile(r', (?:Conv)?Weights: \{"Type": "(?P<type>\w+)", "Count": (?P<count>\d{1,15})\}')
 _GROUPS = re.compile(r", (?:Conv)?Groups: (\d{1,9})\b")
 _TENSOR = re.compile(
-    r"\{ Name: (?P<name>.{0,1000}?), (?:Location: \w+, )?Dimensions: \[(?P<sizes>[-\d,]*)\](?P<rest>.{0,1000}?)\}(?=,? |\]|$)"
+    r"\{ Name: (?P<name>.{0,1000}?), (?:Location: \w+, )?Dimensions: \[(?P<sizes>[-\d,]*)\]"
+    r"(?P<rest>.{0,1000}?)\}(?=,? |\]|$)"
 )
 _ENGINE_LAYER = re.compile(r"^Layer\((?P<type>\w+)\): (?P<rest>.*)$", re.DOTALL)
 _ENGINE_TACTIC = re.compile(r", Tactic: (?P<tactic>0x[0-9a-fA-F]{1,16}|-?\d{1,20})(?:, |$)")

@@ -13,6 +13,8 @@ from nm2trt.evidence.names import split_profile
 from nm2trt.evidence.tactics import tactic_verdict
 from nm2trt.evidence.weights import POINTWISE, has_weights
 
+_MOST_PROFILES = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineEvidence:
@@ -100,7 +102,13 @@ def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedL
     """The layers of one optimization profile: with several, the engine lists each layer once for each."""
     numbers = [split_profile(layer.name)[1] for layer in layers]
     if len(set(numbers)) < 2:
-        return layers, []
+        names = [layer.name for layer in layers]
+        times = next((count for count in range(_MOST_PROFILES, 1, -1) if _is_repeated(names, count)), 1)
+        if times == 1:
+            return layers, []
+        return layers[: len(layers) // times], [
+            f"the file lists every layer {times} times, in the same order: counted once"
+        ]
     first = min(numbers)
     kept = tuple(layer for layer, number in zip(layers, numbers, strict=True) if number == first)
     sparse = {
@@ -111,10 +119,14 @@ def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedL
         for number in sorted(set(numbers))
     }
     counts = ", ".join(f"profile {number}: {count}" for number, count in sparse.items())
-    return kept, [
-        f"the engine has {len(sparse)} optimization profiles; layers are those of profile {first} (sparse kernels by name, "
-        f"{counts})"
-    ]
+    note = f"the engine has {len(sparse)} optimization profiles; layers are those of profile {first}"
+    return kept, [f"{note} (sparse kernels by name, {counts})"]
+
+
+def _is_repeated(names: list[str], count: int) -> bool:
+    """Whether a list of several names stands `count` times behind itself."""
+    size, rest = divmod(len(names), count)
+    return size > 1 and not rest and len(set(names)) == size and names == names[:size] * count
 
 
 def _layer(

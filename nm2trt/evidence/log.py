@@ -1,9 +1,9 @@
 """What a builder's log shows: the `(Sparsity)` lines and the layers that it prints.
 
-The `(Sparsity)` lines repeat, once for each Myelin subgraph and each pass over the tactics. They are combined so: where they
-list names, the last pair that lists a layer as eligible decides about that layer, since a later pass replaces an earlier one
-and another subgraph has other layers. Where they only count, passes and subgraphs cannot be told apart, so the largest
-count of each kind is a lower bound, and no layer is named.
+The `(Sparsity)` lines repeat, once for each Myelin subgraph and each pass over the tactics. They are combined so:
+where they list names, the last pair that lists a layer as eligible decides about that layer, since a later pass
+replaces an earlier one and another subgraph has other layers. Where they only count, passes and subgraphs cannot be
+told apart, so the largest count of each kind is a lower bound, and no layer is named.
 """
 
 from __future__ import annotations
@@ -94,20 +94,20 @@ class BuildLog:
         """Where the lines contradict themselves or leave something open, for people."""
         found = [
             f"the log's counts ({one.eligible_count} eligible, {one.chosen_count} chosen) and its lists "
-            f"({len(one.eligible or ())}, {len(one.chosen or ())}) disagree: the lists are taken, since TensorRT 10.3 adds "
-            "chosen layers to the wrong counter"
+            f"({len(one.eligible or ())}, {len(one.chosen or ())}) disagree: the lists are taken, since TensorRT 10.3 "
+            "adds chosen layers to the wrong counter"
             for one in self.passes
             if one.contradicts
         ]
         found += [
-            f"the log counts {one.eligible_count} eligible layers and lists {len(one.eligible)}: the list is not complete"
+            f"the log counts {one.eligible_count} eligible layers and lists {len(one.eligible)}: the list is cut short"
             for one in self.passes
             if one.eligible and not one.is_complete
         ]
         if any(one.chosen_count == 0 and not one.is_complete for one in self.passes) and not self.zero_is_known:
             found.append(
-                "the log counts no chosen layer, which TensorRT before 10.14 also does where sparse kernels run; the lists "
-                "of a --verbose log decide"
+                "the log counts no chosen layer, which TensorRT before 10.14 also does where sparse kernels run; the "
+                "lists of a --verbose log decide"
             )
         return (*found, *self.notes)
 

@@ -49,8 +49,8 @@ def _tensor_type(layer: InspectedLayer) -> str | None:
 def differs(one: str, other: str, *, one_is_asked: bool, other_is_asked: bool) -> bool:
     """Whether two precisions cannot be those of engines that compare.
 
-    What a builder was asked for ("FP32+FP16") is a choice of types, what an engine holds is what it chose: an engine fits
-    a choice if its narrowest type is in it. Nothing known is no difference.
+    What a builder was asked for ("FP32+FP16") is a choice of types, what an engine holds is what it chose: an engine
+    fits a choice if its narrowest type is in it. Nothing known is no difference.
     """
     first, second = _types(one), _types(other)
     if not first or not second:

@@ -15,8 +15,9 @@ from nm2trt.errors import InputError
 from nm2trt.evidence.text import LogLine, normalize, open_text, payload_of, physical_lines, read_lines
 
 _LARGEST_JSON_CHARACTERS = 1 << 29
+_MOST_REPAIRS = 50
 _EVIDENCE = re.compile(
-    r"\(Sparsity\) |=== (?:Performance summary|Profile|Model Options|Build Options|Inference Options|Device Information)"
+    r"\(Sparsity\) |=== (?:Performance summary|Profile|(?:Model|Build|Inference) Options|Device Information)"
     r"|^GPU Compute(?: Time)?:? ?|^Layer\(\w+\): |^\s*Name: .*, LayerType: |Engine Layer Information|Set Tactic Name: "
 )
 _JSON_START = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\"\]]|$))")
@@ -163,25 +164,40 @@ def load_json(text: str, path: object) -> tuple[Any, tuple[str, ...]]:
         repaired = _NOT_A_NUMBER.sub(lambda found: found[0] if found[0].startswith('"') else "NaN", text)
         count = len(re.findall(r"\bNaN\b", re.sub(r'"(?:[^"\\\n]|\\.)*"', "", repaired)))
         notes += [f"{count} values are nan or inf"] if count else []
-    for _ in range(20):
-        try:
-            return json.loads(repaired, strict=False), tuple(notes)
-        except RecursionError:
-            raise InputError("no readable JSON: nested too deeply", where=path) from None
-        except json.JSONDecodeError as error:
-            before = repaired[: error.pos].rstrip()
-            if repaired[error.pos : error.pos + 1] in ("]", "}") or error.msg.startswith("Illegal trailing comma"):
-                before = before.rstrip(",")
-                rest = repaired[len(before) :].lstrip(", \t\r\n")
-                if rest[:1] in ("]", "}") and before + rest != repaired:
-                    repaired = before + rest
-                    notes.append("a comma before a closing bracket was passed over")
-                    continue
-            if error.msg.startswith("Invalid \\escape"):
-                repaired = re.sub(r'\\(?!["\\/bfnrtu])', r"\\\\", repaired)
-                continue
-            raise _broken(error, repaired, path) from None
+    for _ in range(_MOST_REPAIRS):
+        raw, error = _try_json(repaired, path)
+        if error is None:
+            return raw, tuple(dict.fromkeys(notes))
+        fixed = _repair(repaired, error)
+        if fixed is None:
+            raise _broken(error, repaired, path)
+        if len(fixed) < len(repaired):
+            notes.append("a comma before a closing bracket was passed over")
+        repaired = fixed
     raise InputError("no readable JSON: too many commas before closing brackets", where=path, mend="export it again")
+
+
+def _try_json(text: str, path: object) -> tuple[Any, json.JSONDecodeError | None]:
+    try:
+        return json.loads(text, strict=False), None
+    except json.JSONDecodeError as error:
+        return None, error
+    except RecursionError:
+        raise InputError("no readable JSON: nested too deeply", where=path) from None
+
+
+def _repair(text: str, error: json.JSONDecodeError) -> str | None:
+    """Take out a comma too many, or escape lonely backslashes; None where it is something else."""
+    if error.msg.startswith("Invalid \\escape"):
+        fixed = re.sub(r'\\(?!["\\/bfnrtu])', r"\\\\", text)
+        return fixed if fixed != text else None
+    if text[error.pos : error.pos + 1] in ("]", "}") or error.msg.startswith("Illegal trailing comma"):
+        before = text[: error.pos].rstrip().rstrip(",")
+        between = re.match(r"[\s,]*", text[len(before) :])
+        rest = text[len(before) + len(between[0]) :] if between is not None else ""
+        if rest[:1] in ("]", "}") and between is not None and "," in between[0]:
+            return before + rest
+    return None
 
 
 def _broken(error: json.JSONDecodeError, text: str, path: object) -> InputError:

@@ -2,8 +2,8 @@
 
 Up to 10.2: `(Sparsity) Layers eligible for sparse math: a, b`, then `(Sparsity) TRT inference plan picked sparse
 implementation for layers: b`. From 10.3 on: `(Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b`, then
-`(Sparsity) Chose 1 layer(s) using sparse tactics: b`, the lists mostly in verbose logs only. 10.3 adds the chosen ones to the
-wrong counter, so its counts contradict its lists.
+`(Sparsity) Chose 1 layer(s) using sparse tactics: b`, the lists mostly in verbose logs only. 10.3 adds the chosen
+ones to the wrong counter, so its counts contradict its lists.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ def _listed(match: re.Match[str]) -> tuple[tuple[str, ...] | None, int]:
 def join_pieces(first: str, pieces: list[str]) -> tuple[str, int]:
     """Append to a `(Sparsity)` line those of the next lines that belong to it.
 
-    A terminal breaks such lines, and other programs print behind them: "done" must not become a layer. A piece belongs to
-    the list if a separator or an open bracket is waiting for it, if it begins with one, or if the broken name and it give
-    a name like the others.
+    A terminal breaks such lines, and other programs print behind them: "done" must not become a layer. A piece
+    belongs to the list if a separator or an open bracket is waiting for it, if it begins with one, or if the broken
+    name and it give a name like the others.
 
     Returns:
         The whole line, and how many pieces it took.

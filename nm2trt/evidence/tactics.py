@@ -8,7 +8,8 @@ from typing import Literal
 Verdict = Literal["sparse", "dense", "unknown"]
 
 # Seen: sm80_xmma_fprop_avdt_sparse_int8int8_..., sm80_xmma_fprop_sparse_conv_..._sptensor..., sm80_xmma_sparse_gemm_...
-# and the same of sm90. Older kernels of the Ampere family put "sp" behind the instruction, ampere_..._s16832gemm_sp_...;
+# and the same of sm90. Older kernels of the Ampere family put "sp" behind the instruction,
+# ampere_..._s16832gemm_sp_...;
 # CUTLASS and cuSPARSELt write spgemm and spmma.
 _SPARSE = re.compile(
     r"(?:^|_)sparse(?:_|$)|sptensor|sp_?mma|sp_?gemm|sp_?conv|cusparselt|(?:gemm|conv|mma|cudnn)_sp(?:_|$)"
@@ -16,8 +17,8 @@ _SPARSE = re.compile(
     re.IGNORECASE,
 )
 _FAMILY = re.compile(
-    r"^(?:void )?(?:sm\d+_|maxwell_|pascal_|volta_|turing_|ampere_|ada_|hopper_|blackwell_|trt_|cutlass|cudnn|xmma_|cask_"
-    r"|nvjet_|cusparselt|[his]\d{3,}|generic_)",
+    r"^(?:void )?(?:sm\d+_|maxwell_|pascal_|volta_|turing_|ampere_|ada_|hopper_|blackwell_|trt_|cutlass|cudnn"
+    r"|xmma_|cask_|nvjet_|cusparselt|[his]\d{3,}|generic_)",
     re.IGNORECASE,
 )
 """Names that a library gave its kernels. Others are made of a layer's own name, which may hold "sparse", too."""

@@ -98,7 +98,8 @@ _PREFIXES = tuple(
     )
 )
 _STARTS = re.compile(
-    r"\(Sparsity\) |Layer\(\w|Name: .*, LayerType: |\{\"(?:Layers|log|message|msg|MESSAGE|textPayload)\"|##\[\w|::\w+::|Bindings:|\s*$"
+    r"\(Sparsity\) |Layer\(\w|Name: .*, LayerType: |\{\"(?:Layers|log|message|msg|MESSAGE|textPayload)\""
+    r"|##\[\w|::\w+::|Bindings:|\s*$"
 )
 """Begins a line of its own, though without a header."""
 _JSON_OBJECT = re.compile(r'\{"\w+": ?"')

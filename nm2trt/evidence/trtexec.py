@@ -1,9 +1,9 @@
 """What trtexec 7 to 11 leaves behind: exported times, profile and layers, its logs; and trex's copies of them.
 
-Files are told apart by what is in them, not by their names, and those of one run are joined: trex and most scripts keep a
-log of the build beside one of the timed run. The defaults of the tool changed: up to 10.x, transfers are timed and CUDA
-graph and spin wait are off; from 11.0 it is the other way round. Two numbers are comparable only where these three agree,
-so they are read from the log, or follow from the version.
+Files are told apart by what is in them, not by their names, and those of one run are joined: trex and most scripts
+keep a log of the build beside one of the timed run. The defaults of the tool changed: up to 10.x, transfers are timed
+and CUDA graph and spin wait are off; from 11.0 it is the other way round. Two numbers are comparable only where these
+three agree, so they are read from the log, or follow from the version.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["ProfiledLayer", "TimingSummary", "Toggles", "TrtexecRun", "read_trte
 
 Milliseconds = NDArray[np.float64]
 
-_MEND = "name a log, or a folder or PREFIX with trtexec's --exportTimes, --exportProfile, --exportLayerInfo files and its log"
+_MEND = "name a log, or a folder or PREFIX with trtexec's log, --exportTimes, --exportProfile, --exportLayerInfo files"
 _OWN_PREFIX = "give each run its own PREFIX or folder"
 _H2D, _D2H = ("h2dMs", "inMs"), ("d2hMs", "outMs")
 """Up to 8.0, transfers were called in and out."""
@@ -64,14 +64,14 @@ class TrtexecRun:
     inspection: Inspection | None = None
     log: BuildLog | None = None
     version: str = ""
-    toggles: Toggles = Toggles()
+    toggles: Toggles = field(default_factory=Toggles)
     toggles_source: str = ""
     gpu: str = ""
     multiprocessors: int | None = None
     asked_precision: str = ""
     """As the builder was asked, "FP32+FP16"; empty where no log of a build tells."""
     precision: str = ""
-    """What the engine's layers hold, "fp16+int8", where a layer file tells; else as the builder was asked; else empty."""
+    """What the engine's layers hold, "fp16+int8", where a layer file tells; else as asked of the builder."""
     shapes: Shapes = field(default_factory=dict)
     """Every input's shape in the timed calls, where a file tells."""
     implicit_batch: int | None = None
@@ -96,8 +96,8 @@ def read_trtexec(path: Path) -> TrtexecRun:
     """Read a run from one file, a folder, or all files whose path begins with a prefix.
 
     Raises:
-        InputError: There is no such file, none of them is trtexec's, one that is cannot be read, or two of them belong to
-            different runs.
+        InputError: There is no such file, none of them is trtexec's, one that is cannot be read, or two of them
+        belong to different runs.
     """
     contents, others = _contents(path)
     run = TrtexecRun(name=path.name)
@@ -274,7 +274,7 @@ def _from_trex(raw: Mapping[str, Any], run: TrtexecRun) -> TrtexecRun:
 
 
 def _with_logs(run: TrtexecRun, logs: Sequence[tuple[Path, TrtexecLog]]) -> TrtexecRun:
-    """Join the logs of one engine: the build's lines from the log that built it, the times from the one that timed it."""
+    """Join the logs of one engine: the build's lines from the log that built it, the times from the one that timed."""
     if not logs:
         return run
     _check_one_engine(logs)

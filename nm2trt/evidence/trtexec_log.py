@@ -1,8 +1,9 @@
-"""trtexec's own log, 7 to 11: options, shapes, the performance summary, the table of layer times, and the build's lines.
+"""trtexec's own log, 7 to 11: options, shapes, performance summary, table of layer times, and the build's lines.
 
-Seen: shapes as `Input inference shape: x=1x3x224x224` (8.x), `... shape : x=...` (10.x), `Created input binding for x with
-dimensions ...` (8.2), `Input binding for x with dimensions ... is created.` (8.5 on). The summary is one line per quantity
-from 8.0 on, a block of lines in 7.x. The table names the layer first up to 8.5 and last from 8.6 on; medians from 8.4 on.
+Seen: shapes as `Input inference shape: x=1x3x224x224` (8.x), `... shape : x=...` (10.x), `Created input binding for x
+with dimensions ...` (8.2), `Input binding for x with dimensions ... is created.` (8.5 on). The summary is one line per
+quantity from 8.0 on, a block of lines in 7.x. The table names the layer first up to 8.5 and last from 8.6 on; medians
+from 8.4 on.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ _ENDED = re.compile(r"&&&& (?P<how>PASSED|FAILED|WAIVED) TensorRT\.trtexec")
 _OPTION_KEYS = frozenset(
     {
         "Data transfers", "Spin-wait", "CUDA Graph", "Precision", "Format", "Batch", "Selected Device", "SMs",
-        "Input inference shapes", "TensorRT version", "Sparsity", "Model", "ONNX", "Refit", "Streams", "Inference Streams",
+        "Input inference shapes", "TensorRT version", "Streams",
     }
 )  # fmt: skip
 _TOGGLES = {"Data transfers": "transfers", "CUDA Graph": "graph", "Spin-wait": "spin"}
 _SHAPE = r"(?P<sizes>\d+(?:x\d+)*|)"
 _INFERENCE_SHAPE = re.compile(rf"Input inference shape ?: ?(?P<name>.+)={_SHAPE}\s*$")
 _BINDING = re.compile(
-    r"(?:Created input binding for|Input binding for) (?P<name>.+?) with dimensions (?P<sizes>\d+(?:x\d+)*)(?: is created\.?|\s*$)"
+    r"(?:Created input binding for|Input binding for) (?P<name>.+?) with dimensions (?P<sizes>\d+(?:x\d+)*)"
+    r"(?: is created\.?|\s*$)"
 )
 _OVERRIDDEN = re.compile(
     r"(?:required for input:? (?P<name>\S+?),? but no shapes were provided\. Automatically overriding shape to:? )"
@@ -99,7 +101,7 @@ class TrtexecLog:
     build: BuildLog
     version: str = ""
     command: str = ""
-    toggles: Toggles = Toggles()
+    toggles: Toggles = field(default_factory=Toggles)
     gpu: str = ""
     multiprocessors: int | None = None
     precision: str = ""
@@ -207,7 +209,7 @@ class _RunReader:
         key, colon, value = text.partition(":")
         if not colon:
             self._block = text.strip() if text.strip() in _OLD_BLOCKS else self._block
-            if self._metric:
+            if self._metric or "queries over" in text:
                 self._read_metric(line)
             return
         key = key.strip()

@@ -25,7 +25,7 @@ from nm2trt.artifacts import (
 from nm2trt.artifacts.ratio import RatioRecord
 from nm2trt.artifacts.report import LAUNCH_BOUND, ArmName
 from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
-from nm2trt.errors import ConfigError, InputError
+from nm2trt.errors import ConfigError
 from nm2trt.evidence.layer_table import TableRow, read_layer_table
 from nm2trt.evidence.layers import engine_evidence
 from nm2trt.evidence.trtexec import TrtexecRun, read_trtexec
@@ -238,8 +238,8 @@ def _notes(runs: Mapping[ArmName, TrtexecRun], record: BatchRecord | None) -> tu
     if len(profiled) > 1 and not has_medians(profiled):
         without = [arm for arm, run in profiled.items() if not has_medians({arm: run})]
         notes.append(
-            f"Layers are compared by means: the profile of the {' and '.join(without)} run has no medians (trtexec up to "
-            "8.3 wrote none)."
+            f"Layers are compared by means: the profile of the {' and '.join(without)} run has no medians (trtexec "
+            "up to 8.3 wrote none)."
         )
     for arm, run in runs.items():
         notes += [f"{arm}: {note}." for note in run.notes]

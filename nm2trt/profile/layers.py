@@ -213,7 +213,8 @@ def _sentence(record: LayersRecord) -> str:
     if not record.sparse_ms or not record.dense_ms:
         only = record.sparse_ms or record.dense_ms
         ran = f", of which {record.chosen} run sparse kernels" if record.chosen is not None else ""
-        return f"{record.weighted} layers with weights{ran}, sum of the layers {only:.4g} ms; one engine, so nothing to compare"
+        words = f"{record.weighted} layers with weights{ran}, sum of the layers {only:.4g} ms"
+        return f"{words}; one engine, so nothing to compare"
     without = record.without_kernel
     if record.chosen is None:
         return f"{total}; which kernels ran was not observed{_unmatched(record)}"
@@ -241,8 +242,8 @@ def _unmatched(record: LayersRecord) -> str:
         return ""
     if not record.matched:
         return (
-            "; no layer of the dense run could be matched with one of the sparse run: their names differ, as in networks that "
-            "were exported apart"
+            "; no layer of the dense run could be matched with one of the sparse run: their names differ, as in "
+            "networks that were exported apart"
         )
     return f"; {record.weighted - record.matched} of them have no counterpart in the dense run"
 

@@ -65,9 +65,10 @@ def _from_summaries(timed: Mapping[ArmName, TrtexecRun], batch: int, kernels: Ke
     if "sparse-again" in arms:
         apart = arms["sparse-again"].median_ms / arms["sparse"].median_ms
         again = f"; the second sparse run differs from the first by {100 * abs(apart - 1):.1f} %"
+    medians = f"{arms['dense'].median_ms:.4g} against {arms['sparse'].median_ms:.4g} ms"
     words = (
-        f"the sparse run was {value:.2f}x of the dense one's speed by median GPU compute time, {arms['dense'].median_ms:.4g} "
-        f"against {arms['sparse'].median_ms:.4g} ms: two runs, no interval, so no verdict{again}{kernel_words(kernels)}"
+        f"the sparse run was {value:.2f}x of the dense one's speed by median GPU compute time, {medians}: two runs, no "
+        f"interval, so no verdict{again}{kernel_words(kernels)}"
     )
     return _record(batch, tuple(arms.values()), ratio, NO_NOISE, float("inf"), "unpaired", words)
 

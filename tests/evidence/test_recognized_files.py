@@ -70,9 +70,8 @@ def test_a_layer_file_is_no_log_and_a_text_is_neither(tmp_path):
 
 def test_layers_within_a_log_are_read_as_layers(tmp_path):
     path = tmp_path / "both.txt"
-    path.write_text(
-        f"[09/26/2026-10:00:00] [I] Layer Information:\n{json.dumps(FILES[FileKind.LAYERS])}\n[09/26/2026-10:00:01] [I] x\n"
-    )
+    layers = json.dumps(FILES[FileKind.LAYERS])
+    path.write_text(f"[09/26/2026-10:00:00] [I] Layer Information:\n{layers}\n[09/26/2026-10:00:01] [I] x\n")
     (layer,) = read_inspection(path).layers
     assert (layer.name, layer.has_sparse_weights) == ("conv1", True)
 

@@ -100,7 +100,7 @@ def test_a_list_that_is_shorter_than_its_count_is_not_complete():
     log = read(FOUND.format(40, "a, b") + "\n[I] [TRT] (Sparsity) Chose 7 layer(s) using sparse tactics: a")
     assert not log.names_layers
     assert (log.eligible_count, log.chosen_count) == (40, 7)
-    assert any("not complete" in note for note in log.doubts)
+    assert any("cut short" in note for note in log.doubts)
 
 
 def test_a_count_of_none_chosen_is_no_finding_before_10_14():

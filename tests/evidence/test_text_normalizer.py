@@ -36,7 +36,7 @@ Layer(CaskConvolution): /c2/Conv + /c2/Relu, Tactic: 0x00000000000000a2, a (Half
 [09/26/2026-10:00:09] [I]       24.00       0.2000       0.1990      66.7   /c1/Conv + /c1/Relu
 [09/26/2026-10:00:09] [I]       12.00       0.1000       0.0990      33.3   /c2/Conv + /c2/Relu
 [09/26/2026-10:00:09] [I]       36.00       0.3000       0.2980     100.0   Total
-[09/26/2026-10:00:09] [I] 
+[09/26/2026-10:00:09] [I]
 [09/26/2026-10:00:09] [I] === Performance summary ===
 [09/26/2026-10:00:09] [I] Throughput: 3210.5 qps
 [09/26/2026-10:00:09] [I] GPU Compute Time: min = 0.29 ms, max = 0.42 ms, mean = 0.305 ms, median = 0.301 ms, percentile(90%) = 0.31 ms, percentile(95%) = 0.32 ms, percentile(99%) = 0.33 ms

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, ISC004 -- lines of logs stand as they are
 """trtexec's own logs in the spellings of their releases; texts made by hand after the documented forms."""
 
 import pytest
@@ -64,7 +65,9 @@ def test_all_inputs_are_read_and_what_was_bound_wins():
     assert log.shapes == {"ids": (8, 128), "mask": (8, 64)}
 
 
-@given(st.dictionaries(st.from_regex(r"\A[a-z][a-z0-9_.]{0,6}\Z"), st.lists(st.integers(1, 999), min_size=1, max_size=4)))
+@given(
+    st.dictionaries(st.from_regex(r"\A[a-z][a-z0-9_.]{0,6}\Z"), st.lists(st.integers(1, 999), min_size=1, max_size=4))
+)
 def test_shape_options_are_read_as_they_are_written(shapes):
     text = ",".join(f"{name}:{'x'.join(map(str, sizes))}" for name, sizes in shapes.items())
     assert read_shapes(text) == {name: tuple(sizes) for name, sizes in shapes.items()}
@@ -136,7 +139,9 @@ def test_the_table_of_layer_times_in_every_layout(text, medians):
 
 
 def test_a_layer_of_the_table_that_did_not_run_is_said():
-    text = TABLES["name last, 8.6 on"][0].replace("50.00       0.1000       0.0900      33.3", "0.00   -nan   0.0000   0.0")
+    text = TABLES["name last, 8.6 on"][0].replace(
+        "50.00       0.1000       0.0900      33.3", "0.00   -nan   0.0000   0.0"
+    )
     log = read(text)
     assert [layer.name for layer in log.layers] == ["conv1 + relu1"]
     assert "1 layers of the profile did not run" in log.notes[0]
