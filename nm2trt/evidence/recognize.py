@@ -20,6 +20,7 @@ _EVIDENCE = re.compile(
     r"\(Sparsity\) |=== (?:Performance summary|Profile|(?:Model|Build|Inference) Options|Device Information)"
     r"|^GPU Compute(?: Time)?:? ?|^Layer\(\w+\): |^\s*Name: .*, LayerType: |Engine Layer Information|Set Tactic Name: "
 )
+_CAPTURED = re.compile(rf"\n.*?(?:{_EVIDENCE.pattern}|\[[VIWE]\] |&&&& )|(?:\(Sparsity\) |&&&& ).*\n", re.MULTILINE)
 _JSON_START = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\"\]]|$))")
 _COLLECTED = re.compile(r'"(?:log|message|msg|MESSAGE|textPayload|line|text|body|@message)"\s*:\s*"')
 _NOT_A_NUMBER = re.compile(r'"(?:[^"\\\n]|\\.)*"|-?\b(?:nan|inf(?:inity)?)\b(?:\((?:ind|snan)\))?', re.IGNORECASE)
@@ -63,7 +64,7 @@ class Content:
     path: Path
     kind: FileKind
     raw: Any = None
-    """The JSON value; None for a log."""
+    """The JSON value; of a log within JSON, its lines; None for any other log."""
     notes: tuple[str, ...] = ()
     """What had to be repaired to read it."""
 
@@ -78,7 +79,7 @@ class Content:
 
     def lines(self) -> Iterator[LogLine]:
         """The lines of a log."""
-        return normalize(_entries(self.raw)) if self.raw is not None else read_lines(self.path)
+        return normalize(self.raw) if self.raw is not None else read_lines(self.path)
 
 
 def recognize(path: Path) -> Content:
@@ -112,9 +113,10 @@ def _recognize_lines(path: Path) -> Content:
 
 def _recognize_json(path: Path, text: str) -> Content:
     raw, notes = load_json(text, path)
-    if _entries(raw):
-        return Content(path, FileKind.LOG, raw, notes)
-    return Content(path, kind_of(raw), raw, notes)
+    kind = kind_of(raw)
+    if kind is FileKind.OTHER_JSON and (lines := _entries(raw) or _captured(raw)):
+        return Content(path, FileKind.LOG, lines, notes)
+    return Content(path, kind, raw, notes)
 
 
 def kind_of(raw: object) -> FileKind:
@@ -267,6 +269,23 @@ def _entries(raw: object) -> list[str]:
     ]
     found = [text for text in texts if text is not None]
     return [line for text in found for line in text.split("\n")] if len(found) == len(raw) else []
+
+
+def _captured(raw: object) -> list[str]:
+    """Lines of the logs that a notebook or a tool's JSON holds as the output of a program."""
+    found: list[str] = []
+    waiting = [raw]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            value = "".join(value)
+        if isinstance(value, str):
+            found += value.split("\n") if _CAPTURED.search(value) is not None else []
+        elif isinstance(value, dict):
+            waiting.extend(reversed(value.values()))
+        elif isinstance(value, list):
+            waiting.extend(reversed(value))
+    return found
 
 
 def is_text(path: Path) -> bool:

@@ -8,6 +8,7 @@ inspector's metadata holds U+001E, which `str.splitlines` takes for an end.
 
 from __future__ import annotations
 
+import ast
 import bz2
 import codecs
 import gzip
@@ -30,6 +31,9 @@ _SAMPLE_CHARACTERS = 1 << 18
 _LAYERS = 6
 """Wrappings within one another."""
 _MOST_PIECES = 4096
+_CERTAIN = 3
+"""Broken lines that no accident explains."""
+_LIST = "(Sparsity) "
 _DOCKER_PIECE = 16_000
 _LONGEST_HEADER = 40
 _NESTED = 4
@@ -102,6 +106,7 @@ _STARTS = re.compile(
     r"|##\[\w|::\w+::|Bindings:|\s*$"
 )
 """Begins a line of its own, though without a header."""
+_LITERALS = frozenset({"b'", 'b"'})
 _JSON_OBJECT = re.compile(r'\{"\w+": ?"')
 _PAYLOADS = ("log", "message", "msg", "MESSAGE", "textPayload", "line", "text", "body", "@message")
 _NOT_A_NAME = re.compile(r"[\d:.,+/ \t-]+")
@@ -254,17 +259,29 @@ def _unwrap_colored(lines: Iterable[str]) -> Iterator[str]:
         begins = _beginning(texts)
         width, broken = _width(texts, begins)
         if width is not None and broken > _width([_plain(text) for text in texts], begins)[1]:
-            return (text for _, text in _join(everything, width, begins))
+            return (text for _, text in _join(everything, width, begins, is_certain=broken >= _CERTAIN))
     return (text for _, text in everything)
 
 
 def _clean(lines: Iterable[str]) -> Iterator[str]:
     for raw in lines:
         line = raw.rstrip("\r\n")
-        if "\r" in line:
+        if line[:2] in _LITERALS and "\\n" in line:
+            yield from _clean(_literal_lines(line))
+        elif "\r" in line:
             yield from (_plain(part) for part in line.split("\r"))
         else:
             yield _plain(line)
+
+
+def _literal_lines(line: str) -> list[str]:
+    """Lines of a whole log that Python printed as a literal: b'...\\n...'."""
+    try:
+        value = ast.literal_eval(line.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [f" {line}"]
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text.split("\n")
 
 
 def _plain(line: str) -> str:
@@ -294,9 +311,10 @@ def _unwrap(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
     """Join lines that a terminal broke at its width."""
     head = _sample(pieces)
     begins = _beginning([text for _, text in head])
-    width, _ = _width([text for _, text in head], begins)
+    width, broken = _width([text for _, text in head], begins)
     everything = chain(head, pieces)
-    return (everything, False) if width is None else (_join(everything, width, begins), True)
+    is_certain = broken >= _CERTAIN
+    return (everything, False) if width is None else (_join(everything, width, begins, is_certain=is_certain), True)
 
 
 def _beginning(head: list[str]) -> Callable[[str], bool]:
@@ -327,15 +345,17 @@ def _beginning(head: list[str]) -> Callable[[str], bool]:
 def _width(lines: list[str], begins: Callable[[str], bool]) -> tuple[int | None, int]:
     """The width at which lines were broken, and how many were."""
     longest = max(map(len, lines), default=0)
-    full = sum(len(line) == longest for line in lines)
-    broken = sum(len(line) == longest and not begins(after) for line, after in pairwise(lines))
+    # The same line many times is no proof.
+    full = len({line for line in lines if len(line) == longest})
+    broken = len({line for line, after in pairwise(lines) if len(line) == longest and not begins(after)})
     known = longest in _COMMON_WIDTHS or (full > 1 and _NARROWEST <= longest <= _WIDEST)
     # Where no line begins anything for certain, only a text that is mostly full lines was broken.
     known = known and (2 * full >= len(lines) or any(map(begins, lines)))
     return (longest if known and broken else None), broken
 
 
-def _join(pieces: Iterable[_Piece], width: int, begins: Callable[[str], bool]) -> Iterator[_Piece]:
+def _join(pieces: Iterable[_Piece], width: int, begins: Callable[[str], bool], *, is_certain: bool) -> Iterator[_Piece]:
+    """Join full lines with what follows; lists of layers only where the width is certain: their reader knows more."""
     held: list[str] = []
     source, previous = "", 0
     for origin, text in pieces:
@@ -344,6 +364,7 @@ def _join(pieces: Iterable[_Piece], width: int, begins: Callable[[str], bool]) -
             and width - 1 <= previous <= width
             and origin == source
             and not begins(text)
+            and (is_certain or _LIST not in held[0])
             and len(held) < _MOST_PIECES
         ):
             # A space at the break is lost where the copy from a terminal drops spaces at the ends of lines.

@@ -330,11 +330,11 @@ class _ProfileTable:
 
     def feed(self, line: LogLine) -> None:
         text = line.text
-        if not text.strip():
-            self.is_open = not self._rows
-            return
         if self._are_messages and not line.is_message:
             # Somebody else's line in between.
+            return
+        if not text.strip():
+            self.is_open = not self._rows
             return
         if self._row is None:
             self._header(text)
