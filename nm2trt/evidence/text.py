@@ -462,7 +462,7 @@ def _peeled(pieces: Iterable[_Piece], pattern: re.Pattern[str]) -> Iterator[_Pie
         if match is None:
             yield source, text
             continue
-        body = text[match.end() :]
+        body = _plain(text[match.end() :])
         cri = _CRI.match(text)
         origin = source + _NOT_A_NAME.sub("", match[0])[:100]
         if cri is not None:
@@ -502,7 +502,7 @@ def _message(source: str, line: str) -> LogLine:
         if found is None:
             break
         at = found.end()
-    return LogLine(line[at:], False, source)
+    return LogLine(_plain(line[at:]) if at else line, False, source)
 
 
 def _parts(line: str) -> list[str]:
