@@ -269,9 +269,12 @@ def _clean(lines: Iterable[str]) -> Iterator[str]:
         if line[:2] in _LITERALS and "\\n" in line:
             yield from _clean(_literal_lines(line))
         elif "\r" in line:
-            yield from (_plain(part) for part in line.split("\r"))
+            yield from _clean(line.split("\r"))
         else:
-            yield _plain(line)
+            plain = _plain(line)
+            # A line of nothing but escapes is what a carriage return left of another.
+            if plain or not line:
+                yield plain
 
 
 def _literal_lines(line: str) -> list[str]:
@@ -326,9 +329,11 @@ def _beginning(head: list[str]) -> Callable[[str], bool]:
     certain = [
         text for before, text in zip(["", *head], plain, strict=False) if len(before) < longest - 1 and text.strip()
     ]
-    sure = next((one for one in style if len(certain) > 2 and _share(one, certain) >= _NEARLY_ALL), None)
-    if sure is not None:
-        return lambda raw: sure.match(_plain(raw)) is not None
+    sure = [one for one in style if len(certain) > 2 and _share(one, certain) >= _NEARLY_ALL]
+    if sure:
+        # Of several, the one that even broken lines have is the outermost.
+        outer = max(sure, key=lambda one: _share(one, plain))
+        return lambda raw: outer.match(_plain(raw)) is not None
 
     def begins(raw: str) -> bool:
         text = _plain(raw)
@@ -435,8 +440,9 @@ def _peel(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
     head = _sample(pieces)
     lines = [text for _, text in head if text.strip()]
     everything = chain(head, pieces)
-    pattern = next((one for one in (*_PREFIXES, *_learned(lines)) if _share(one, lines) >= _MOST), None)
-    return (everything, False) if pattern is None else (_peeled(everything, pattern), True)
+    # What all lines have is outside of what only whole lines have.
+    pattern = max((*_PREFIXES, *_learned(lines)), key=lambda one: _share(one, lines))
+    return (everything, False) if _share(pattern, lines) < _MOST else (_peeled(everything, pattern), True)
 
 
 def _share(pattern: re.Pattern[str], lines: list[str]) -> float:
