@@ -17,7 +17,7 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command(name="inspect")
-@click.argument("build", type=_FILE, metavar="[BUILD]", required=False)
+@click.argument("build", type=_FILE, metavar="[BUILD | FILE]", required=False)
 @click.option(
     "--layers", type=_FILE, metavar="F.json", help="Engine inspector's or trtexec --exportLayerInfo's output."
 )
@@ -41,8 +41,8 @@ def command(
 ) -> int:
     """Show of each engine layer whether it may be sparse, whether it is, and which kernel runs.
 
-    Takes a folder of `nm2trt export`, or the output of others' builds with --layers, --log or both. No plan is loaded
-    and no GPU is needed. Sparse is what the kernel's name or the builder's (Sparsity) log lines show; the inspector's
+    Takes a folder of `nm2trt export`, or the output of others' builds: one FILE, or --layers, --log or both. What a file
+    is, its content decides. No plan is loaded and no GPU is needed. Sparse is what the kernel's name or the builder's (Sparsity) log lines show; the inspector's
     HasSparseWeights tells of the weights alone and proves nothing.
 
     \b
@@ -50,6 +50,8 @@ def command(
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK, ConfigError
 
+    if build is not None and build.is_file():
+        build, layers, log = _placed(build, layers, log)
     given = [option for option, value in (("--layers", layers), ("--log", log), ("--onnx", onnx)) if value is not None]
     if build is not None and given:
         raise ConfigError(f"BUILD brings its own files; leave out {', '.join(given)}", where="inspect")
@@ -73,6 +75,20 @@ def command(
         found = f"{engine.sparse_at_least} layers run a sparse kernel, and --require asks for {least}"
         click.echo(f"nm2trt: error: {engine.name}: {found}", err=True)
     return EXIT_BAD_VERDICT if short else EXIT_OK
+
+
+def _placed(file: Path, layers: Path | None, log: Path | None) -> tuple[None, Path | None, Path | None]:
+    """Take a file that was named without an option for what it is."""
+    from nm2trt.errors import ConfigError
+    from nm2trt.evidence.recognize import FileKind, recognize
+
+    content = recognize(file)
+    if content.kind not in (FileKind.LAYERS, FileKind.LOG):
+        raise content.refuse("a layer file or a log", "nm2trt profile reads times; nm2trt export writes build folders")
+    option, taken = ("--layers", layers) if content.kind is FileKind.LAYERS else ("--log", log)
+    if taken is not None:
+        raise ConfigError(f"{file} is {content.words}, and {option} names another", where="inspect")
+    return (None, file, log) if content.kind is FileKind.LAYERS else (None, layers, file)
 
 
 def inspect_build(folder: Path) -> InspectDocument:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from nm2trt.errors import InputError
-from nm2trt.evidence.text import open_text
+from nm2trt.evidence.text_files import open_text
 
 REQUIRED = ("layer", "dense_engine_ms", "sparse_engine_ms")
 OPTIONAL = ("sparse_kernel_chosen", "c_in", "c_out", "kernel", "stride", "out_h_w")

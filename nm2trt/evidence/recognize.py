@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nm2trt.errors import InputError
-from nm2trt.evidence.text import LogLine, normalize, open_text, payload_of, physical_lines, read_lines
+from nm2trt.evidence.text import LogLine, normalize, payload_of, read_lines
+from nm2trt.evidence.text_files import open_text, physical_lines
 
 _LARGEST_JSON_CHARACTERS = 1 << 29
 _MOST_REPAIRS = 50

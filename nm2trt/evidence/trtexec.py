@@ -20,17 +20,10 @@ from nm2trt.errors import InputError
 from nm2trt.evidence.inspector import Inspection, parse_inspection
 from nm2trt.evidence.log import BuildLog
 from nm2trt.evidence.precision import precision_of
+from nm2trt.evidence.profile_table import ProfiledLayer
 from nm2trt.evidence.recognize import Content, FileKind, is_text, recognize, restore_backslashes
-from nm2trt.evidence.trtexec_log import (
-    ProfiledLayer,
-    Shapes,
-    TimingSummary,
-    Toggles,
-    TrtexecLog,
-    read_shapes,
-    read_toggles,
-    read_trtexec_logs,
-)
+from nm2trt.evidence.trtexec_log import Shapes, TimingSummary, TrtexecLog, read_trtexec_logs
+from nm2trt.evidence.trtexec_options import Toggles, read_shapes, read_toggles
 
 __all__ = ["ProfiledLayer", "TimingSummary", "Toggles", "TrtexecRun", "read_trtexec"]
 

@@ -9,12 +9,20 @@ from 8.4 on.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nm2trt.evidence.log import BuildLog, BuildLogReader
+from nm2trt.evidence.profile_table import ProfiledLayer, ProfileTable
 from nm2trt.evidence.text import LogLine
+from nm2trt.evidence.trtexec_options import (
+    Toggles,
+    parse_version,
+    read_command_shapes,
+    read_sizes,
+    read_toggles,
+    read_version,
+)
 
 _RUNNING = re.compile(
     r"&&&& RUNNING TensorRT\.trtexec(?: \[TensorRT v(?P<version>\d+)\])?(?: \[b\d+\])?(?: #\s*(?P<command>.*))?"
@@ -26,7 +34,6 @@ _OPTION_KEYS = frozenset(
         "Input inference shapes", "TensorRT version", "Streams",
     }
 )  # fmt: skip
-_TOGGLES = {"Data transfers": "transfers", "CUDA Graph": "graph", "Spin-wait": "spin"}
 _SHAPE = r"(?P<sizes>\d+(?:x\d+)*|)"
 _INFERENCE_SHAPE = re.compile(rf"Input inference shape ?: ?(?P<name>.+)={_SHAPE}\s*$")
 _BINDING = re.compile(
@@ -49,33 +56,6 @@ _OLD_BLOCKS = ("Host Latency", "Host latency", "GPU Compute", "Enqueue Time")
 _THROUGHPUT = re.compile(r"^\s*[Tt]hroughput: (?P<value>[\d.]+(?:e[+-]?\d+)?) qps")
 _TRACE = re.compile(r"Timing trace has (\d+) queries over")
 _PROFILE = re.compile(r"=== Profile \((?P<count>\d+) iterations ?\) ===")
-_NUMBER = r"(?:[\d.]+(?:e[+-]?\d+)?|-?nan(?:\(ind\))?|-?inf)"
-_MOST_ROWS = 200_000
-
-
-@dataclass(frozen=True, slots=True)
-class Toggles:
-    """What a time covers; None where neither log nor version tells."""
-
-    transfers: bool | None = None
-    graph: bool | None = None
-    spin: bool | None = None
-
-    def words(self) -> str:
-        """All three in words."""
-        states = {True: "on", False: "off", None: "not known"}
-        return (
-            f"data transfers {states[self.transfers]}, CUDA graph {states[self.graph]}, spin wait {states[self.spin]}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ProfiledLayer:
-    """One layer of a profile."""
-
-    name: str
-    average_ms: float
-    median_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +162,7 @@ class _RunReader:
         self._metric = self._block = ""
         self._queries_per_s: float | None = None
         self._samples: int | None = None
-        self._table: _ProfileTable | None = None
+        self._table: ProfileTable | None = None
         self._failed = False
 
     def start(self, running: re.Match[str]) -> None:
@@ -200,7 +180,7 @@ class _RunReader:
             if self._table.is_open:
                 return
         if "=== Profile (" in text and (profile := _PROFILE.search(text)) is not None:
-            self._table = _ProfileTable(int(profile["count"][:12]), are_messages=line.is_message)
+            self._table = ProfileTable(int(profile["count"][:12]), are_messages=line.is_message)
             return
         if text.startswith("Tactic"):
             return
@@ -225,7 +205,7 @@ class _RunReader:
     def finish(self) -> TrtexecLog:
         """Everything that the lines told."""
         options = self._options
-        version = self._version or _dotted(options.get("TensorRT version", ""))
+        version = self._version or parse_version(options.get("TensorRT version", ""))
         loaded = options.get("Format") == "*" or "--loadEngine" in self._command
         sms, batch = options.get("SMs", ""), options.get("Batch", "")
         toggles = read_toggles(options)
@@ -314,111 +294,3 @@ def _float(text: str) -> float:
         return float(text)
     except ValueError:
         return 0.0
-
-
-class _ProfileTable:
-    """The rows under `=== Profile`, in both layouts."""
-
-    def __init__(self, iterations: int, *, are_messages: bool) -> None:
-        self.iterations = iterations
-        self._are_messages = are_messages
-        self.is_open = True
-        self._row: re.Pattern[str] | None = None
-        self._has_median = False
-        self._rows: list[tuple[str, float, float | None]] = []
-        self._dropped = 0
-
-    def feed(self, line: LogLine) -> None:
-        text = line.text
-        if self._are_messages and not line.is_message:
-            # Somebody else's line in between.
-            return
-        if not text.strip():
-            self.is_open = not self._rows
-            return
-        if self._row is None:
-            self._header(text)
-            return
-        match = self._row.match(text)
-        if match is None or len(self._rows) >= _MOST_ROWS:
-            self.is_open = False
-            return
-        average, median = _ms(match["average"]), _ms(match["median"]) if self._has_median else None
-        name = match["name"].strip()
-        if average is None:
-            self._dropped += 1
-        else:
-            self._rows.append((name, average, median))
-
-    def _header(self, text: str) -> None:
-        if "Layer" not in text or "Time" not in text:
-            self.is_open = False
-            return
-        self._has_median = "Median" in text
-        median = rf"\s+(?P<median>{_NUMBER})" if self._has_median else ""
-        numbers = rf"(?P<time>{_NUMBER})\s+(?P<average>{_NUMBER}){median}\s+(?P<share>{_NUMBER})"
-        last = text.rstrip().endswith("Layer")
-        self._row = re.compile(rf"^\s*{numbers}\s+(?P<name>\S.*)$" if last else rf"^\s*(?P<name>\S.*?)\s+{numbers}\s*$")
-
-    def finish(self) -> tuple[tuple[ProfiledLayer, ...], int]:
-        """The layers without the line of totals, and how many did not run."""
-        rows = self._rows[:-1] if self._rows and self._rows[-1][0] == "Total" else self._rows
-        return tuple(ProfiledLayer(*row) for row in rows), self._dropped
-
-
-def _ms(text: str) -> float | None:
-    try:
-        value = float(text.replace("(ind)", ""))
-    except ValueError:
-        return None
-    return value if 0 <= value < float("inf") else None
-
-
-def read_toggles(options: Mapping[str, str]) -> Toggles:
-    """What the options of a run say of its times."""
-    found = {
-        name: options[key].startswith("Enabled")
-        for key, name in _TOGGLES.items()
-        if options.get(key, "").startswith(("Enabled", "Disabled"))
-    }
-    return Toggles(**found)
-
-
-def read_sizes(text: str) -> tuple[int, ...]:
-    """(32, 3, 224, 224) of 32x3x224x224."""
-    return tuple(int(size) for size in text.split("x") if size.isdigit() and len(size) < 12)
-
-
-def read_shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """Shapes as trtexec's options spell them, `x:32x3x224x224,y:1x2`, or its log, `x=32x3`."""
-    found = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*'?\"?(?P<name>.+?)['\"]*[:=](?P<sizes>\d+(?:x\d+)*)'?\"?\s*", part)
-        if match is not None:
-            found[match["name"]] = read_sizes(match["sizes"])
-    return found
-
-
-def read_command_shapes(command: str) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """Shapes and implicit batch that a command line asks for; with --optShapes alone, trtexec times those."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    options = {key: value for word in words for key, equals, value in [word.partition("=")] if equals}
-    shapes = read_shapes(options.get("--shapes") or options.get("--optShapes") or "")
-    batch = options.get("--batch", "")
-    return shapes, int(batch) if batch.isdigit() and 0 < len(batch) < 9 else None
-
-
-def read_version(digits: str) -> str:
-    """8503 is 8.5.3, 101601 is 10.16.1."""
-    number = int(digits[:9])
-    scale = 1000 if number < 10_000 else 10_000
-    minor = number % scale // 100
-    return f"{number // scale}.{minor}.{number % 100}"
-
-
-def _dotted(text: str) -> str:
-    match = re.match(r"\d+\.\d+(?:\.\d+)?", text)
-    return match[0] if match is not None else ""

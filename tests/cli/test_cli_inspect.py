@@ -115,6 +115,16 @@ def test_what_is_not_known_is_said_and_not_counted(files):
     assert "nothing shows whether it has weights" in shown
 
 
+def test_a_file_without_an_option_is_taken_for_what_it_is(files):
+    assert "the log: 2 found eligible" in nm2trt_inline("inspect", files / "b.log").stdout
+    both = nm2trt_inline("inspect", files / "l.json", "--log", files / "b.log")
+    assert "3 layers, 2 with weights" in both.stdout
+    assert "the log: 2 found eligible" in both.stdout
+    assert_one_error_line(nm2trt_inline("inspect", files / "b.log", "--log", files / "b.log"), 2, "--log names another")
+    (files / "t").write_text('[{"computeMs": 1.0}]')
+    assert_one_error_line(nm2trt_inline("inspect", files / "t"), 3, "is a file of times of single calls")
+
+
 @pytest.mark.parametrize(
     ("option", "content", "words"),
     [

@@ -100,7 +100,7 @@ def is_real(names):
         len(broken) < 2
         and not any(name in COLORS for at in broken for name in names[:at])
         and not any(name in {"stern", "basicConfig", "bare colors"} for at in broken for name in names[at + 1 :])
-        and not (broken and "stern" in names and any(name in JSON_LINES for name in names))
+        and not (broken and {"stern", "gh run view"} & set(names) and any(name in JSON_LINES for name in names))
         and not any("columns" in name and "quoted" in names[: names.index(name)] for name in names)
         and "progress bar" not in names[:-1]
         and not ("progress bar" in names and (broken or "stern" in names))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from nm2trt.errors import InputError
 from nm2trt.evidence.text import normalize
 from nm2trt.evidence.trtexec import read_trtexec
-from nm2trt.evidence.trtexec_log import read_shapes, read_trtexec_log, read_trtexec_logs
+from nm2trt.evidence.trtexec_log import read_trtexec_log, read_trtexec_logs
+from nm2trt.evidence.trtexec_options import read_shapes
 
 HEAD = "&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] # trtexec {command}\n"
 
