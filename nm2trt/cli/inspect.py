@@ -41,9 +41,9 @@ def command(
 ) -> int:
     """Show of each engine layer whether it may be sparse, whether it is, and which kernel runs.
 
-    Takes a folder of `nm2trt export`, or the output of others' builds: one FILE, or --layers, --log or both. What a file
-    is, its content decides. No plan is loaded and no GPU is needed. Sparse is what the kernel's name or the builder's (Sparsity) log lines show; the inspector's
-    HasSparseWeights tells of the weights alone and proves nothing.
+    Takes a folder of `nm2trt export`, or the output of others' builds: one FILE, or --layers, --log or both. What a
+    file is, its content decides. No plan is loaded and no GPU is needed. Sparse is what the kernel's name or the
+    builder's (Sparsity) log lines show; the inspector's HasSparseWeights tells of the weights alone and proves nothing.
 
     \b
     Exit 1: with --require N, fewer layers of the (sparse) engine run a sparse kernel.

@@ -100,6 +100,8 @@ def is_real(names):
         len(broken) < 2
         and not any(name in COLORS for at in broken for name in names[:at])
         and not any(name in {"stern", "basicConfig", "bare colors"} for at in broken for name in names[at + 1 :])
+        # Two prefixes may be wider than the terminal.
+        and not any(sum(one in PREFIXES or one in JSON_LINES for one in names[:at]) > 1 for at in broken)
         and not (broken and {"stern", "gh run view"} & set(names) and any(name in JSON_LINES for name in names))
         and not any("columns" in name and "quoted" in names[: names.index(name)] for name in names)
         and "progress bar" not in names[:-1]
