@@ -7,6 +7,7 @@ DETAILED profiling verbosity. `trtexec --exportLayerInfo` and trex's graph.json 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,19 +101,29 @@ def parse_inspection(raw: object, *, where: object = "") -> Inspection:
         raise InputError('holds no list "Layers"', where=where, mend=_MEND)
     found, strange = [], 0
     for one in layers:
-        if isinstance(one, str):
+        if isinstance(one, str) and one.startswith("{") and isinstance(layer := _parsed(one), dict):
+            # What get_layer_information gives, one string a layer.
+            found.append(layer_of(layer))
+        elif isinstance(one, str):
             found.append(InspectedLayer(name=restore_backslashes(one)))
         elif isinstance(one, dict) and isinstance(one.get("Name"), str):
             found.append(layer_of(one))
         else:
             strange += 1
-    detailed = any(isinstance(one, dict) for one in layers)
+    detailed = any(layer.type or layer.fields for layer in found)
     notes = []
     if strange:
         notes.append(f"{strange} entries of Layers are neither a name nor a layer with one")
     if found and not detailed:
         notes.append("the engine was built without detailed profiling verbosity, so its layers are bare names")
     return Inspection(layers=tuple(found), detailed=detailed, bindings=_bindings(raw), notes=tuple(notes))
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def layer_of(raw: Mapping[str, Any]) -> InspectedLayer:

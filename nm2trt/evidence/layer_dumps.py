@@ -38,6 +38,7 @@ _SET_TACTIC = re.compile(
 _RUNNER = re.compile(r"Timing Runner: (?P<layer>.*) \([\w\[\]]+\)$")
 _MOST_TACTICS = 50_000
 _MOST_LAYERS = 200_000
+_LONGEST_NAME = 1 << 16
 _LARGEST_JSON_CHARACTERS = 1 << 28
 
 
@@ -99,7 +100,7 @@ class LayerReader:
         self._state = state
 
     def _take_name(self, name: str) -> None:
-        if not name or name == "Bindings:":
+        if not name or name == "Bindings:" or len(name) > _LONGEST_NAME:
             self._state = ""
             return
         if self._state == "list":

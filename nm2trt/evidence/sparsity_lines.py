@@ -28,6 +28,7 @@ _CHOSE = re.compile(
 )
 _LINE_STARTS = re.compile(r"Layer\(\w|Name: .*, LayerType: |[{\"]|##\[|::\w|=== ")
 _MOST_PIECES = 4096
+_LONGEST_PIECE = 1 << 14
 _DANGLING = (",", "+", "||")
 _FUSION = re.compile(r" \+ | \|\| |PWN\(|[(){}\[\]]")
 _BARE_NAMES = frozenset({"fc", "classifier", "head"})
@@ -148,7 +149,8 @@ class SparsityReader:
             self._flush(line.source)
             self._held[line.source] = _Held(line.text[at:])
         elif self._held and (held := self._held.get(line.source)) is not None:
-            if line.is_message or _LINE_STARTS.match(line.text) or len(held.pieces) >= _MOST_PIECES:
+            is_full = len(held.pieces) >= _MOST_PIECES or len(line.text) > _LONGEST_PIECE
+            if line.is_message or is_full or _LINE_STARTS.match(line.text):
                 self._flush(line.source)
             elif line.text.strip():
                 held.pieces.append(line.text)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nm2trt.evidence.text_files import LONGEST_LINE, physical_lines
 
@@ -308,13 +308,25 @@ def payload_of(line: str) -> tuple[str, bool] | None:
         raw = json.loads(line[at:], strict=False)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(raw, dict):
+    found = _text_in(raw) if isinstance(raw, dict) else None
+    if found is None:
         return None
-    key = next((key for key in _PAYLOADS if isinstance(raw.get(key), str)), None)
-    if key is None:
-        return None
+    key, text = found
     # docker splits lines over 16 KiB; only the last piece ends in a line feed.
-    return raw[key], key != "log" or raw[key].endswith("\n") or len(raw[key]) < _DOCKER_PIECE
+    return text, key != "log" or text.endswith("\n") or len(text) < _DOCKER_PIECE
+
+
+def _text_in(raw: dict[str, Any]) -> tuple[str, str] | None:
+    """Key and text of a collector's entry, which may be one level down."""
+    for entry in (raw, *(value for value in raw.values() if isinstance(value, dict))):
+        for key in _PAYLOADS:
+            value = entry.get(key)
+            if isinstance(value, str):
+                return key, value
+            if isinstance(value, list) and value and all(type(one) is int and 0 <= one < 256 for one in value):
+                # journald gives messages with escape sequences as numbers.
+                return key, _ESCAPES.sub("", bytes(value).decode("utf-8", "replace"))
+    return None
 
 
 def _style(lines: list[str]) -> list[re.Pattern[str]]:

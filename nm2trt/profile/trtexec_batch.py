@@ -31,7 +31,9 @@ def batch_record(runs: Mapping[ArmName, TrtexecRun], batch: int, kernels: Kernel
 
 
 def _is_timed(run: TrtexecRun) -> bool:
-    return (run.compute_ms is not None and run.compute_ms.size > 0) or run.summary is not None
+    if run.compute_ms is not None and run.compute_ms.size:
+        return float(np.median(run.compute_ms)) > 0
+    return run.summary is not None and run.summary.median_ms > 0 and run.summary.mean_ms > 0
 
 
 def _from_calls(timed: Mapping[ArmName, TrtexecRun], batch: int, kernels: Kernels, seed: int) -> BatchRecord:

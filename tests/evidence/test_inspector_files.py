@@ -96,6 +96,13 @@ def test_bare_names_are_said_to_be_bare():
     assert "without detailed profiling verbosity" in found.notes[0]
 
 
+def test_layers_as_strings_of_json_are_layers():
+    found = parse_inspection({"Layers": [json.dumps(CONV), "{ForeignNode[a...b]}"]})
+    assert [layer.name for layer in found.layers] == ["conv1 + relu1", "{ForeignNode[a...b]}"]
+    assert found.layers[0].type == "CaskConvolution"
+    assert found.detailed
+
+
 def test_strange_entries_are_counted_and_passed_over():
     found = parse_inspection({"Layers": [CONV, 3, None, {"LayerType": "x"}]})
     assert len(found.layers) == 1

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 
 import pytest
 from hypothesis import assume, given, settings
@@ -165,9 +166,36 @@ def test_two_services_of_one_compose_log_are_told_apart():
     assert sources[0] == sources[2] != sources[1]
 
 
-def test_a_log_that_was_downloaded_as_one_json_list(tmp_path):
-    import json
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda line: {"_source": {"message": line}, "_id": "a"},
+        lambda line: {"jsonPayload": {"message": line}},
+        lambda line: {"MESSAGE": list(f"\x1b[32m{line}\x1b[0m".encode()), "_PID": "1"},
+    ],
+)
+def test_entries_of_collectors_whose_text_is_deeper(form):
+    lines = [json.dumps(form(line)) for line in LOG.split("\n")]
+    assert summary_of(normalize(lines)) == plain()
 
+
+def test_a_log_that_python_printed_as_bytes():
+    assert summary_of(normalize(["started", repr(LOG.encode()), "done"])) == plain()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: {"stdout": text, "rc": 0},
+        lambda text: {"cells": [{"outputs": [{"text": text.splitlines(keepends=True)}]}]},
+    ],
+)
+def test_a_log_within_a_notebook_or_a_tools_json(tmp_path, form):
+    (tmp_path / "n.ipynb").write_text(json.dumps(form(LOG)))
+    assert summary_of(recognize(tmp_path / "n.ipynb").lines()) == plain()
+
+
+def test_a_log_that_was_downloaded_as_one_json_list(tmp_path):
     path = tmp_path / "entries"
     path.write_text(json.dumps([{"insertId": str(i), "textPayload": line} for i, line in enumerate(LOG.split("\n"))]))
     assert summary_of(recognize(path).lines()) == plain()

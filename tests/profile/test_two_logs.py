@@ -101,6 +101,12 @@ def test_runs_that_differ_in_more_than_the_engine_are_refused(tmp_path, changes,
     assert words in str(caught.value)
 
 
+def test_times_of_zero_are_no_times(tmp_path):
+    report = import_trtexec(pair(tmp_path, median=0))
+    assert report.batches == []
+    assert report.headline == "Nothing could be compared."
+
+
 def test_another_patch_release_is_said(tmp_path):
     report = import_trtexec(pair(tmp_path, version="8603"))
     assert any("8.6.1 and 8.6.3" in note for note in report.notes)
