@@ -30,6 +30,8 @@ __all__ = ["ProfiledLayer", "TimingSummary", "Toggles", "TrtexecRun", "read_trte
 Milliseconds = NDArray[np.float64]
 
 _MEND = "name a log, or a folder or PREFIX with trtexec's log, --exportTimes, --exportProfile, --exportLayerInfo files"
+_OTHER_SUFFIXES = frozenset({".onnx", ".py", ".sh", ".md", ".csv", ".html", ".svg"})
+"""Left alone beside the files of a run, unless one is named itself."""
 _OWN_PREFIX = "give each run its own PREFIX or folder"
 _H2D, _D2H = ("h2dMs", "inMs"), ("d2hMs", "outMs")
 """Up to 8.0, transfers were called in and out."""
@@ -122,9 +124,11 @@ def _contents(path: Path) -> tuple[list[Content], list[str]]:
     files = [file for file in files if file.is_file() and not file.name.startswith(".")]
     if not files:
         raise InputError("no file of trtexec there", where=path, mend=_MEND)
+    alone = alone or files == [path]
     contents, others = [], []
     for file in files:
-        if file.suffix.lower() in (".onnx", ".py", ".sh", ".md", ".csv", ".html", ".svg") or not is_text(file):
+        is_other = file.suffix.lower() in _OTHER_SUFFIXES or not is_text(file)
+        if is_other and not alone:
             others.append(f"{file.name} (no log and no JSON)")
             continue
         content = recognize(file)

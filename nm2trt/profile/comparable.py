@@ -40,7 +40,8 @@ def _differences(one: TrtexecRun, other: TrtexecRun) -> list[tuple[str, str, str
         found.append(("input shapes", shape_words(one), shape_words(other)))
     elif one.batch and other.batch and one.batch != other.batch:
         found.append(("batch", str(one.batch), str(other.batch)))
-    if one.gpu and other.gpu and one.gpu != other.gpu:
+    # Older drivers leave the maker's name out.
+    if one.gpu and other.gpu and one.gpu.removeprefix("NVIDIA ") != other.gpu.removeprefix("NVIDIA "):
         found.append(("GPU", one.gpu, other.gpu))
     if one.version and other.version and _release(one.version) != _release(other.version):
         found.append(("TensorRT", one.version, other.version))

@@ -217,6 +217,15 @@ def test_two_layer_files_under_one_prefix_are_refused_unless_they_are_one(tmp_pa
         read_trtexec(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"PK\x03\x04xx", "is a zip archive"), (b"ftrt" + bytes(9), "a TensorRT engine")]
+)
+def test_a_file_that_is_named_alone_and_is_no_text_is_named(tmp_path, data, words):
+    (tmp_path / "run.log").write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        read_trtexec(tmp_path / "run.log")
+
+
 def test_a_plan_and_other_files_beside_the_logs_are_left_alone(tmp_path):
     (tmp_path / "net.engine").write_bytes(b"ftrt" + bytes(99))
     (tmp_path / "net.engine.build.log").write_text(BUILD)
