@@ -75,7 +75,8 @@ class TrtexecRun:
     @property
     def batch(self) -> int | None:
         """First dimension of the first input, where a file tells."""
-        if self.implicit_batch is not None:
+        # With --batch=1, engines of an explicit batch are timed at their own.
+        if self.implicit_batch is not None and (self.implicit_batch > 1 or not self.shapes):
             return self.implicit_batch
         sized = [sizes for sizes in self.shapes.values() if sizes and sizes[0] > 0]
         if sized:

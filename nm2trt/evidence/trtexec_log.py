@@ -55,6 +55,7 @@ _OLD_VALUE = re.compile(r"^\s*(?P<key>min|max|mean|median): (?P<value>[\d.]+) ms
 _OLD_BLOCKS = ("Host Latency", "Host latency", "GPU Compute", "Enqueue Time")
 _THROUGHPUT = re.compile(r"^\s*[Tt]hroughput: (?P<value>[\d.]+(?:e[+-]?\d+)?) qps")
 _TRACE = re.compile(r"Timing trace has (\d+) queries over")
+_TABLE_HEAD = re.compile(r"\s*(?:Time\(ms\)\s.*\sLayer|Layer\s+Time \(ms\)\s.*Time %)\s*$")
 _PROFILE = re.compile(r"=== Profile \((?P<count>\d+) iterations ?\) ===")
 
 
@@ -183,6 +184,11 @@ class _RunReader:
             self._table = ProfileTable(int(profile["count"][:12]), are_messages=line.is_message)
             return
         if text.startswith("Tactic"):
+            return
+        if "Time" in text and _TABLE_HEAD.match(text) is not None:
+            # Copied without the line above it.
+            self._table = ProfileTable(0, are_messages=line.is_message)
+            self._table.feed(line)
             return
         if "nput" in text and self._read_shape(text):
             return

@@ -73,5 +73,7 @@ def read_version(digits: str) -> str:
 
 def parse_version(text: str) -> str:
     """8.5.3 of what follows "TensorRT version:"; empty where it is none."""
+    if re.fullmatch(r"\d{4,6}", text):
+        return read_version(text)
     match = re.match(r"\d+\.\d+(?:\.\d+)?", text)
     return match[0] if match is not None else ""

@@ -116,7 +116,7 @@ def _arm_of_summary(name: ArmName, run: TrtexecRun, batch: int) -> ArmRecord:
     if summary is None:
         raise ValueError("a run without times has no summary")
     # trtexec counts queries; with an implicit batch it counts samples itself.
-    samples_per_query = 1 if run.implicit_batch is not None else batch
+    samples_per_query = 1 if run.implicit_batch is not None and run.implicit_batch == batch else batch
     printed = run.queries_per_s * samples_per_query if run.queries_per_s else None
     enqueue = run.enqueue_summary.median_ms if run.enqueue_summary is not None and not run.toggles.graph else None
     latency = run.latency_summary

@@ -139,6 +139,13 @@ def test_the_table_of_layer_times_in_every_layout(text, medians):
     assert [layer.median_ms for layer in log.layers] == medians
 
 
+@pytest.mark.parametrize(("text", "medians"), TABLES.values(), ids=TABLES)
+def test_a_table_that_was_copied_without_its_title(text, medians):
+    log = read_trtexec_log(normalize(text.split("\n")[1:]))
+    assert [layer.median_ms for layer in log.layers] == medians
+    assert log.iterations == 0
+
+
 def test_a_layer_of_the_table_that_did_not_run_is_said():
     text = TABLES["name last, 8.6 on"][0].replace(
         "50.00       0.1000       0.0900      33.3", "0.00   -nan   0.0000   0.0"
@@ -157,8 +164,14 @@ def test_a_loaded_engine_tells_no_precision():
 def test_the_version_in_every_spelling():
     assert read("").version == "8.6.1"
     assert read("", version="100300").version == "10.3.0"
-    plain = read_trtexec_log(normalize(["[I] TensorRT version: 8.5.3", "[I] x"]))
-    assert plain.version == "8.5.3"
+    for text in ("8.5.3", "8503"):
+        assert read_trtexec_log(normalize([f"[I] TensorRT version: {text}", "[I] x"])).version == "8.5.3"
+
+
+def test_a_batch_of_one_on_the_command_line_is_not_the_batch_of_an_explicit_engine(tmp_path):
+    line = "[I] Created input binding for x with dimensions 8x3x4x4\n"
+    (tmp_path / "a.log").write_text(HEAD.format(version="8001", command="--loadEngine=n.plan --batch=1") + line)
+    assert read_trtexec(tmp_path / "a.log").batch == 8
 
 
 BUILD = HEAD.format(version="8601", command="--onnx=n.onnx --fp16 --sparsity=enable") + (
