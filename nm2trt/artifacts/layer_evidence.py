@@ -31,10 +31,12 @@ class LayerEvidence(BaseModel):
     """The weights have the 2:4 pattern and the builder may try sparse kernels."""
     chosen: bool | None = None
     """A sparse kernel runs."""
+    weighted: bool | None = None
+    """It multiplies by weights; None where nothing shows whether it does."""
     why: str = ""
     """What the two answers rest on, or why they cannot be given."""
 
     @property
     def has_weights(self) -> bool:
-        """Whether it may multiply by weights at all; layers that do not are no part of any count."""
-        return self.why != NO_WEIGHTS
+        """Whether it is known to multiply by weights; others are no part of any count."""
+        return bool(self.torch_names or self.eligible) if self.weighted is None else self.weighted

@@ -97,8 +97,9 @@ class SpreadRecord(BaseModel):
 
     calls: int
     median_ms: float
-    p90_ms: float
-    p99_ms: float
+    p90_ms: float | None
+    """None where others' summary does not hold it."""
+    p99_ms: float | None
 
 
 class ArmRecord(BaseModel):
@@ -108,15 +109,18 @@ class ArmRecord(BaseModel):
 
     name: ArmName
     calls: int
+    """0 where others' summary does not tell."""
     median_ms: float
-    p90_ms: float
-    p99_ms: float
+    p90_ms: float | None
+    """None where others' summary does not hold it."""
+    p99_ms: float | None
     mean_ms: float
-    coefficient_of_variation: float
+    coefficient_of_variation: float | None
+    """None where single calls were not at hand."""
     throughput_per_s: float
-    """Samples per second: batch over mean latency."""
+    """Samples per second: batch over mean latency, or as trtexec printed it."""
     quantiles_ms: tuple[float, ...]
-    """Latency at 0, 1, ... 100 % of the calls."""
+    """Latency at 0, 1, ... 100 % of the calls; empty where single calls were not at hand."""
     with_transfers: SpreadRecord | None = None
     """Copies to the device and back included; None where there is nothing to copy."""
     enqueue_ms: float | None = None

@@ -64,7 +64,9 @@ class LayersRecord(BaseModel):
     """Sum over the layers of the dense arm. Exceeds the end-to-end time: profiling costs."""
     sparse_ms: float
     weighted: int
-    """Layers that multiply by constant weights."""
+    """Layers of the sparse arm that multiply by constant weights; of the dense arm where it is the only one."""
+    matched: int = 0
+    """Of these, layers that were found in both arms."""
     eligible: int | None
     chosen: int | None
     """Layers in which a sparse kernel ran; None where this was not observed."""

@@ -41,7 +41,7 @@ def compile_result(
     """
     from nm2trt.artifacts.calibration import CompileRecord
     from nm2trt.engine import EngineJob
-    from nm2trt.evidence.log import read_log
+    from nm2trt.evidence.log import read_builder_log
 
     profile = _profile(graph, shapes)
     if chosen.builder is None or profile is None:
@@ -51,7 +51,7 @@ def compile_result(
             backend=chosen.builder.name, onnx=result, folder=Path(temporary), arm="sparse", sm=sm, profile=profile
         )
         record = chosen.builder.build(job)
-        dumped = read_log(job.log).layers if job.log.is_file() else ()
+        dumped = read_builder_log(job.log).layers if job.log.is_file() else ()
     layers, int8 = count_int8(dumped, placement)
     adds, fused = count_residuals(dumped, graph, placement)
     return CompileRecord(

@@ -17,7 +17,7 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command(name="inspect")
-@click.argument("build", type=_FILE, metavar="[BUILD]", required=False)
+@click.argument("build", type=_FILE, metavar="[BUILD | FILE]", required=False)
 @click.option(
     "--layers", type=_FILE, metavar="F.json", help="Engine inspector's or trtexec --exportLayerInfo's output."
 )
@@ -41,15 +41,17 @@ def command(
 ) -> int:
     """Show of each engine layer whether it may be sparse, whether it is, and which kernel runs.
 
-    Takes a folder of `nm2trt export`, or the output of others' builds with --layers, --log or both. No plan is loaded
-    and no GPU is needed. Sparse is what the kernel's name or the builder's (Sparsity) log lines show; the inspector's
-    HasSparseWeights tells of the weights alone and proves nothing.
+    Takes a folder of `nm2trt export`, or the output of others' builds: one FILE, or --layers, --log or both. What a
+    file is, its content decides. No plan is loaded and no GPU is needed. Sparse is what the kernel's name or the
+    builder's (Sparsity) log lines show; the inspector's HasSparseWeights tells of the weights alone and proves nothing.
 
     \b
     Exit 1: with --require N, fewer layers of the (sparse) engine run a sparse kernel.
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK, ConfigError
 
+    if build is not None and build.is_file():
+        build, layers, log = _placed(build, layers, log)
     given = [option for option, value in (("--layers", layers), ("--log", log), ("--onnx", onnx)) if value is not None]
     if build is not None and given:
         raise ConfigError(f"BUILD brings its own files; leave out {', '.join(given)}", where="inspect")
@@ -57,6 +59,8 @@ def command(
         raise ConfigError(
             "nothing to inspect", where="inspect", mend="name a BUILD, or --layers F.json, or --log F.log"
         )
+    if build is None and arm is not None:
+        raise ConfigError("single files have no arms; leave it out", where="--arm")
     document = inspect_build(build) if build is not None else inspect_files(layers, log, onnx)
     shown = _shown(document, arm)
     if as_json:
@@ -66,11 +70,25 @@ def command(
             _print_engine(engine, all_layers=all_layers)
     if least is None:
         return EXIT_OK
-    short = [engine for engine in shown if engine.totals.sparse < least]
+    short = [engine for engine in shown if engine.sparse_at_least < least]
     for engine in short:
-        found = f"{engine.totals.sparse} layers run a sparse kernel, and --require asks for {least}"
+        found = f"{engine.sparse_at_least} layers run a sparse kernel, and --require asks for {least}"
         click.echo(f"nm2trt: error: {engine.name}: {found}", err=True)
     return EXIT_BAD_VERDICT if short else EXIT_OK
+
+
+def _placed(file: Path, layers: Path | None, log: Path | None) -> tuple[None, Path | None, Path | None]:
+    """Take a file that was named without an option for what it is."""
+    from nm2trt.errors import ConfigError
+    from nm2trt.evidence.recognize import FileKind, recognize
+
+    content = recognize(file)
+    if content.kind not in (FileKind.LAYERS, FileKind.LOG):
+        raise content.refuse("a layer file or a log", "nm2trt profile reads times; nm2trt export writes build folders")
+    option, taken = ("--layers", layers) if content.kind is FileKind.LAYERS else ("--log", log)
+    if taken is not None:
+        raise ConfigError(f"{file} is {content.words}, and {option} names another", where="inspect")
+    return (None, file, log) if content.kind is FileKind.LAYERS else (None, layers, file)
 
 
 def inspect_build(folder: Path) -> InspectDocument:
@@ -141,8 +159,6 @@ def _shown(document: InspectDocument, arm: str | None) -> list[InspectedEngine]:
     from nm2trt.errors import ConfigError, InputError
 
     if document.kind == "files":
-        if arm is not None:
-            raise ConfigError("single files have no arms; leave it out", where="--arm")
         return list(document.engines)
     if not document.engines:
         raise InputError("holds no engines", where=document.source, mend="export it with --builder")
@@ -176,14 +192,17 @@ def _print_engine(engine: InspectedEngine, *, all_layers: bool) -> None:
             table.add_row(*_cells(layer))
         console.print(table)
     totals = engine.totals
+    unknown = f" ({totals.weights_unknown} do not show whether they have any)" if totals.weights_unknown else ""
+    unsure = f", {totals.eligible_unknown} not known" if totals.eligible_unknown else ""
     console.print(
-        f"{totals.layers} layers, {totals.with_weights} with weights: {totals.eligible} eligible; {totals.sparse} run "
-        f"a sparse kernel, {totals.dense} a dense one, {totals.hidden} do not show it",
+        f"{totals.layers} layers, {totals.with_weights} with weights{unknown}: {totals.eligible} eligible{unsure}; "
+        f"{totals.sparse} run a sparse kernel, {totals.dense} a dense one, {totals.hidden} do not show it",
         soft_wrap=True,
     )
     if engine.log_eligible is not None:
         chosen = "not said" if engine.log_chosen is None else engine.log_chosen
-        console.print(f"the log: {engine.log_eligible} found eligible, {chosen} chosen", soft_wrap=True)
+        bound = "" if engine.log_is_exact else "at least "
+        console.print(f"the log: {bound}{engine.log_eligible} found eligible, {chosen} chosen", soft_wrap=True)
     for note in engine.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
 
@@ -194,8 +213,10 @@ def _cells(layer: LayerEvidence) -> tuple[str, ...]:
     from nm2trt.evidence import tactic_verdict
 
     name = escape(", ".join(layer.torch_names) or layer.name)
-    if not layer.has_weights:
+    if layer.weighted is False:
         return name, "", "", escape(layer.why)
+    if layer.weighted is None:
+        return name, "not seen", "not seen", "nothing shows whether it has weights"
     named = tactic_verdict(layer.kernel) != "unknown"
     return (
         name,

@@ -16,7 +16,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("source", metavar="[BUILD_OR_ONNX]", type=_PATH, required=False)
+@click.argument("sources", metavar="[BUILD_OR_ONNX | DENSE.log SPARSE.log]", type=_PATH, nargs=-1)
 @click.option(
     "--dense",
     metavar="BUILD_OR_ONNX",
@@ -84,11 +84,13 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
     without sparse kernels. The repeated arm is the noise floor: a difference counts only where it is larger than the
     difference of a network to itself. Then every layer is timed, in a run of its own.
 
-    BUILD_OR_ONNX is a folder of `nm2trt export` or an ONNX file. With --trtexec-* or --layer-times nothing is run:
-    the report is made of what others measured.
+    BUILD_OR_ONNX is a folder of `nm2trt export` or an ONNX file. With two logs of trtexec (or folders, or PREFIXes of
+    its files), dense first, or with --trtexec-* or --layer-times, nothing is run: the report is made of what others
+    measured.
     """
     from nm2trt.artifacts.files import check_output, staged_folder
 
+    _place_sources(options)
     imported = any(options[key] for key in ("trtexec_sparse", "trtexec_dense", "trtexec_again", "layer_times"))
     config = _config(options)
     _check_source(options, imported=imported)
@@ -106,6 +108,43 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
 
         show(report, output)
     return 0
+
+
+def _place_sources(options: dict[str, Any]) -> None:
+    """Tell the arguments apart: one network to run, or the files of trtexec's dense and sparse runs."""
+    from nm2trt.errors import ConfigError
+
+    sources: tuple[Path, ...] = options.pop("sources")
+    options["source"] = None
+    if len(sources) > 2:
+        raise ConfigError(
+            f"{len(sources)} arguments: name one network, or the dense and the sparse run of trtexec", where="profile"
+        )
+    if len(sources) < 2 and not (sources and _is_measurement(sources[0])):
+        options["source"] = sources[0] if sources else None
+        return
+    if any(options[f"trtexec_{name}"] for name in ("dense", "sparse")) or options["layer_times"] is not None:
+        raise ConfigError("two runs as arguments and --trtexec-* or --layer-times exclude each other", where="profile")
+    network = next((path for path in sources if path.suffix == ".onnx" or (path / "build.json").exists()), None)
+    if network is not None:
+        raise ConfigError(f"{network} is a network, no run of trtexec", mend="give the dense network with --dense")
+    if len(sources) == 2:
+        options["trtexec_dense"], options["trtexec_sparse"] = sources
+    else:
+        options["trtexec_sparse"] = sources[0]
+
+
+def _is_measurement(path: Path) -> bool:
+    """Whether a file is one that trtexec writes; a network is none."""
+    if not path.is_file() or path.suffix == ".onnx":
+        return False
+    from nm2trt.errors import InputError
+    from nm2trt.evidence.recognize import FileKind, recognize
+
+    try:
+        return recognize(path).kind not in (FileKind.OTHER_JSON, FileKind.OTHER_TEXT)
+    except InputError:
+        return False
 
 
 def _schema(context: click.Context, asked: bool) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nm2trt.artifacts import EngineRecord, Fact, FactState, LayerEvidence
 from nm2trt.engine.plans import compare_plans
 from nm2trt.errors import InputError
-from nm2trt.evidence import EngineEvidence, OnnxNodes, engine_evidence, read_inspection, read_log
+from nm2trt.evidence import EngineEvidence, OnnxNodes, engine_evidence, read_builder_log, read_inspection
 from nm2trt.verify import Judgement
 
 
@@ -30,7 +31,7 @@ def read_evidence(
         legal: As `legal_nodes` gives it.
     """
     log_file = folder / record.log
-    log = read_log(log_file) if log_file.is_file() else None
+    log = read_builder_log(log_file) if log_file.is_file() else None
     layers_file = folder / f"{Path(record.log).stem}.layers.json"
     inspection, trouble = None, ""
     if layers_file.is_file():
@@ -43,12 +44,7 @@ def read_evidence(
     found = engine_evidence(inspection, log, graph, legal=legal)
     if not trouble:
         return found
-    return EngineEvidence(
-        layers=found.layers,
-        log_eligible=found.log_eligible,
-        log_chosen=found.log_chosen,
-        notes=(trouble, *found.notes),
-    )
+    return replace(found, notes=(trouble, *found.notes))
 
 
 def chosen_fact(engines: Sequence[EngineRecord], folder: Path, *, why_none: str) -> Fact:

@@ -2,7 +2,7 @@
 
 from nm2trt.evidence.inspector import InspectedLayer, Inspection, TensorInfo, parse_inspection, read_inspection
 from nm2trt.evidence.layers import EngineEvidence, engine_evidence
-from nm2trt.evidence.log import BuildLog, SparsityPass, parse_log, read_log
+from nm2trt.evidence.log import BuildLog, SparsityPass, parse_log, read_builder_log, read_log
 from nm2trt.evidence.matching import OnnxNode, OnnxNodes, match_layer, match_name, onnx_nodes, read_onnx_nodes
 from nm2trt.evidence.tactics import tactic_verdict
 
@@ -21,6 +21,7 @@ __all__ = [
     "onnx_nodes",
     "parse_inspection",
     "parse_log",
+    "read_builder_log",
     "read_inspection",
     "read_log",
     "read_onnx_nodes",

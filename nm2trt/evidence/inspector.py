@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nm2trt.errors import InputError
 from nm2trt.evidence.names import metadata_nodes
+from nm2trt.evidence.recognize import FileKind, recognize, restore_backslashes
 
-_MEND = "write it with `trtexec --profilingVerbosity=detailed --dumpLayerInfo --exportLayerInfo=F.json`"
+_MEND = "write one with `trtexec --profilingVerbosity=detailed --dumpLayerInfo --exportLayerInfo=F.json`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +66,28 @@ class Inspection:
 
 
 def read_inspection(path: Path) -> Inspection:
-    """Read inspector JSON.
+    """Read the layers of an engine, whatever the file is called.
 
     Raises:
-        InputError: The file is missing, no JSON, or holds no layers.
+        InputError: The file is missing, broken, or another one of TensorRT's files; the line says which.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except IsADirectoryError:
-        raise InputError("is a folder; inspector output is one JSON file", where=path) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"no readable JSON: {error}", where=path, mend=_MEND) from None
-    return parse_inspection(raw, where=path)
+    from nm2trt.evidence.log import read_log
+
+    content = recognize(path)
+    if content.kind is FileKind.LAYERS:
+        found = parse_inspection(content.raw, where=path)
+        if not found.layers:
+            raise InputError("lists no layer", where=path, mend=_MEND)
+        return replace(found, notes=(*found.notes, *content.notes))
+    if content.kind is FileKind.LOG:
+        layers = read_log(path).layers
+        if layers:
+            detailed = any(layer.type for layer in layers)
+            return Inspection(layers=layers, detailed=detailed, notes=("layers are those that the log prints",))
+        raise InputError(
+            "is a log that prints no layers, not a layer file", where=path, mend=f"give it with --log, or {_MEND}"
+        )
+    raise content.refuse("a layer file", _MEND)
 
 
 def parse_inspection(raw: object, *, where: object = "") -> Inspection:
@@ -92,19 +101,29 @@ def parse_inspection(raw: object, *, where: object = "") -> Inspection:
         raise InputError('holds no list "Layers"', where=where, mend=_MEND)
     found, strange = [], 0
     for one in layers:
-        if isinstance(one, str):
-            found.append(InspectedLayer(name=one))
+        if isinstance(one, str) and one.startswith("{") and isinstance(layer := _parsed(one), dict):
+            # What get_layer_information gives, one string a layer.
+            found.append(layer_of(layer))
+        elif isinstance(one, str):
+            found.append(InspectedLayer(name=restore_backslashes(one)))
         elif isinstance(one, dict) and isinstance(one.get("Name"), str):
             found.append(layer_of(one))
         else:
             strange += 1
-    detailed = any(isinstance(one, dict) for one in layers)
+    detailed = any(layer.type or layer.fields for layer in found)
     notes = []
     if strange:
         notes.append(f"{strange} entries of Layers are neither a name nor a layer with one")
     if found and not detailed:
         notes.append("the engine was built without detailed profiling verbosity, so its layers are bare names")
     return Inspection(layers=tuple(found), detailed=detailed, bindings=_bindings(raw), notes=tuple(notes))
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def layer_of(raw: Mapping[str, Any]) -> InspectedLayer:
@@ -114,7 +133,7 @@ def layer_of(raw: Mapping[str, Any]) -> InspectedLayer:
     metadata = raw.get("Metadata")
     groups = _first(raw, "Groups", "ConvGroups")
     return InspectedLayer(
-        name=str(raw.get("Name", "")),
+        name=restore_backslashes(str(raw.get("Name", ""))),
         type=_text(raw.get("LayerType")),
         tactic=_text(raw.get("TacticName")),
         has_sparse_weights=_flag(_first(raw, "HasSparseWeights", "ConvHasSparseWeights", "AllowSparse")),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from nm2trt.errors import InputError
+from nm2trt.evidence.text_files import open_text
 
 REQUIRED = ("layer", "dense_engine_ms", "sparse_engine_ms")
 OPTIONAL = ("sparse_kernel_chosen", "c_in", "c_out", "kernel", "stride", "out_h_w")
@@ -42,19 +44,24 @@ def read_layer_table(path: Path) -> list[TableRow]:
             column.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
+        with open_text(path) as file:
+            reader = csv.DictReader(file, delimiter=_delimiter(file))
             missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
             if missing:
                 raise InputError(f"no column {', '.join(missing)}", where=path, mend=_MEND)
             rows = [_row(cells, reader.line_num, path) for cells in reader]
-    except FileNotFoundError:
-        raise InputError("no such file", where=path, mend=_MEND) from None
-    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
+    except csv.Error as error:
         raise InputError(f"no readable CSV: {error}", where=path, mend=_MEND) from None
     if not rows:
         raise InputError("holds no layer", where=path, mend=_MEND)
     return rows
+
+
+def _delimiter(file: IO[str]) -> str:
+    """A spreadsheet in many languages writes semicolons, and copies tabs."""
+    first = file.readline()
+    file.seek(0)
+    return max(",;\t", key=first.count)
 
 
 def _row(cells: dict[str, str | None], line: int, path: Path) -> TableRow:

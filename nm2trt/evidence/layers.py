@@ -9,18 +9,11 @@ from nm2trt.artifacts.layer_evidence import NO_WEIGHTS, LayerEvidence
 from nm2trt.evidence.inspector import InspectedLayer, Inspection
 from nm2trt.evidence.log import BuildLog
 from nm2trt.evidence.matching import OnnxNodes, match_layer, match_name, weights_of
+from nm2trt.evidence.names import split_profile
 from nm2trt.evidence.tactics import tactic_verdict
+from nm2trt.evidence.weights import POINTWISE, has_weights
 
-_NO_WEIGHTS = frozenset(
-    {
-        "Reformat", "NoOp", "CudaPooling", "CaskPooling", "TiledPooling", "Pooling", "shape_call", "Shuffle", "SoftMax",
-        "CudaSoftMax", "PointWise", "PointWiseV2", "ElementWise", "Reduce", "TopK", "Slice", "Concatenation", "Cast",
-        "Constant", "Shape", "Gather", "Resize", "Scale", "Signal", "Wait", "ShapeHostToDeviceCopy", "Myelin_copy",
-        "DeviceToShapeHostCopy",
-    }
-)  # fmt: skip
-_POINTWISE = "kgen"
-"""A kernel that Myelin generated; mostly pointwise work around the matrix kernels."""
+_MOST_PROFILES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +24,8 @@ class EngineEvidence:
     log_eligible: int | None
     """As the log's (Sparsity) lines count; None without such lines."""
     log_chosen: int | None
+    log_is_exact: bool = True
+    """The log lists its layers; else its counts are lower bounds."""
     notes: tuple[str, ...]
     """How log lines were combined, what could not be read."""
 
@@ -68,7 +63,9 @@ def engine_evidence(
     Returns:
         Layers in the order in which they run; then those that only the log names.
     """
-    inspected = inspection.layers if inspection is not None else log.layers if log is not None else ()
+    inspected, profile_notes = _first_profile(
+        inspection.layers if inspection is not None else log.layers if log is not None else ()
+    )
     logged = log.eligible if log is not None else {}
     nodes_of_logged = {nodes: name for name in logged if (nodes := tuple(sorted(match_name(name, graph))))}
     nodes_of = [match_layer(one, graph) for one in inspected]
@@ -80,40 +77,77 @@ def engine_evidence(
     owned = {
         weight
         for one, nodes in zip(inspected, nodes_of, strict=True)
-        if one.type != _POINTWISE
+        if one.type != POINTWISE
         for weight in weights_of(nodes, graph)
     }
     layers = [
         _layer(one, nodes, names, sight, owned) for one, nodes, names in zip(inspected, nodes_of, named, strict=True)
     ]
     layers += [_logged_only(name, sight) for name in lost]
-    notes = [*(inspection.notes if inspection is not None else ())]
+    notes = [*(inspection.notes if inspection is not None else ()), *profile_notes]
     if log is not None:
-        notes.append(log.how)
+        notes += [log.how, *log.doubts]
         if inspection is None and log.layers:
-            notes.append("layers are those of the verbose build log; no inspector output was given")
+            notes.append("layers are those that the log prints; no inspector output was given")
     return EngineEvidence(
         layers=tuple(layers),
         log_eligible=log.eligible_count if log is not None else None,
         log_chosen=log.chosen_count if log is not None else None,
+        log_is_exact=log is None or log.names_layers,
         notes=tuple(notes),
     )
+
+
+def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedLayer, ...], list[str]]:
+    """The layers of one optimization profile: with several, the engine lists each layer once for each."""
+    numbers = [split_profile(layer.name)[1] for layer in layers]
+    if len(set(numbers)) < 2:
+        names = [layer.name for layer in layers]
+        times = next((count for count in range(_MOST_PROFILES, 1, -1) if _is_repeated(names, count)), 1)
+        if times == 1:
+            return layers, []
+        return layers[: len(layers) // times], [
+            f"the file lists every layer {times} times, in the same order: counted once"
+        ]
+    first = min(numbers)
+    kept = tuple(layer for layer, number in zip(layers, numbers, strict=True) if number == first)
+    sparse = {
+        number: sum(
+            one == number and tactic_verdict(layer.tactic) == "sparse"
+            for layer, one in zip(layers, numbers, strict=True)
+        )
+        for number in sorted(set(numbers))
+    }
+    counts = ", ".join(f"profile {number}: {count}" for number, count in sparse.items())
+    note = f"the engine has {len(sparse)} optimization profiles; layers are those of profile {first}"
+    return kept, [f"{note} (sparse kernels by name, {counts})"]
+
+
+def _is_repeated(names: list[str], count: int) -> bool:
+    """Whether a list of several names stands `count` times behind itself."""
+    size, rest = divmod(len(names), count)
+    return size > 1 and not rest and len(set(names)) == size and names == names[:size] * count
 
 
 def _layer(
     layer: InspectedLayer, nodes: tuple[str, ...], names: list[str], sight: _Sight, owned: set[str]
 ) -> LayerEvidence:
     weights = weights_of(nodes, sight.graph)
-    if layer.type == _POINTWISE and owned.issuperset(weights):
+    if layer.type == POINTWISE and owned.issuperset(weights):
         # Myelin names a convolution's node also on the kernel that prepares its input.
         weights = ()
-    if not names and _weightless(layer, nodes, weights, sight):
+    weighted = has_weights(layer, nodes, weights, is_listed=bool(names), has_graph=sight.graph is not None)
+    if weighted is False:
         eligible: bool | None = False
         chosen: bool | None = False
         why = NO_WEIGHTS
     else:
-        eligible, why_eligible = _eligible(layer, names, nodes, sight)
+        eligible, why_eligible = _eligible(layer, names, nodes, sight, weighted=weighted)
         chosen, why_chosen = _chosen(layer, names, sight, eligible=eligible)
+        if chosen and eligible is None:
+            eligible, why_eligible = True, ""
+        if weighted is None and (eligible or chosen):
+            weighted = True
         why = "; ".join(filter(None, (why_eligible, why_chosen)))
     return LayerEvidence(
         name=layer.name,
@@ -123,6 +157,7 @@ def _layer(
         kernel=layer.tactic or None,
         eligible=eligible,
         chosen=chosen,
+        weighted=weighted,
         why=why,
     )
 
@@ -137,22 +172,13 @@ def _log_names(
     return [entry for inner, entry in by_nodes.items() if inside.issuperset(inner)]
 
 
-def _weightless(layer: InspectedLayer, nodes: tuple[str, ...], weights: tuple[str, ...], sight: _Sight) -> bool:
-    if layer.has_sparse_weights is not None or layer.weights_count:
-        return False
-    if layer.type in _NO_WEIGHTS or (layer.type == _POINTWISE and not nodes and not layer.constants):
-        return True
-    if sight.graph is not None and nodes:
-        return not weights
-    return layer.name.startswith(("Reformatting CopyNode", "Reformatted"))
-
-
 def _eligible(
-    layer: InspectedLayer, names: list[str], nodes: tuple[str, ...], sight: _Sight
+    layer: InspectedLayer, names: list[str], nodes: tuple[str, ...], sight: _Sight, *, weighted: bool | None
 ) -> tuple[bool | None, str]:
     if names:
         return True, "listed as eligible in the log"
-    if sight.log is not None and sight.log.names_layers and not sight.lost:
+    # What a layer of unknown kind holds inside may be listed under names of its own.
+    if weighted and sight.log is not None and sight.log.names_layers and not sight.lost:
         return False, "not among the eligible layers of the log"
     if layer.has_sparse_weights is not None:
         return (
@@ -186,7 +212,7 @@ def _chosen(
         return None, "sparsity not observable: the kernel is chosen later, on the GPU"
     if layer.tactic:
         return None, "the kernel's name does not tell"
-    if sight.log is not None and sight.log.passes and sight.log.chosen_count == 0:
+    if sight.log is not None and sight.log.passes and sight.log.chosen_count == 0 and sight.log.zero_is_known:
         return False, "the log counts no sparse kernel"
     return None, "the engine names no kernel"
 
@@ -201,5 +227,6 @@ def _logged_only(name: str, sight: _Sight) -> LayerEvidence:
         torch_names=weights_of(nodes, sight.graph),
         eligible=True,
         chosen=chosen,
+        weighted=True,
         why="named in the build log only" + ("" if chosen is not None else "; no line tells whether it was chosen"),
     )

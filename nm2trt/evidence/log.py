@@ -1,50 +1,27 @@
-"""Build logs of TensorRT, trtexec, polygraphy and TensorRT-RTX: the `(Sparsity)` lines and the dump of layers.
+"""What a builder's log shows: the `(Sparsity)` lines and the layers that it prints.
 
-Up to 10.x: `(Sparsity) Layers eligible for sparse math: a, b`, then `(Sparsity) TRT inference plan picked sparse
-implementation for layers: b`. From 10.14: `(Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b`, then
-`(Sparsity) Chose 1 layer(s) using sparse tactics: b`, the lists only in verbose logs.
-
-The lines repeat, once for each Myelin subgraph and each pass over the tactics. They are combined so: where they list
-names, the last pair that lists a layer as eligible decides about that layer, since a later pass replaces an earlier one
-and another subgraph has other layers. Where they only count, passes and subgraphs cannot be told apart, so the largest
-count of each kind is a lower bound, and no layer is named.
+The `(Sparsity)` lines repeat, once for each Myelin subgraph and each pass over the tactics. They are combined so:
+where they list names, the last pair that lists a layer as eligible decides about that layer, since a later pass
+replaces an earlier one and another subgraph has other layers. Where they only count, passes and subgraphs cannot be
+told apart, so the largest count of each kind is a lower bound, and no layer is named.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nm2trt.errors import InputError
-from nm2trt.evidence.inspector import InspectedLayer, TensorInfo
-from nm2trt.evidence.names import metadata_nodes, split_list
+from nm2trt.evidence.inspector import InspectedLayer
+from nm2trt.evidence.layer_dumps import LayerReader
+from nm2trt.evidence.recognize import FileKind, recognize
+from nm2trt.evidence.sparsity_lines import SparsityPass, SparsityReader
+from nm2trt.evidence.text import LogLine, normalize, read_lines
 
-_FOUND = re.compile(
-    r"\(Sparsity\) (?:Layers eligible for sparse math|Found (?P<count>\d+) layer\(s\) eligible to use sparse tactics)"
-    r"\s*(?::(?P<names>.*))?$"
-)
-_CHOSE = re.compile(
-    r"\(Sparsity\) (?:TRT inference plan picked sparse implementation for layers"
-    r"|Chose (?P<count>\d+) layer\(s\) using sparse tactics)\s*(?::(?P<names>.*))?$"
-)
-_DUMPED = re.compile(r"^\s*(?:\[[^\]]*\]\s*)*Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: (?P<rest>.*)$")
-_TACTIC = re.compile(r", TacticName: (.*?)(?=, StreamId: |, Metadata: |$)")
-_TENSOR = re.compile(
-    r"\{ Name: (?P<name>.{0,1000}?), Dimensions: \[(?P<sizes>[-\d,]*)\](?P<rest>.{0,1000}?)\}(?=,? |\]|$)"
-)
-_NEW_MESSAGE = re.compile(r"^\s|^\[|^&&&&|^$")
+__all__ = ["BuildLog", "SparsityPass", "parse_log", "read_builder_log", "read_log"]
 
-
-@dataclass(frozen=True, slots=True)
-class SparsityPass:
-    """One pair of lines; a list is None where the line only counts, and `chosen` is None where its line is missing."""
-
-    eligible: tuple[str, ...] | None
-    eligible_count: int
-    chosen: tuple[str, ...] | None = None
-    chosen_count: int | None = None
+_COUNTS_RIGHT_FROM = (10, 14)
+"""Releases of the newer family before this one may count chosen layers as zero; seen in 10.3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +30,11 @@ class BuildLog:
 
     passes: tuple[SparsityPass, ...]
     layers: tuple[InspectedLayer, ...]
-    """The verbose dump of the engine; of the last engine where a log holds several."""
+    """As the log prints them; of the last engine where it holds several."""
+    version: tuple[int, ...] = ()
+    """Of TensorRT; empty where the log does not say."""
+    notes: tuple[str, ...] = ()
+    """What was odd about it."""
 
     @property
     def eligible(self) -> dict[str, bool | None]:
@@ -61,32 +42,36 @@ class BuildLog:
         state: dict[str, bool | None] = {}
         for one in self.passes:
             for name in one.eligible or ():
-                if one.chosen is not None:
-                    state[name] = name in one.chosen
-                elif one.chosen_count == 0:
-                    state[name] = False
-                else:
-                    state[name] = None
+                is_told = one.chosen is not None and (bool(one.chosen) or one.is_complete or self.zero_is_known)
+                state[name] = name in (one.chosen or ()) if is_told else None
             # A layer that is chosen was eligible, even if a torn log lost the line that says so.
             state.update(dict.fromkeys(one.chosen or (), True))
         return state
 
     @property
+    def zero_is_known(self) -> bool:
+        """Whether a count of no chosen layer, without a list, can be believed."""
+        newer = any(not one.is_complete for one in self.passes)
+        return not newer or self.version >= _COUNTS_RIGHT_FROM
+
+    @property
     def names_layers(self) -> bool:
         """Whether every pass lists its layers, so that a layer that is not listed is not eligible."""
-        return bool(self.passes) and all(one.eligible is not None for one in self.passes)
+        return bool(self.passes) and all(one.is_complete for one in self.passes)
 
     @property
     def eligible_count(self) -> int | None:
         """Layers found eligible: exact where they are listed, otherwise at least so many. None without such lines."""
         if not self.passes:
             return None
+        if self.names_layers:
+            return len(self.eligible)
         return max(len(self.eligible), *(one.eligible_count for one in self.passes))
 
     @property
     def chosen_count(self) -> int | None:
         """Layers with a sparse kernel: exact where they are listed, otherwise at least so many."""
-        counts = [one.chosen_count for one in self.passes if one.chosen_count is not None]
+        counts = [max(one.chosen_count, len(one.chosen or ())) for one in self.passes if one.chosen_count is not None]
         if self.names_layers and len(counts) == len(self.passes):
             listed = self.eligible.values()
             if None not in listed:
@@ -104,115 +89,87 @@ class BuildLog:
             return f"{len(self.passes)} pairs of (Sparsity) lines: the last that lists a layer decides about it"
         return f"{len(self.passes)} pairs of (Sparsity) lines that only count: the largest count is a lower bound"
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Where the lines contradict themselves or leave something open, for people."""
+        found = [
+            f"the log's counts ({one.eligible_count} eligible, {one.chosen_count} chosen) and its lists "
+            f"({len(one.eligible or ())}, {len(one.chosen or ())}) disagree: the lists are taken, since TensorRT 10.3 "
+            "adds chosen layers to the wrong counter"
+            for one in self.passes
+            if one.contradicts
+        ]
+        found += [
+            f"the log counts {one.eligible_count} eligible layers and lists {len(one.eligible)}: the list is cut short"
+            for one in self.passes
+            if one.eligible and not one.is_complete
+        ]
+        if any(one.chosen_count == 0 and not one.is_complete for one in self.passes) and not self.zero_is_known:
+            found.append(
+                "the log counts no chosen layer, which TensorRT before 10.14 also does where sparse kernels run; the "
+                "lists of a --verbose log decide"
+            )
+        return (*found, *self.notes)
+
+
+class BuildLogReader:
+    """Collects a build log from lines that come one by one."""
+
+    def __init__(self) -> None:
+        self._sparsity = SparsityReader()
+        self._layers = LayerReader()
+
+    def feed(self, line: LogLine) -> None:
+        """Take the next line."""
+        self._sparsity.feed(line)
+        self._layers.feed(line)
+
+    def finish(self, version: tuple[int, ...] = ()) -> BuildLog:
+        """The log; `version` is TensorRT's, where it is known."""
+        passes = self._sparsity.finish()
+        notes = []
+        if self._sparsity.ignored:
+            notes.append(
+                f"{self._sparsity.ignored} lines right behind the (Sparsity) lines were not taken for names of layers"
+            )
+        return BuildLog(passes=passes, layers=self._layers.finish(), version=version, notes=tuple(notes))
+
 
 def read_log(path: Path) -> BuildLog:
-    """Read a build log, line by line.
+    """Read a build log, line by line; of several builds in one file, the last.
 
     Raises:
-        InputError: The file is missing or a folder.
+        InputError: The file is missing or no log; the line says what it is.
     """
-    try:
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-            return parse_log(file)
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except IsADirectoryError:
-        raise InputError("is a folder; a build log is one text file", where=path) from None
+    from nm2trt.evidence.trtexec_log import read_trtexec_log
+
+    content = recognize(path)
+    if content.kind is not FileKind.LOG:
+        raise content.refuse("a log", _hint(content.kind))
+    return read_trtexec_log(content.lines()).build
+
+
+def read_builder_log(path: Path) -> BuildLog:
+    """Read the log of a build of nm2trt's own: a log whatever it holds, also nothing.
+
+    Raises:
+        InputError: The file is missing or no text.
+    """
+    from nm2trt.evidence.trtexec_log import read_trtexec_log
+
+    return read_trtexec_log(read_lines(path)).build
+
+
+def _hint(kind: FileKind) -> str:
+    if kind is FileKind.LAYERS:
+        return "give it with --layers"
+    if kind in (FileKind.PROFILE, FileKind.TIMES):
+        return "nm2trt profile reads it"
+    return "give the output of trtexec --verbose, or of the builder's logger"
 
 
 def parse_log(lines: Iterable[str]) -> BuildLog:
     """Read a build log; never fails, whatever the text."""
-    passes: list[SparsityPass] = []
-    layers: list[InspectedLayer] = []
-    in_dump = False
-    for line in _whole(lines):
-        if "Name: " in line and (dumped := _DUMPED.match(line)):
-            if not in_dump:
-                layers.clear()
-            in_dump = True
-            layers.append(_dumped_layer(dumped))
-            continue
-        in_dump = False
-        if found := _FOUND.search(line):
-            names, count = _listed(found)
-            passes.append(SparsityPass(eligible=names, eligible_count=count))
-        elif chose := _CHOSE.search(line):
-            names, count = _listed(chose)
-            _close(passes, names, count)
-    return BuildLog(passes=tuple(passes), layers=tuple(layers))
+    from nm2trt.evidence.trtexec_log import read_trtexec_log
 
-
-def _close(passes: list[SparsityPass], names: tuple[str, ...] | None, count: int) -> None:
-    """Give the chosen layers to the pass that waits for them; a torn log may have lost its first line."""
-    if passes and passes[-1].chosen_count is None:
-        last = passes.pop()
-    else:
-        last = SparsityPass(eligible=names, eligible_count=count)
-    passes.append(
-        SparsityPass(eligible=last.eligible, eligible_count=last.eligible_count, chosen=names, chosen_count=count)
-    )
-
-
-def _listed(match: re.Match[str]) -> tuple[tuple[str, ...] | None, int]:
-    counted = match.group("count")
-    names = tuple(dict.fromkeys(split_list(match.group("names") or "")))
-    if counted is None:
-        return names, len(names)
-    count = int(counted[:9])
-    # Without verbose logging, "Found 39 layer(s) ..." names none of them.
-    return (names if names or not count else None), count
-
-
-def _whole(lines: Iterable[str]) -> Iterator[str]:
-    """Join the (Sparsity) lines that a terminal's width has broken; other lines pass as they are."""
-    held: str | None = None
-    for raw in lines:
-        line = raw.rstrip("\r\n")
-        if held is not None:
-            if not _NEW_MESSAGE.match(line) and "(Sparsity) " not in line:
-                # A break after a comma took the space with it; one within a name took nothing.
-                held += (" " if held.endswith(",") else "") + line
-                continue
-            yield held
-            held = None
-        if "(Sparsity) " in line and ":" in line.partition("(Sparsity) ")[2]:
-            held = line
-        else:
-            yield line
-    if held is not None:
-        yield held
-
-
-def _dumped_layer(match: re.Match[str]) -> InspectedLayer:
-    rest = match["rest"]
-    head, _, metadata = rest.rpartition(", Metadata: ")
-    head = head or rest
-    tactics = _TACTIC.findall(head)
-    inputs, _, after = head.partition(", Outputs: ")
-    inputs, _, constants = inputs.partition(", Constants: ")
-    outputs, _, more = after.partition(", Constants: ")
-    return InspectedLayer(
-        name=match["name"],
-        type=match["type"].strip(),
-        tactic=tactics[-1].strip() if tactics else "",
-        onnx_nodes=metadata_nodes(metadata),
-        inputs=_tensors(inputs),
-        outputs=_tensors(outputs),
-        constants=_tensors(constants or more),
-    )
-
-
-def _tensors(text: str) -> tuple[TensorInfo, ...]:
-    tensors = []
-    for match in _TENSOR.finditer(text):
-        parts = dict(part.split(": ", 1) for part in match["rest"].split(", ") if ": " in part)
-        sizes = tuple(int(size) for size in match["sizes"].split(",") if re.fullmatch(r"-?\d{1,18}", size))
-        tensors.append(
-            TensorInfo(
-                name=match["name"],
-                dimensions=sizes,
-                format=(parts.get("Format") or parts.get("Format/Datatype") or "").strip(),
-                dtype=(parts.get("Datatype") or "").strip(),
-            )
-        )
-    return tuple(tensors)
+    return read_trtexec_log(normalize(lines)).build

@@ -1,4 +1,7 @@
-"""Takes the names apart that engines give their layers: `a + b`, `PWN(PWN(a), b)`, `{ForeignNode[a...b]}`, metadata."""
+"""Takes the names apart that engines give their layers.
+
+`a + b`, `PWN(PWN(a), b)`, convolutions merged side by side (`a || b`), `{ForeignNode[a...b]}`, metadata.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ _FOREIGN = "ForeignNode["
 _SQUARE = re.compile(r"[\[\]]")
 _REFORMAT = re.compile(r"^(?:Reformatting CopyNode for|Reformatted) ", re.IGNORECASE)
 _MYELIN_ENDING = re.compile(r"_myl\d+_\d+$")
-_PROFILE_ENDING = re.compile(r" \[profile \d+\]$")
+_PROFILE_ENDING = re.compile(r" \[profile (\d+)\]$")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -48,6 +51,12 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in split_top(text, ",") if part.strip()]
 
 
+def split_profile(name: str) -> tuple[str, int]:
+    """A layer's name without its optimization profile, and the number of that; 0 where none is named."""
+    match = _PROFILE_ENDING.search(name)
+    return (name[: match.start()], int(match[1])) if match is not None else (name, 0)
+
+
 def parse_name(name: str) -> LayerName:
     """Take an engine layer's name apart. A copy between formats stands for no node."""
     name = _PROFILE_ENDING.sub("", name.strip())
@@ -55,10 +64,11 @@ def parse_name(name: str) -> LayerName:
         return LayerName(parts=())
     spans, rest = _foreign(name)
     parts: dict[str, None] = {}
-    for fused in split_top(rest, " + "):
-        for part in _inside(fused.strip()):
-            parts[part] = None
-            parts.setdefault(_MYELIN_ENDING.sub("", part))
+    for merged in split_top(rest, " || "):
+        for fused in split_top(merged, " + "):
+            for part in _inside(fused.strip()):
+                parts[part] = None
+                parts.setdefault(_MYELIN_ENDING.sub("", part))
     parts.pop("", None)
     return LayerName(parts=tuple(parts), spans=spans)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -156,7 +157,8 @@ def _batch(a: BatchRecord, b: BatchRecord) -> BatchComparison:
 
 def _ratio(record: BatchRecord) -> str:
     ratio = record.ratio
-    return f"{record.baseline} {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
+    interval = f"[{ratio.low:.3f}, {ratio.high:.3f}]" if math.isfinite(ratio.high) else "(no interval)"
+    return f"{record.baseline} {ratio.value:.3f}x {interval}"
 
 
 def _agree(a: BatchRecord, b: BatchRecord) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from nm2trt.artifacts import (
-    ArmRecord,
     BatchRecord,
     Fact,
     Facts,
@@ -25,25 +23,25 @@ from nm2trt.artifacts import (
     sha256_of,
 )
 from nm2trt.artifacts.ratio import RatioRecord
-from nm2trt.artifacts.report import LAUNCH_BOUND, ArmName, Finding
+from nm2trt.artifacts.report import LAUNCH_BOUND, ArmName
 from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
-from nm2trt.errors import ConfigError, InputError
+from nm2trt.errors import ConfigError
 from nm2trt.evidence.layer_table import TableRow, read_layer_table
 from nm2trt.evidence.layers import engine_evidence
 from nm2trt.evidence.trtexec import TrtexecRun, read_trtexec
 from nm2trt.profile import statistics
+from nm2trt.profile.comparable import check_comparable, comparison_notes
 from nm2trt.profile.inspected import work_of
 from nm2trt.profile.layers import Network, layers_record, network_of, summarised
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
 from nm2trt.profile.runner import LayerTimes
-from nm2trt.profile.source import read_source
-from nm2trt.profile.wording import Kernels, kernel_words, ratio_words
+from nm2trt.profile.trtexec_batch import batch_record
+from nm2trt.profile.wording import Kernels
 
-_NO_NOISE = RatioRecord(value=1.0, low=0.0, high=float("inf"))
 _UNPAIRED = (
-    "The arms were timed one after the other, so whatever changed between the runs is in the ratio: clocks, heat, "
-    "another build. The interval covers only what varied within each run."
+    "The runs were timed one after the other, so whatever changed between the runs is in the ratio: clocks, heat, "
+    "another build. An interval, where there is one, covers only what varied within each run."
 )
 
 
@@ -76,15 +74,15 @@ def import_trtexec(
     runs = {arm: read_trtexec(path) for arm, path in named.items() if path is not None}
     if not {"dense", "sparse"} & set(runs):
         raise ConfigError("no run was named", where="--trtexec-sparse, --trtexec-dense")
-    _check_alike(runs)
+    check_comparable(runs)
     first = runs.get("sparse") or runs["dense"]
     size = batch or next((run.batch for run in runs.values() if run.batch), None)
     if size is None:
         raise ConfigError("no file tells the batch size", where=first.name, mend="give it with --batch N")
-    precision = first.precision.lower() or "as in the network"
+    precision = first.precision.lower() or "precision not known"
     layers = _layers(runs, model, size, precision, seed)
     kernels = _kernels(runs, layers)
-    record = _batch(runs, size, kernels, seed)
+    record = batch_record(runs, size, kernels, seed)
     words = _headline(record, layers, runs)
     return ReportDocument(
         sparse=_network(runs.get("sparse") or runs["dense"]),
@@ -104,38 +102,20 @@ def import_trtexec(
     )
 
 
-def _check_alike(runs: Mapping[ArmName, TrtexecRun]) -> None:
-    """Refuse arms that cannot be compared; what a file does not tell is no difference."""
-    arms = list(runs.items())
-    for (one_arm, one), (other_arm, other) in pairwise(arms):
-        for what, a, b in (
-            ("precision", one.precision, other.precision),
-            ("input shapes", one.shapes or str(one.batch or ""), other.shapes or str(other.batch or "")),
-            ("GPU", one.gpu, other.gpu),
-            ("data transfers", one.toggles.transfers, other.toggles.transfers),
-            ("CUDA graph", one.toggles.graph, other.toggles.graph),
-            ("spin wait", one.toggles.spin, other.toggles.spin),
-        ):
-            if a not in ("", None) and b not in ("", None) and a != b:
-                raise InputError(
-                    f"{what}: {_shown(a)} in the {one_arm} run, {_shown(b)} in the {other_arm} run",
-                    where=f"{one.name} and {other.name}",
-                    mend="measure both alike; trtexec 10 and 11 have other defaults, so name every option",
-                )
-
-
-def _shown(value: str | bool | None) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-
-
 def _layers(
     runs: Mapping[ArmName, TrtexecRun], model: Path | None, batch: int, precision: str, seed: int
 ) -> LayersRecord | None:
-    tables = {arm: _table(run) for arm, run in runs.items() if arm != "sparse-again" and run.layers}
-    if not tables:
+    profiled: dict[ArmName, TrtexecRun] = {
+        arm: run for arm, run in runs.items() if arm != "sparse-again" and run.layers
+    }
+    if not profiled:
         return None
+    by_median = has_medians(profiled)
+    tables = {arm: _table(run, by_median=by_median) for arm, run in profiled.items()}
     network = Network(precision=precision)
     if model is not None:
+        from nm2trt.profile.source import read_source
+
         network = network_of(read_source(model), batch=batch, shapes={})
     work = {name: one for run in runs.values() for name, one in work_of(run.inspection).items()}
     network = replace(network, work={} if network.geometry else work)
@@ -145,8 +125,7 @@ def _layers(
         if arm in tables and (run.inspection is not None or run.log is not None)
     }
     either = runs.get("sparse") or runs["dense"]
-    enqueue_ms = float(np.median(either.enqueue_ms)) if either.enqueue_ms is not None else 0.0
-    compute_ms = float(np.median(either.compute_ms)) if either.compute_ms is not None else float("inf")
+    enqueue_ms, compute_ms = _medians(either)
     setting = Setting(
         batch=batch,
         sparse_kernels=True,
@@ -159,17 +138,33 @@ def _layers(
         evidence,
         network,
         setting,
-        source=f"trtexec's profile, {either.iterations} iterations",
+        source=f"trtexec's profile, {either.iterations} iterations, {'medians' if by_median else 'means'}",
         seed=seed,
     )
 
 
-def _table(run: TrtexecRun) -> list[LayerTimes]:
+def _medians(run: TrtexecRun) -> tuple[float, float]:
+    """Median enqueue and compute times in ms; 0 and infinity where no file tells."""
+    enqueue_ms = run.enqueue_summary.median_ms if run.enqueue_summary is not None else 0.0
+    compute_ms = run.summary.median_ms if run.summary is not None else float("inf")
+    if run.enqueue_ms is not None:
+        enqueue_ms = float(np.median(run.enqueue_ms))
+    if run.compute_ms is not None:
+        compute_ms = float(np.median(run.compute_ms))
+    return enqueue_ms, compute_ms
+
+
+def has_medians(profiled: Mapping[ArmName, TrtexecRun]) -> bool:
+    """Whether every profile has medians: only then are they compared, else the means of both."""
+    return all(layer.median_ms is not None for run in profiled.values() for layer in run.layers)
+
+
+def _table(run: TrtexecRun, *, by_median: bool) -> list[LayerTimes]:
     return [
         LayerTimes(
             name=layer.name,
             type="",
-            times_ms=(layer.average_ms if layer.median_ms is None else layer.median_ms,),
+            times_ms=(layer.median_ms if by_median and layer.median_ms is not None else layer.average_ms,),
         )
         for layer in run.layers
     ]
@@ -184,55 +179,15 @@ def _kernels(runs: Mapping[ArmName, TrtexecRun], layers: LayersRecord | None) ->
     if sparse.inspection is None and sparse.log is None:
         return Kernels(exist=True)
     found = engine_evidence(sparse.inspection, sparse.log)
-    judged = [one for one in found.layers if one.chosen is not None and one.eligible]
-    chosen = sum(bool(one.chosen) for one in judged) if judged else found.log_chosen
-    return Kernels(exist=True, chosen=chosen, weighted=len(judged) or found.log_eligible or 0, noun="eligible layers")
-
-
-def _batch(runs: Mapping[ArmName, TrtexecRun], batch: int, kernels: Kernels, seed: int) -> BatchRecord | None:
-    timed = {arm: run.compute_ms for arm, run in runs.items() if run.compute_ms is not None and run.compute_ms.size}
-    if "sparse" not in timed or "dense" not in timed:
-        return None
-    ratio = statistics.unpaired_ratio(timed["dense"], timed["sparse"], seed=seed)
-    noise = _NO_NOISE
-    if "sparse-again" in timed:
-        noise = statistics.unpaired_ratio(timed["sparse-again"], timed["sparse"], seed=seed + 1)
-    judged = statistics.judge(ratio, noise, rounds=statistics.MIN_ROUNDS)
-    if "sparse-again" not in timed:
-        finding: Finding = "unpaired"
-        words = (
-            f"the sparse run was {ratio_words(ratio)} of the dense one's speed, in two separate runs without an A/A "
-            f"run{kernel_words(kernels)}"
+    eligible = [one for one in found.layers if one.eligible]
+    if eligible:
+        chosen = sum(one.chosen is True for one in eligible)
+        is_seen = all(one.chosen is not None for one in eligible)
+        return Kernels(
+            exist=True, chosen=chosen if chosen or is_seen else None, weighted=len(eligible), noun="eligible layers"
         )
-    else:
-        finding = judged.finding
-        noise_words = f"A/A noise {100 * judged.noise_floor:.1f} %"
-        words = f"no difference beyond what two runs of one engine differ by ({noise_words})"
-        if finding != "no-difference":
-            words = f"sparse is {ratio_words(ratio)} ({noise_words}){kernel_words(kernels)}"
-    return BatchRecord(
-        batch=batch,
-        rounds=0,
-        calls_per_round=0,
-        warmup_s=0.0,
-        steady=True,
-        arms=tuple(_arm(arm, runs[arm], calls_ms, batch) for arm, calls_ms in timed.items()),
-        ratio=ratio,
-        noise=noise,
-        noise_floor=judged.noise_floor,
-        finding=finding,
-        sentence=words,
-    )
-
-
-def _arm(arm: ArmName, run: TrtexecRun, calls_ms: statistics.Timings, batch: int) -> ArmRecord:
-    enqueue_ms = float(np.median(run.enqueue_ms)) if run.enqueue_ms is not None and not run.toggles.graph else None
-    return statistics.summarise(arm, calls_ms, batch=batch).model_copy(
-        update={
-            "with_transfers": statistics.spread(run.latency_ms) if run.latency_ms is not None else None,
-            "enqueue_ms": enqueue_ms,
-        }
-    )
+    known = found.log_chosen if found.log_chosen or sparse.log is None or sparse.log.zero_is_known else None
+    return Kernels(exist=True, chosen=known, weighted=found.log_eligible or 0, noun="eligible layers")
 
 
 def _headline(record: BatchRecord | None, layers: LayersRecord | None, runs: Mapping[ArmName, TrtexecRun]) -> str:
@@ -240,7 +195,10 @@ def _headline(record: BatchRecord | None, layers: LayersRecord | None, runs: Map
         text = record.sentence[0].upper() + record.sentence[1:] + "."
         return f"{text} Layers: {layers.sentence}." if layers is not None and layers.net is not None else text
     if len(set(runs) - {"sparse-again"}) == 1:
-        return f"One engine was given ({next(iter(runs))}), so nothing is compared."
+        only = next(iter(runs))
+        timed = runs[only].summary
+        words = f" GPU compute median {timed.median_ms:.4g} ms." if timed is not None else ""
+        return f"One engine was given ({only}), so nothing is compared.{words}"
     return f"No times of whole calls were given. Layers: {layers.sentence}." if layers else "Nothing could be compared."
 
 
@@ -273,7 +231,18 @@ def _notes(runs: Mapping[ArmName, TrtexecRun], record: BatchRecord | None) -> tu
         f"{arm}: trtexec {run.version or '(version not known)'}, {run.toggles.words()} (from {run.toggles_source})."
         for arm, run in runs.items()
     ]
+    notes += comparison_notes(runs)
+    profiled: dict[ArmName, TrtexecRun] = {
+        arm: run for arm, run in runs.items() if arm != "sparse-again" and run.layers
+    }
+    if len(profiled) > 1 and not has_medians(profiled):
+        without = [arm for arm, run in profiled.items() if not has_medians({arm: run})]
+        notes.append(
+            f"Layers are compared by means: the profile of the {' and '.join(without)} run has no medians (trtexec "
+            "up to 8.3 wrote none)."
+        )
     for arm, run in runs.items():
+        notes += [f"{arm}: {note}." for note in run.notes]
         if run.compute_ms is None and run.summary is not None:
             one = run.summary
             count = f" of {one.samples} calls" if one.samples else ""

@@ -16,14 +16,13 @@ from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.matching import OnnxNodes, match_name, onnx_nodes
 from nm2trt.profile import statistics
-from nm2trt.profile.graph import precision_of
 from nm2trt.profile.inspected import Work
 from nm2trt.profile.reasons import Setting, why_not_faster
 from nm2trt.profile.runner import LayerTimes, Runner
-from nm2trt.profile.source import Source
 
 if TYPE_CHECKING:
     from nm2trt.estimate.geometry import LayerGeometry
+    from nm2trt.profile.source import Source
 
 LayerTable = Sequence[LayerTimes]
 
@@ -154,14 +153,23 @@ def layers_record(
     sparse = with_evidence(tables["sparse"], evidence.get("sparse", ()), network.graph)
     chosen = {one.name: one for one in evidence.get("sparse", ())}
     total_ms = sum(_median(layer) for layer in sparse or dense)
-    rows = [_row(row, chosen, network, setting, total_ms, seed + at) for at, row in enumerate(matched(dense, sparse))]
+    if not sparse:
+        chosen = {one.name: one for one in evidence.get("dense", ())}
+    rows = [
+        _row(row, chosen, network, setting, total_ms, seed + at, is_pair=bool(sparse))
+        for at, row in enumerate(matched(dense, sparse))
+    ]
     return summarised(rows, batch=setting.batch, source=source, calls=_calls([*dense, *sparse]), seed=seed)
 
 
 def summarised(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, calls: int, seed: int) -> LayersRecord:
     """Add totals, and tell what also shows on layers without a sparse kernel from what does not."""
-    weighted = [row for row in rows if row.weighted]
-    known = [row for row in weighted if row.chosen is not None]
+    # Layers that only the dense arm has are other layers, not more of them.
+    is_pair = any(row.sparse_ms is not None for row in rows)
+    weighted = [row for row in rows if row.weighted and (row.sparse_ms is not None or not is_pair)]
+    matched = sum(row.dense_ms is not None and row.sparse_ms is not None for row in weighted)
+    chosen = sum(row.chosen is True for row in weighted)
+    is_seen = bool(weighted) and all(row.chosen is not None for row in weighted)
     dense_ms, sparse_ms = (sum(getattr(row, key) or 0.0 for row in rows) for key in ("dense_ms", "sparse_ms"))
     with_kernel = _over(rows, seed, chosen=True)
     without_kernel = _over(rows, seed, chosen=False)
@@ -180,7 +188,8 @@ def summarised(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, call
         sparse_ms=sparse_ms,
         weighted=len(weighted),
         eligible=_count([row.eligible for row in weighted]),
-        chosen=sum(bool(row.chosen) for row in known) if known else None,
+        matched=matched,
+        chosen=chosen if chosen or is_seen else None,
         with_kernel=with_kernel,
         without_kernel=without_kernel,
         net=net,
@@ -203,18 +212,22 @@ def _sentence(record: LayersRecord) -> str:
     total = f"sum of the layers {record.dense_ms:.4g} ms dense, {record.sparse_ms:.4g} ms sparse"
     if not record.sparse_ms or not record.dense_ms:
         only = record.sparse_ms or record.dense_ms
-        return f"{record.weighted} layers with weights, sum of the layers {only:.4g} ms; one arm, so nothing to compare"
+        ran = f", of which {record.chosen} run sparse kernels" if record.chosen is not None else ""
+        words = f"{record.weighted} layers with weights{ran}, sum of the layers {only:.4g} ms"
+        return f"{words}; one engine, so nothing to compare"
     without = record.without_kernel
     if record.chosen is None:
-        return f"{total}; which kernels ran was not observed"
+        return f"{total}; which kernels ran was not observed{_unmatched(record)}"
     if record.chosen == 0:
         words = f"{total}; no layer runs a sparse kernel"
-        return words + (f", and dense/sparse of their times is {_words(without)}" if without else "")
+        return words + (f", and dense/sparse of their times is {_words(without)}" if without else _unmatched(record))
     words = f"{record.chosen} of {record.weighted} layers with weights run sparse kernels"
     if record.with_kernel is not None:
         words += f"; on them dense/sparse is {_words(record.with_kernel)} (median)"
+    unseen = sum(row.weighted and row.chosen is None and row.sparse_ms is not None for row in record.layers)
+    words += f", of {unseen} it was not observed" if unseen else ""
     if without is None:
-        return f"{words}; {total}"
+        return f"{words}; {total}{_unmatched(record)}"
     words += f"; on the others, which run dense kernels in both arms, it is {_words(without)}"
     if record.net is not None:
         words += (
@@ -222,6 +235,17 @@ def _sentence(record: LayersRecord) -> str:
             f"{record.net.value:.2f}x; the rest shows without them, too (clocks, power, another build)"
         )
     return words
+
+
+def _unmatched(record: LayersRecord) -> str:
+    if not record.weighted or record.matched == record.weighted:
+        return ""
+    if not record.matched:
+        return (
+            "; no layer of the dense run could be matched with one of the sparse run: their names differ, as in "
+            "networks that were exported apart"
+        )
+    return f"; {record.weighted - record.matched} of them have no counterpart in the dense run"
 
 
 def _words(ratio: RatioRecord) -> str:
@@ -243,10 +267,13 @@ def _row(
     setting: Setting,
     total_ms: float,
     seed: int,
+    *,
+    is_pair: bool,
 ) -> LayerTimeRecord:
     shapes = [one for one in network.geometry if one.name in row.nodes]
     products = [one for one in shapes if one.weight]
-    seen = [evidence[layer.name] for layer in row.sparse if layer.name in evidence]
+    own = () if is_pair else row.dense
+    seen = [evidence[layer.name] for layer in row.sparse or own if layer.name in evidence]
     dense_ms, sparse_ms = (sum(map(_median, side)) if side else None for side in (row.dense, row.sparse))
     eligible, why_not = _eligible(products, seen, network)
     chosen = _chosen(seen, setting, weighted=bool(products) or _has_weights(seen))
@@ -261,7 +288,7 @@ def _row(
         dense_ms=dense_ms,
         sparse_ms=sparse_ms,
         ratio=_ratio(row, dense_ms, sparse_ms, seed),
-        share=((sparse_ms if row.sparse else dense_ms) or 0.0) / total_ms if total_ms else 0.0,
+        share=_share(row, sparse_ms, dense_ms, total_ms, is_pair=is_pair),
         dense_kernel=_kernel(row.dense),
         sparse_kernel=_kernel(row.sparse),
         weighted=weighted,
@@ -278,6 +305,12 @@ def _row(
     )
 
 
+def _share(row: Row, sparse_ms: float | None, dense_ms: float | None, total_ms: float, *, is_pair: bool) -> float:
+    """Share of the sparse arm's time; what only the dense arm has is no part of it."""
+    own_ms = sparse_ms if row.sparse else None if is_pair else dense_ms
+    return (own_ms or 0.0) / total_ms if total_ms else 0.0
+
+
 def _name(products: Sequence[LayerGeometry], layers: Sequence[LayerTimes]) -> str:
     names = [one.torch_name or one.weight or one.name for one in products]
     if names:
@@ -286,7 +319,7 @@ def _name(products: Sequence[LayerGeometry], layers: Sequence[LayerTimes]) -> st
 
 
 def _has_weights(seen: Sequence[LayerEvidence]) -> bool:
-    return any(one.torch_names or one.eligible for one in seen)
+    return any(one.has_weights for one in seen)
 
 
 def _eligible(
@@ -350,6 +383,7 @@ def _plain(precision: str) -> str | None:
 def network_of(source: Source, *, batch: int, shapes: Mapping[str, Sequence[int]]) -> Network:
     """Collect what the ONNX file tells; geometry stays empty where its shapes cannot be inferred."""
     from nm2trt.estimate.geometry import layer_geometries
+    from nm2trt.profile.graph import precision_of
     from nm2trt.verify import verify_path
 
     whole = {name: (batch, *sizes[1:]) for name, sizes in shapes.items()}

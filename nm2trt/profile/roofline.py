@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
-import onnx
-from onnx import helper
 
 from nm2trt.artifacts.report_layers import RooflineRecord
 from nm2trt.estimate.gpus import gpu_table
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 
 _SIDE = 512
 _ELEMENTS = 1 << 22
@@ -30,6 +27,11 @@ def measured_roofline() -> RooflineRecord:
 
 
 def _fastest_s(op_type: str, shape: tuple[int, ...]) -> float:
+    import onnx
+    from onnx import helper
+
+    from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
+
     ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "aby"]
     graph = helper.make_graph([helper.make_node(op_type, ["a", "b"], ["y"])], "roof", ports[:2], ports[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,9 @@ def sentence(comparison: Comparison, *, rounds: int, kernels: Kernels) -> str:
 
 
 def ratio_words(ratio: RatioRecord) -> str:
-    """1.13x [1.11, 1.15]."""
+    """1.13x [1.11, 1.15]; 1.13x alone where nothing bounds it."""
+    if not math.isfinite(ratio.high):
+        return f"{ratio.value:.2f}x"
     return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 

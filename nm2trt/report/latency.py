@@ -90,7 +90,8 @@ def ratio_svg(batches: list[BatchRecord], *, name: str) -> str:
 
 
 def _reach(batch: BatchRecord) -> float:
-    ends = (batch.ratio.low, batch.ratio.high, batch.ratio.value, 1 + batch.noise_floor)
+    interval = (batch.ratio.low, batch.ratio.high) if np.isfinite(batch.ratio.high) else ()
+    ends = (*interval, batch.ratio.value, 1 + batch.noise_floor)
     return float(max(abs(end - 1) for end in ends if np.isfinite(end)))
 
 

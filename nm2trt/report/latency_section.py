@@ -25,11 +25,11 @@ def arm_cells(arm: ArmRecord) -> tuple[str, ...]:
     return (
         arm.name,
         f"{arm.median_ms:.4g}",
-        f"{arm.p90_ms:.4g}",
-        f"{arm.p99_ms:.4g}",
+        "" if arm.p90_ms is None else f"{arm.p90_ms:.4g}",
+        "" if arm.p99_ms is None else f"{arm.p99_ms:.4g}",
         f"{arm.throughput_per_s:,.0f}",
-        f"{100 * arm.coefficient_of_variation:.1f} %",
-        f"{arm.calls:,}",
+        "" if arm.coefficient_of_variation is None else f"{100 * arm.coefficient_of_variation:.1f} %",
+        f"{arm.calls:,}" if arm.calls else "",
     )
 
 
@@ -68,7 +68,11 @@ def latency_section(report: ReportDocument, *, title: str = "Latency", name: str
                 "same network differs from itself (A/A); what does not leave it is no difference.",
             )
         )
-    panels = "".join(distribution_svg(batch, name=f"{name}-b{batch.batch}") for batch in report.batches)
+    panels = "".join(
+        distribution_svg(batch, name=f"{name}-b{batch.batch}")
+        for batch in report.batches
+        if all(arm.quantiles_ms for arm in batch.arms)
+    )
     if panels:
         blocks.append(Drawing(f'<div class="panels">{panels}</div>'))
     if len(report.batches) > 1:
@@ -116,7 +120,7 @@ def contrasts_section(report: ReportDocument) -> Section | None:
 
 def _ratio(ratio: object) -> str:
     value, low, high = (getattr(ratio, key) for key in ("value", "low", "high"))
-    return f"{value:.3f}x [{low:.3f}, {high:.3f}]"
+    return f"{value:.3f}x [{low:.3f}, {high:.3f}]" if high < float("inf") else f"{value:.3f}x, no interval"
 
 
 def device_section(report: ReportDocument) -> Section | None:

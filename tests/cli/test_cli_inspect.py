@@ -56,7 +56,8 @@ def test_json_holds_every_layer(files):
         ("conv1 + relu1", True), ("fc", False), ("pool", False),
     ]  # fmt: skip
     assert engine["totals"] == {
-        "layers": 3, "with_weights": 2, "eligible": 2, "sparse": 1, "dense": 1, "hidden": 0,
+        "layers": 3, "with_weights": 2, "weights_unknown": 0, "eligible": 2, "eligible_unknown": 0, "sparse": 1,
+        "dense": 1, "hidden": 0,
     }  # fmt: skip
 
 
@@ -82,6 +83,61 @@ def test_the_network_names_weights(files):
     layer = json.loads(result.stdout)["engines"][0]["layers"][0]
     assert layer["onnx_nodes"] == ["conv1"]
     assert layer["torch_names"] == [model.graph.node[0].input[1]]
+
+
+def test_a_print_behind_the_log_makes_no_sparse_layer(files):
+    old = "[I] [TRT] (Sparsity) Layers eligible for sparse math: Conv_1, Conv_2, Conv_3\n"
+    old += "[I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: Conv_1, Conv_2\ndone\n"
+    (files / "old.log").write_bytes(b"\xff\xfe" + old.encode("utf-16-le"))
+    assert nm2trt_inline("inspect", "--log", files / "old.log", "--require", "2").returncode == 0
+    result = nm2trt_inline("inspect", "--log", files / "old.log", "--require", "3")
+    assert result.returncode == 1
+    assert "2 run a sparse kernel" in result.stdout
+    assert "not taken for names of layers" in result.stdout
+
+
+def test_counts_alone_are_a_lower_bound(files):
+    counts = "[I] [TRT] (Sparsity) Found 39 layer(s) eligible to use sparse tactics\n"
+    counts += "[I] [TRT] (Sparsity) Chose 12 layer(s) using sparse tactics\n"
+    (files / "c.log").write_text(counts)
+    result = nm2trt_inline("inspect", "--log", files / "c.log", "--require", "12")
+    assert result.returncode == 0
+    assert "the log: at least 39 found eligible, 12 chosen" in result.stdout
+    assert nm2trt_inline("inspect", "--log", files / "c.log", "--require", "13").returncode == 1
+
+
+def test_what_is_not_known_is_said_and_not_counted(files):
+    (files / "names").write_text(json.dumps({"Layers": [f"layer_{index}" for index in range(840)], "Bindings": []}))
+    result = nm2trt_inline("inspect", "--layers", files / "names")
+    assert result.returncode == 0
+    assert "840 layers, 0 with weights (840 do not show whether they have any)" in result.stdout
+    shown = nm2trt_inline("inspect", "--layers", files / "names", "--all-layers").stdout
+    assert "nothing shows whether it has weights" in shown
+
+
+def test_a_file_without_an_option_is_taken_for_what_it_is(files):
+    assert "the log: 2 found eligible" in nm2trt_inline("inspect", files / "b.log").stdout
+    both = nm2trt_inline("inspect", files / "l.json", "--log", files / "b.log")
+    assert "3 layers, 2 with weights" in both.stdout
+    assert "the log: 2 found eligible" in both.stdout
+    assert_one_error_line(nm2trt_inline("inspect", files / "b.log", "--log", files / "b.log"), 2, "--log names another")
+    (files / "t").write_text('[{"computeMs": 1.0}]')
+    assert_one_error_line(nm2trt_inline("inspect", files / "t"), 3, "is a file of times of single calls")
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "words"),
+    [
+        ("--layers", [{"count": 5}, {"name": "a", "averageMs": 1}], "is a profile of layer times"),
+        ("--layers", [{"computeMs": 1.0}], "is a file of times of single calls"),
+        ("--layers", [{"Name": "NVIDIA A100", "COMPUTE_CAPABILITY_MAJOR": 8}], "is a list of GPUs"),
+        ("--log", {"Layers": ["a"]}, "give it with --layers"),
+        ("--log", [{"computeMs": 1.0}], "nm2trt profile reads it"),
+    ],
+)
+def test_another_file_of_trtexec_is_refused_by_its_content(tmp_path, option, content, words):
+    (tmp_path / "f.log").write_text(json.dumps(content))
+    assert_one_error_line(nm2trt_inline("inspect", option, tmp_path / "f.log"), 3, words)
 
 
 @requires(rtx=True)

@@ -110,7 +110,7 @@ def test_a_table_of_layer_times_becomes_a_report(tmp_path):
         (("--layer-times", "t.csv"), 2, "add --batch N"),
         (("--layer-times", "t.csv", "--batch", "1,2"), 2, "one batch size"),
         (("--layer-times", "t.csv", "--trtexec-sparse", "x"), 2, "exclude each other"),
-        (("--trtexec-sparse", "nothing/here"), 3, "no .json, .log or .txt file"),
+        (("--trtexec-sparse", "nothing/here"), 3, "no file of trtexec there"),
         (("net.onnx", "--shape", "x=1xN"), 2, "--shape: 'x=1xN'"),
         (("net.onnx", "--rate", "fast"), 2, "--rate: 'fast'"),
         (("net.onnx", "--rate", "5"), 2, "--rate: no effect without --streams"),

@@ -158,5 +158,6 @@ def test_missing_files_cost_one_line(tmp_path):
         read_log(tmp_path / "none.log")
     with pytest.raises(InputError, match="is a folder"):
         read_log(tmp_path)
-    (tmp_path / "bytes.log").write_bytes(b"\xff\xfe\x00(Sparsity) ")
-    assert read_log(tmp_path / "bytes.log").passes == ()
+    (tmp_path / "bytes.log").write_bytes(b"\x7fELF\x02\x01\x01\x00\x00\x00(Sparsity) ")
+    with pytest.raises(InputError, match="a program or library"):
+        read_log(tmp_path / "bytes.log")

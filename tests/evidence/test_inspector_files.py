@@ -96,6 +96,13 @@ def test_bare_names_are_said_to_be_bare():
     assert "without detailed profiling verbosity" in found.notes[0]
 
 
+def test_layers_as_strings_of_json_are_layers():
+    found = parse_inspection({"Layers": [json.dumps(CONV), "{ForeignNode[a...b]}"]})
+    assert [layer.name for layer in found.layers] == ["conv1 + relu1", "{ForeignNode[a...b]}"]
+    assert found.layers[0].type == "CaskConvolution"
+    assert found.detailed
+
+
 def test_strange_entries_are_counted_and_passed_over():
     found = parse_inspection({"Layers": [CONV, 3, None, {"LayerType": "x"}]})
     assert len(found.layers) == 1
@@ -126,9 +133,9 @@ def test_files_that_cannot_be_read_cost_one_line(tmp_path):
     path = tmp_path / "l.json"
     with pytest.raises(InputError, match="no such file"):
         read_inspection(path)
-    for text in ("", "{", "[" * 100_000):
+    for text, words in (("", "is empty"), ("{", "is cut off"), ("[" * 100_000, "nested too deeply")):
         path.write_text(text)
-        with pytest.raises(InputError, match="no readable JSON"):
+        with pytest.raises(InputError, match=words):
             read_inspection(path)
     with pytest.raises(InputError, match="is a folder"):
         read_inspection(tmp_path)

@@ -1,0 +1,228 @@
+"""Whatever tools, terminals and collectors put around a log, the same is read from it."""
+
+import io
+import itertools
+import json
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from log_wrappers import ENCODINGS, JSON_LINES, PACKINGS, PREFIXES, TERMINAL, WRAPPERS, wrap
+
+from nm2trt.errors import InputError
+from nm2trt.evidence.recognize import FileKind, recognize
+from nm2trt.evidence.text import normalize, read_lines
+from nm2trt.evidence.trtexec_log import read_trtexec_log
+
+LOG = """\
+&&&& RUNNING TensorRT.trtexec [TensorRT v101401] [b48] # trtexec --onnx=net.onnx --fp16 --sparsity=enable --verbose
+[09/26/2026-10:00:00] [I] === Build Options ===
+[09/26/2026-10:00:00] [I] Precision: FP32+FP16
+[09/26/2026-10:00:00] [I] === Inference Options ===
+[09/26/2026-10:00:00] [I] Input inference shape : image=16x3x224x224
+[09/26/2026-10:00:00] [I] Data transfers: Disabled
+[09/26/2026-10:00:00] [I] Spin-wait: Enabled
+[09/26/2026-10:00:00] [I] CUDA Graph: Enabled
+[09/26/2026-10:00:00] [I] Selected Device: NVIDIA A100 80GB PCIe
+[09/26/2026-10:00:01] [V] [TRT] --------------- Timing Runner: /c2/Conv + /c2/Relu (CaskConvolution[0x80000009])
+[09/26/2026-10:00:01] [V] [TRT] /c2/Conv + /c2/Relu Set Tactic Name: sm80_xmma_fprop_sparse_conv_f16f16_f16f16_f16_nhwckrsc_nhwc_tilesize128x128x64 Tactic: 0x00000000000000a2
+[09/26/2026-10:00:01] [V] [TRT] Tactic: 0x00000000000000a2 Time: 0.0131
+[09/26/2026-10:00:02] [V] [TRT] (Sparsity) Found 3 layer(s) eligible to use sparse tactics: /c1/Conv + /c1/Relu, /c2/Conv + /c2/Relu, /blocks.3/attention/query/MatMul
+[09/26/2026-10:00:02] [V] [TRT] (Sparsity) Chose 1 layer(s) using sparse tactics: /c2/Conv + /c2/Relu
+[09/26/2026-10:00:03] [V] [TRT] Engine Layer Information:
+Layer(CaskConvolution): /c1/Conv + /c1/Relu, Tactic: 0x00000000000000a1, image (Half[16,3,224,224]) -> a (Half[16,64,112,112])
+Layer(CaskConvolution): /c2/Conv + /c2/Relu, Tactic: 0x00000000000000a2, a (Half[16,64,112,112]) -> b (Half[16,64,56,56])
+[09/26/2026-10:00:09] [I] === Profile (120 iterations ) ===
+[09/26/2026-10:00:09] [I]    Time(ms)     Avg.(ms)   Median(ms)   Time(%)   Layer
+[09/26/2026-10:00:09] [I]       24.00       0.2000       0.1990      66.7   /c1/Conv + /c1/Relu
+[09/26/2026-10:00:09] [I]       12.00       0.1000       0.0990      33.3   /c2/Conv + /c2/Relu
+[09/26/2026-10:00:09] [I]       36.00       0.3000       0.2980     100.0   Total
+[09/26/2026-10:00:09] [I]
+[09/26/2026-10:00:09] [I] === Performance summary ===
+[09/26/2026-10:00:09] [I] Throughput: 3210.5 qps
+[09/26/2026-10:00:09] [I] GPU Compute Time: min = 0.29 ms, max = 0.42 ms, mean = 0.305 ms, median = 0.301 ms, percentile(90%) = 0.31 ms, percentile(95%) = 0.32 ms, percentile(99%) = 0.33 ms
+&&&& PASSED TensorRT.trtexec [TensorRT v101401] [b48] # trtexec --onnx=net.onnx"""  # noqa: E501
+
+
+def summary_of(lines):
+    """Everything that a reader takes from a log."""
+    log = read_trtexec_log(lines)
+    return {
+        "eligible": log.build.eligible,
+        "counts": (log.build.eligible_count, log.build.chosen_count),
+        "layers": [(layer.name, layer.type, layer.tactic, layer.inputs, layer.outputs) for layer in log.build.layers],
+        "version": log.version,
+        "toggles": log.toggles,
+        "gpu": log.gpu,
+        "precision": log.precision,
+        "shapes": dict(log.shapes),
+        "compute": log.compute,
+        "queries": log.queries_per_s,
+        "profile": (log.layers, log.iterations),
+    }
+
+
+def plain():
+    return summary_of(normalize(LOG.split("\n")))
+
+
+def test_the_plain_log_holds_what_the_others_are_held_against():
+    found = plain()
+    assert found["counts"] == (3, 1)
+    assert found["eligible"] == {
+        "/c1/Conv + /c1/Relu": False, "/c2/Conv + /c2/Relu": True, "/blocks.3/attention/query/MatMul": False,
+    }  # fmt: skip
+    assert [row[:2] for row in found["layers"]] == [
+        ("/c1/Conv + /c1/Relu", "CaskConvolution"), ("/c2/Conv + /c2/Relu", "CaskConvolution"),
+    ]  # fmt: skip
+    assert found["layers"][1][2].startswith("sm80_xmma_fprop_sparse_conv")
+    assert found["shapes"] == {"image": (16, 3, 224, 224)}
+    assert found["compute"].percentiles_ms == {90.0: 0.31, 95.0: 0.32, 99.0: 0.33}
+    assert [layer.median_ms for layer in found["profile"][0]] == [0.199, 0.099]
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_each_wrapper_alone_changes_nothing(name):
+    assert summary_of(normalize(wrap(LOG, name).split("\n"))) == plain()
+
+
+BREAKS = {name for name in TERMINAL if "columns" in name} | {"cri"}
+COLORS = {name for name in TERMINAL if "color" in name or name == "title"}
+
+
+def is_real(names):
+    """Whether an outer wrapper can find what an inner one left.
+
+    Not asked for: a prefix of no known form on the pieces of a broken line, a width that counts invisible characters, a
+    progress bar under another wrapper, lines that two widths broke, and a quote's mark where "->" may have been broken.
+    """
+    broken = [at for at, name in enumerate(names) if name in BREAKS]
+    return (
+        len(broken) < 2
+        and not any(name in COLORS for at in broken for name in names[:at])
+        and not any(name in {"stern", "basicConfig", "bare colors"} for at in broken for name in names[at + 1 :])
+        # Two prefixes may be wider than the terminal.
+        and not any(sum(one in PREFIXES or one in JSON_LINES for one in names[:at]) > 1 for at in broken)
+        and not (broken and {"stern", "gh run view"} & set(names) and any(name in JSON_LINES for name in names))
+        and not any("columns" in name and "quoted" in names[: names.index(name)] for name in names)
+        and "progress bar" not in names[:-1]
+        and not ("progress bar" in names and (broken or "stern" in names))
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pair for pair in itertools.product(WRAPPERS, repeat=2) if is_real(pair) and pair[0] in PREFIXES],
+)
+def test_two_wrappers_change_nothing(first, second):
+    assert summary_of(normalize(wrap(LOG, first, second).split("\n"))) == plain()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from([*PREFIXES, *JSON_LINES, *TERMINAL]), max_size=3, unique=True),
+    st.sampled_from(list(ENCODINGS)),
+    st.lists(st.sampled_from(list(PACKINGS)), max_size=2),
+)
+def test_any_composition_of_wrappers_changes_nothing(tmp_path_factory, names, encoding, packings):
+    assume(is_real(names) and len([name for name in names if name in PREFIXES or name in JSON_LINES]) < 3)
+    data = ENCODINGS[encoding](wrap(LOG, *names) + "\n")
+    for packing in packings:
+        data = PACKINGS[packing](data)
+    path = tmp_path_factory.mktemp("log") / "whatever.bin"
+    path.write_bytes(data)
+    assert recognize(path).kind is FileKind.LOG
+    assert summary_of(recognize(path).lines()) == plain()
+
+
+@given(st.text(max_size=400), st.lists(st.sampled_from(list(WRAPPERS)), max_size=2))
+def test_no_text_breaks_the_normalizer(text, names):
+    for line in normalize(wrap(text, *names).split("\n")):
+        assert "\n" not in line.text
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=60))
+def test_lines_end_at_line_feeds_only(text):
+    """U+001E, U+000C, U+0085, U+2028 stand within metadata; `str.splitlines` would cut there."""
+    lines = [f"[09/26/2026-10:00:00] [I] a{text}b", "[09/26/2026-10:00:00] [I] c"]
+    assert len(list(normalize(lines))) == len(list(normalize(io.StringIO("\n".join(lines), newline="\n")))) >= 2
+
+
+def test_a_record_separator_stays_in_its_line():
+    (line,) = normalize(["[09/26/2026-10:00:00] [I] Metadata: [ONNX Layer: a]\x1e[ONNX Layer: b]\x85\u2028c"])
+    assert line.text == "Metadata: [ONNX Layer: a]\x1e[ONNX Layer: b]\x85\u2028c"
+
+
+def test_two_messages_without_a_line_feed_between_them_are_two():
+    texts = [
+        line.text for line in normalize(["[09/26/2026-10:00:00] [I] a line of text here [09/26/2026-10:00:01] [I] b"])
+    ]
+    assert texts == ["a line of text here ", "b"]
+
+
+def test_two_services_of_one_compose_log_are_told_apart():
+    lines = ["dense_x  | [I] a", "sparse_x | [I] b", "dense_x  | c"]
+    sources = [line.source for line in normalize(lines)]
+    assert sources[0] == sources[2] != sources[1]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda line: {"_source": {"message": line}, "_id": "a"},
+        lambda line: {"jsonPayload": {"message": line}},
+        lambda line: {"MESSAGE": list(f"\x1b[32m{line}\x1b[0m".encode()), "_PID": "1"},
+    ],
+)
+def test_entries_of_collectors_whose_text_is_deeper(form):
+    lines = [json.dumps(form(line)) for line in LOG.split("\n")]
+    assert summary_of(normalize(lines)) == plain()
+
+
+def test_a_log_that_python_printed_as_bytes():
+    assert summary_of(normalize(["started", repr(LOG.encode()), "done"])) == plain()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: {"stdout": text, "rc": 0},
+        lambda text: {"cells": [{"outputs": [{"text": text.splitlines(keepends=True)}]}]},
+    ],
+)
+def test_a_log_within_a_notebook_or_a_tools_json(tmp_path, form):
+    (tmp_path / "n.ipynb").write_text(json.dumps(form(LOG)))
+    assert summary_of(recognize(tmp_path / "n.ipynb").lines()) == plain()
+
+
+def test_a_log_that_was_downloaded_as_one_json_list(tmp_path):
+    path = tmp_path / "entries"
+    path.write_text(json.dumps([{"insertId": str(i), "textPayload": line} for i, line in enumerate(LOG.split("\n"))]))
+    assert summary_of(recognize(path).lines()) == plain()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"PK\x03\x04 and so on", "is a zip archive; unpack it first"),
+        (b"\x28\xb5\x2f\xfd and so on", "packed by zstd"),
+        (b"\x1f\x8b\x08 no gzip at all", "cannot be unpacked"),
+        (b"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00", "is no text: a program or library"),
+        (b"ftrt\x00\x00\x00\x01\x00\x00\x00", "is no text: a TensorRT engine"),
+        (b"", "is empty"),
+        (b" \n\n\xef\xbb\xbf \n", "is empty"),
+    ],
+)
+def test_what_is_no_text_is_named_in_one_line(tmp_path, data, words):
+    path = tmp_path / "log.txt"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=words) as caught:
+        recognize(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_gzip_is_named(tmp_path):
+    path = tmp_path / "log.gz"
+    path.write_bytes(PACKINGS["gzip"](b"".join(b"[I] line %d\n" % i for i in range(9999)))[:-2000])
+    with pytest.raises(InputError, match="cannot be unpacked to its end"):
+        list(read_lines(path))
