@@ -7,16 +7,17 @@ transposed convolution, no embedding, and not the classifier unless it is named.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import NMPattern
+from nm2trt.prune.fixed_values import fixed_reason
 from nm2trt.prune.magnitude import PRUNABLE_DTYPES, group_positions
 from nm2trt.prune.stored import StoredWeight
-from nm2trt.verify import matches, reduction_size
+from nm2trt.verify import as_named, matches, reduction_size
 
 _MULTIPLE_MEND = "choose another pattern for it, or leave it out of --layer"
 
@@ -69,6 +70,7 @@ def decide(weights: Sequence[StoredWeight], request: Request, where: object) -> 
 
 
 def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
+    weight = replace(weight, layer=as_named(weight.layer, tuple(request.layer_patterns)))
     layer = weight.layer
     named = next((glob for glob in reversed(list(request.layer_patterns)) if matches(layer, (glob,))), None)
     wanted = request.layer_patterns[named] if named is not None else request.pattern
@@ -79,6 +81,8 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
     excluded = next((glob for glob in request.exclude if matches(layer, (glob,))), None)
     if excluded is not None:
         return dense(f"excluded by {excluded!r}")
+    if layer.not_checked:
+        return dense(layer.why_not)
     if layer.reduction_axis is None or layer.why_not or 0 in layer.shape:
         return dense(layer.why_not or "empty" if 0 in layer.shape else layer.why_not or "no reduction axis")
     size = reduction_size(layer)
@@ -93,6 +97,8 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
     if weight.refused:
         return dense(weight.refused)
     if named is None and (reason := _dense_by_default(weight)):
+        return dense(f"{reason}; name it with --layer to prune it")
+    if named is None and (reason := fixed_reason(weight.values(weight.read()), layer.reduction_axis)):
         return dense(f"{reason}; name it with --layer to prune it")
     if layer.zero_point:
         raise InputError(
