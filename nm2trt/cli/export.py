@@ -42,9 +42,22 @@ _SOURCE_OPTIONS = (
         "--input",
         "inputs",
         multiple=True,
-        metavar="NAME=SHAPE[:DTYPE]",
-        help="One input of several, one sample: --input input_ids=128:int64 --input attention_mask=128:int64. "
-        "For ONNX: sizes that it leaves open beside the batch.",
+        metavar="NAME=SHAPE[:DTYPE][@LOW..HIGH]",
+        help="One input of several, one sample: --input input_ids=128:int64@0..30000. For ONNX: sizes that it leaves "
+        "open beside the batch; a star is the batch where it is not first: --input state=2x*x32.",
+    ),
+    click.option(
+        "--size",
+        "sizes",
+        multiple=True,
+        metavar="AXIS=N",
+        help="Size of every axis of that name, such as sequence=128, in an ONNX file.",
+    ),
+    click.option(
+        "--fixed",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What an input always holds when outputs are compared, such as speed=1.0 or lengths=16,16.",
     ),
     click.option("--classes", type=int, metavar="N", help="Classes of a checkpoint's network. Default: its weights'."),
     click.option("--data", metavar="NAME", help="Data set whose test samples the outputs are compared on."),
@@ -60,7 +73,18 @@ _SOURCE_OPTIONS = (
     click.option("--external-data", is_flag=True, help="Put the weights beside model.onnx; always so beyond 2 GB."),
 )
 
-_ABOUT_SOURCE = ("model", "input_shape", "inputs", "classes", "data", "data_dir", "samples", "external_data")
+_ABOUT_SOURCE = (
+    "model",
+    "input_shape",
+    "inputs",
+    "sizes",
+    "fixed",
+    "classes",
+    "data",
+    "data_dir",
+    "samples",
+    "external_data",
+)
 
 
 def _source_options(command: F) -> F:
@@ -267,11 +291,14 @@ def _first_bad(document: BuildDocument) -> str:
 
 def _exported(source: Path, config: ExportConfig) -> Exported:
     from nm2trt.export import export_source
+    from nm2trt.export.inputs import parse_fixed, parse_sizes
 
     return export_source(
         source,
         model=config.source.model,
         inputs=config.source.specs(),
+        sizes=parse_sizes(config.source.sizes),
+        fixed=parse_fixed(config.source.fixed),
         classes=config.source.classes,
         precision=config.precision,
         io_dtype=config.io_dtype,
