@@ -59,11 +59,10 @@ def without_quantisation(proto: onnx.ModelProto, path: Path, restored: list[str]
                 new = value
             else:
                 new = _float_constant(model, node, stored.value(), path)
-        elif node.op_type == "QuantizeLinear" and (ends := _clipped_at(node, path)) is not None:
-            if not _never_negative(value) or np.isfinite(ends):
-                new = _activation(model, node, value, ends)
-                if restored is not None:
-                    restored.append(str(value.name))
+        elif node.op_type == "QuantizeLinear" and (end := _folded_end(node, path)) is not None:
+            new = _activation(model, node, value, end)
+            if restored is not None:
+                restored.append(str(value.name))
         _replace(model, node, new)
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -74,8 +73,8 @@ def without_quantisation(proto: onnx.ModelProto, path: Path, restored: list[str]
     return result
 
 
-def _clipped_at(node: ir.Node, path: Path) -> float | None:
-    """Where a Q that clips at 0 ends, infinity where that is no end of a common clip; None where it clips elsewhere."""
+def _folded_end(node: ir.Node, path: Path) -> float | None:
+    """Where the activation ends that a Q clips as, infinity for a Relu; None where Q stands for no activation."""
     value = node.inputs[0]
     if value is None or value.producer() is None or resolve(value, path) is not None:
         return None
@@ -95,7 +94,9 @@ def _clipped_at(node: ir.Node, path: Path) -> float | None:
     folded = any(abs(end / common - 1) < _SAME_END for common in _CLIP_ENDS)
     producer = value.producer()
     bounded = producer is not None and producer.op_type in ("Clip", "Sigmoid", "HardSigmoid", "Softmax")
-    return end if folded and not bounded else np.inf
+    if folded and not bounded:
+        return end
+    return None if _never_negative(value) else np.inf
 
 
 def _never_negative(value: ir.Value) -> bool:

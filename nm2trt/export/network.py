@@ -22,6 +22,7 @@ from nm2trt.export.source import ExportSource
 from nm2trt.export.torch_graph import BATCH, silenced
 from nm2trt.export.writing import write_onnx
 from nm2trt.layers import PATTERNS_KEY
+from nm2trt.onnx_tools import name_nodes
 
 QUANTIZED_OPS = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
@@ -120,6 +121,7 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
     model = graph.model
     floats = graph.precision.split("+")[-1]
     done, converted = Conversion(), False
+    nameless = name_nodes(model)
     if precision is not None and precision != floats:
         if floats != "fp32":
             raise InputError(
@@ -130,7 +132,6 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
         with silenced():
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             common.ShapeInferencePass()(model)
-        _name_anonymous(model)
         done = convert(model, precision, io_dtype=io_dtype)
         converted = True
     named = "+".join([*graph.precision.split("+")[:-1], precision if converted and precision else floats])
@@ -151,8 +152,8 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
         data=None,
         record=graph.record,
         macs=macs_per_sample(model),
-        verbatim=None if converted or _edited(graph) else graph.path,
-        notes=_notes(done),
+        verbatim=None if converted or nameless or _edited(graph) else graph.path,
+        notes=[*_named(nameless), *_notes(done)],
     )
 
 
@@ -250,11 +251,11 @@ def _edited(graph: ForeignGraph) -> bool:
     return any(found.get(str(v.name)) != v.shape for v in graph.model.graph.inputs)
 
 
-def _name_anonymous(model: ir.Model) -> None:
-    """Old exporters leave nodes without names, which no error line could tell apart."""
-    for number, node in enumerate(model.graph.all_nodes()):
-        if not node.name:
-            node.name = f"{node.op_type}_{number}"
+def _named(nameless: int) -> list[str]:
+    if not nameless:
+        return []
+    count = "1 node had no name and was" if nameless == 1 else f"{nameless} nodes had no name and were"
+    return [f"{count} named after its output, so that the engine's layers can be told"]
 
 
 def _notes(done: Conversion) -> list[str]:
