@@ -70,6 +70,11 @@ _SOURCE_OPTIONS = (
         metavar="F.npz",
         help="Samples to compare the outputs on: one array [samples, ...] for each input.",
     ),
+    click.option(
+        "--float-bias",
+        is_flag=True,
+        help="Store the INT32 biases of ONNX Runtime's quantize_static as floats, which TensorRT needs; same values.",
+    ),
     click.option("--external-data", is_flag=True, help="Put the weights beside model.onnx; always so beyond 2 GB."),
 )
 
@@ -84,6 +89,7 @@ _ABOUT_SOURCE = (
     "data_dir",
     "samples",
     "external_data",
+    "float_bias",
 )
 
 
@@ -302,6 +308,7 @@ def _exported(source: Path, config: ExportConfig) -> Exported:
         classes=config.source.classes,
         precision=config.precision,
         io_dtype=config.io_dtype,
+        float_bias=config.source.float_bias,
     )
 
 
@@ -326,11 +333,14 @@ def _export_into(
     from nm2trt.cli.export_config import USUAL_BATCH
     from nm2trt.engine import chosen_fact, faster_fact
     from nm2trt.export import check_numerics, check_onnx, eligible_fact, graph_ports, legal_fact, settle_batch
+    from nm2trt.export.quantized import check_tensorrt_takes
     from nm2trt.verify import verify_path
     from nm2trt.verify.document import document_of
 
     progress("exporting to ONNX")
     network = _exported(source, config)
+    if chosen.builder is not None:
+        check_tensorrt_takes(network.model, source)
     batch = settle_batch(network, config.batch, usual=USUAL_BATCH)
     samples = _samples(network, batch, config.source)
     network.write(folder / MODEL, external=config.source.external_data)

@@ -45,6 +45,7 @@ class SourceOptions(BaseModel):
     data_dir: Path | None = None
     samples: Path | None = None
     external_data: bool = False
+    float_bias: bool = False
 
     @field_validator("classes")
     @classmethod

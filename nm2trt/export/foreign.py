@@ -17,6 +17,7 @@ from nm2trt.export.facts import meant_sparse
 from nm2trt.export.folding import constant_ancestors, weight_values
 from nm2trt.export.input_shapes import settle_inputs
 from nm2trt.export.inputs import InputSpec
+from nm2trt.export.quantized import check_integer_operators
 from nm2trt.layers import METHOD_KEY, open_source
 from nm2trt.layers.onnx_constants import one_line
 from nm2trt.verify import verify_path
@@ -66,6 +67,7 @@ def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = (), sizes: Mapping[st
     judged = verify_path(file)
     model = _model(file)
     _check_opset(model, file)
+    check_integer_operators(model, file)
     _check_operators(model, file)
     _check_weights(model, file)
     inputs, dynamic = settle_inputs(model, {one.name: one for one in shapes}, sizes or {}, file)

@@ -30,6 +30,7 @@ def export_source(
     classes: int | None = None,
     precision: Precision | None = None,
     io_dtype: IoDtype = "fp32",
+    float_bias: bool = False,
 ) -> Exported:
     """Turn a source into ONNX, in memory.
 
@@ -43,13 +44,14 @@ def export_source(
         classes: Of a checkpoint's network; None reads them off its shapes.
         precision: None takes fp32 for torch networks and leaves ONNX as found.
         io_dtype: "fp32" or "same" as `precision`.
+        float_bias: Store an ONNX file's INT32 biases behind DequantizeLinear as floats.
 
     Raises:
         ConfigError: Options that do not fit the source, a checkpoint without `model` among them.
         InputError: The source cannot be used.
         MachineError: A package that `model` asks for is not installed.
     """
-    exported = _exported(path, model, inputs, sizes or {}, classes, precision, io_dtype)
+    exported = _exported(path, model, inputs, sizes or {}, classes, precision, io_dtype, float_bias=float_bias)
     return replace(exported, inputs=with_values(exported.inputs, fixed or {}, inputs))
 
 
@@ -61,8 +63,12 @@ def _exported(
     classes: int | None,
     precision: Precision | None,
     io_dtype: IoDtype,
+    *,
+    float_bias: bool,
 ) -> Exported:
     kind = source_kind(path)
+    if float_bias and kind != "onnx":
+        raise ConfigError("is for a quantized ONNX file", where="--float-bias", mend="leave it out")
     if sizes and kind != "onnx":
         raise ConfigError("names axes of an ONNX file", where="--size", mend="leave it out")
     if kind != "onnx" and any(one.star for one in inputs):
@@ -76,7 +82,8 @@ def _exported(
     if kind == "onnx":
         if model is not None or classes is not None:
             raise ConfigError("an ONNX file needs no --model and no --classes", where=path, mend="leave them out")
-        return export_onnx(load_onnx(path, shapes=inputs, sizes=sizes), precision=precision, io_dtype=io_dtype)
+        graph = load_onnx(path, shapes=inputs, sizes=sizes)
+        return export_onnx(graph, precision=precision, io_dtype=io_dtype, float_bias=float_bias)
     if model is None:
         raise ConfigError(
             "a checkpoint holds weights and no network",
