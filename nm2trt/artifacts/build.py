@@ -68,9 +68,21 @@ class OutputNumerics(BaseModel):
     max_abs_error: float
     max_abs_error_at: str
     max_rel_error: float
-    """Largest absolute error divided by the largest magnitude of this output in the reference."""
+    """Largest absolute error divided by the largest finite magnitude of this output in the reference; infinite where
+    no number tells it: another shape or type, NaN or infinities on one side only."""
     argmax_agreement: float | None
     """Over the last axis, axis 1 for maps of rank 4 and more; None where that axis has one entry."""
+    reason: str = "agree"
+    """Code of what decided: `nm2trt.ort.Reason`."""
+    message: str = ""
+    """The same for people; empty where the output agrees."""
+    elements: int | None = None
+    mismatches: int | None = None
+    """Integers, booleans or strings that are not equal; None for floating point."""
+    nan_count: int = 0
+    """In the reference."""
+    infinity_count: int = 0
+    """In the reference."""
 
 
 class NumericsRecord(BaseModel):

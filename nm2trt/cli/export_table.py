@@ -45,9 +45,13 @@ def _print_numerics(console: Console, numerics: NumericsRecord) -> None:
     )
     for output in numerics.outputs if len(numerics.outputs) > 1 else ():
         agreement = "" if output.argmax_agreement is None else f", argmax agrees on {output.argmax_agreement:.2%}"
-        console.print(
-            f"  {escape(output.name)}: {output.max_rel_error:.2e} of its largest value{agreement}", soft_wrap=True
+        error = (
+            f"{output.mismatches} of {output.elements} elements differ"
+            if output.mismatches is not None
+            else f"{output.max_rel_error:.2e} of its largest value"
         )
+        state = "" if output.reason == "agree" else f" [red]({output.reason})[/]"
+        console.print(f"  {escape(output.name)}: {error}{agreement}{state}", soft_wrap=True)
     for note in numerics.notes:
         console.print(f"  note: {escape(note)}", soft_wrap=True)
 
