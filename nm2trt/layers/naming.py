@@ -110,8 +110,8 @@ def guess(name: str, shape: tuple[int, ...], dtype: str, neighbors: Neighbors | 
         if _TABLE.search(last):
             return Guess("other", None, Reason("table", last))
         found = _layer(name, owner, shape, bias, around)
-        unknown = found.reduction_axis is not None
-        reason = Reason("unknown-name", name) if unknown else found.reason
+        unknown = found.reduction_axis is not None or found.unknown
+        reason = Reason("unknown-name", name) if found.reduction_axis is not None else found.reason
         return Guess(found.op, found.reduction_axis, reason, unknown, found.groups)
     if _NORM.search(owner) and (bias is None or len(shape) != 2) and name not in around.known_weights:
         return Guess("other", None, Reason("table", owner))
@@ -148,8 +148,11 @@ def _linear(name: str, owner: str, shape: tuple[int, ...], bias: tuple[int, ...]
     transposed = config.conv1d and conv1d_name
     if conv1d_name and not transposed:
         # nanoGPT gives its torch.nn.Linear the same names; only the shapes tell.
-        transposed = _gpt2_shapes(around.shapes) or around.transposed_linears
-    elif bias is not None:
+        told = _gpt2_shapes(around.shapes)
+        if told is None and not around.transposed_linears and bias is None and name not in around.known_weights:
+            return Guess("linear", None, Reason("conv1d"), unknown=True)
+        transposed = bool(told) or around.transposed_linears
+    elif not conv1d_name and bias is not None:
         transposed = around.transposed_linears
     return Guess("linear", 0 if transposed else 1)
 
@@ -172,10 +175,17 @@ def _is_embedding(owner: str, shape: tuple[int, ...], config: ModelConfig) -> bo
     return shape[0] in config.vocabulary_sizes and shape[0] > shape[1] and not head
 
 
-def _gpt2_shapes(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether attention's joint projection is [in, 3 * in]; that of torch.nn.Linear is [3 * in, in]."""
-    found = [shape for name, shape in shapes.items() if name.endswith("c_attn.weight") and len(shape) == 2]
-    return bool(found) and all(shape[1] == 3 * shape[0] for shape in found)
+def _gpt2_shapes(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
+    """Whether attention's joint projection is [in, 3 * in] and the first of an MLP [in, 4 * in].
+
+    With torch.nn.Linear it is the other way round. None where there are no such layers.
+    """
+    grown = [
+        shape
+        for name, shape in shapes.items()
+        if name.endswith(("c_attn.weight", "c_fc.weight")) and len(shape) == 2 and shape[0] != shape[1]
+    ]
+    return all(shape[1] > shape[0] for shape in grown) if grown else None
 
 
 def _bias_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nm2trt.errors import InputError
 from nm2trt.layers.onnx_constants import AnyNode, resolve
 from nm2trt.layers.onnx_tensors import as_text
 from nm2trt.layers.reasons import Reason, ReasonCode
@@ -178,11 +177,11 @@ def _leaves(value: Value, node: Node, where: Path, reason: Reason) -> Iterator[U
         held = [found for found in held if found.reason.code in ("sparse-initializer", "loop-input")]
     names = ", ".join(dict.fromkeys(operators))
     for found in held:
-        if found.reason.code != "unreadable":
+        if found.reason.code != "constant":
             yield found
             continue
         why = Reason("modulated", names) if data else Reason("unfolded", names)
-        final = reason if reason.code not in ("unfolded",) and not data else why
+        final = reason if reason.code != "unfolded" and not data else why
         yield UnreadConstant(found.name, found.node, found.shape, found.dtype, final)
 
 
@@ -227,9 +226,6 @@ def _collect(
 
 
 def _plain(value: Value, node: Node, where: Path) -> Iterator[UnreadConstant]:
-    try:
-        found = resolve(value, where)
-    except InputError as error:
-        raise InputError(error.what, where=error.where, mend=error.mend) from None
+    found = resolve(value, where)
     if found is not None and len(found.shape) > 1 and found.stored_dtype not in _INDEX_TYPES:
-        yield UnreadConstant(found.name, node_name(node), found.shape, found.stored_dtype, Reason("unreadable"))
+        yield UnreadConstant(found.name, node_name(node), found.shape, found.stored_dtype, Reason("constant"))

@@ -23,6 +23,7 @@ ReasonCode = Literal[
     "unknown-rank",
     "stacked",
     "orientation",
+    "conv1d",
     "recurrent",
     "einsum",
     "runtime-operator",
@@ -35,7 +36,7 @@ ReasonCode = Literal[
     "modulated",
     "loop-input",
     "sparse-initializer",
-    "unreadable",
+    "constant",
 ]
 
 _WORDS: dict[str, str] = {
@@ -56,6 +57,7 @@ _WORDS: dict[str, str] = {
     "unknown-rank": "{}-D: no known operator",
     "stacked": "stacked weights: which axis is summed over is not known; verify the ONNX",
     "orientation": "its bias of {} fits neither axis, so the axis that is summed over is not known; verify the ONNX",
+    "conv1d": "Conv1D [in, out] or Linear [out, in]: only a config.json beside it tells; verify the ONNX",
     "recurrent": "{}: weights of a recurrent operator are not read",
     "einsum": "Einsum: equation {} is not read; export it as MatMul",
     "runtime-operator": "{}: an operator of ONNX Runtime's optimizer; verify the file before it was optimized",
@@ -69,7 +71,7 @@ _WORDS: dict[str, str] = {
     "modulated": "{} changes it before the operator reads it",
     "loop-input": "passed into the body of a {}",
     "sparse-initializer": "sparse initializer: store it dense",
-    "unreadable": "{}",
+    "constant": "constant",
 }
 
 

@@ -86,7 +86,10 @@ def torch_content(path: Path) -> object:
 
     # Only zip archives can be mapped; older files are read whole.
     with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
+        head = file.read(4)
+    is_zip = head == b"PK\x03\x04"
+    if not is_zip and head[:1] != b"\x80":
+        raise InputError("is no torch file: neither a zip archive nor a pickle", where=path, mend=_HINT)
     try:
         with warnings.catch_warnings():
             # About its own internals, which no user of this file can do anything about.
@@ -107,7 +110,7 @@ def _load_error(error: Exception, path: Path, *, is_zip: bool) -> InputError:
     elif is_zip and not _is_whole_zip(path):
         what, hint = "is no complete torch file: its zip archive is cut off or damaged", "copy or download it again"
     else:
-        what = "is no complete torch file" + ("" if is_zip else ": neither a zip archive nor a pickle of tensors")
+        what = "is no complete torch file"
     return InputError(what, where=path, mend=hint)
 
 
