@@ -27,9 +27,12 @@ _NAMED_WEIGHT = re.compile(r"^(?P<stem>\w*?)_?(?P<word>weights?|w)$", re.I)
 """A weight only with a bias beside it: fc1_weight and fc1_bias, W and b."""
 _EMBEDDING = re.compile(
     r"emb(ed)?(ding)?(s|_tokens)?\d*$|embeddings?\d*$|^(wte|wpe|shared|embed_tokens|tok_embeddings)$"
-    r"|(^|_)(emb|pos|positions?|positional|tokens?|codebooks?|lut|lookup|vocab|table|queries)$",
+    r"|(^|_)(emb|embed|pos|positions?|positional|tokens?|codebooks?|lut|lookup|vocab|table|queries|pe|pe_[kv])$"
+    r"|^(emb|embed|queries)_|embedder$|(attention|position)_bias$",
     re.I,
 )
+_PRODUCT = re.compile(r"^(linear|lin|proj|fc|conv|dense|to)_|_(out|proj|projection|linear|fc|head)$", re.I)
+"""Names of linear layers, whatever else is in them."""
 _NORM = re.compile(r"(^|_)(\w*norm\w*|ln\w*|bn\d*|gn\d*)$", re.I)
 _COMPANION = re.compile(
     r"(^|_)(scales?|scale_inv|scales?_\d+|zeros?|qzeros|zero_points?|zp|a?max|absmax|quant_map|quant_state\w*|g_idx"
@@ -48,8 +51,8 @@ _OPTIMIZER = re.compile(
     re.I,
 )
 _TABLE = re.compile(
-    r"bias|embed|token|table|running_(mean|var)|num_batches|position|pos_emb|scale|gamma|mask|anchor|inv_freq|rotary"
-    r"|freqs|cos|sin|relative|stride|grid|buffer|queue|codebook|cluster|basis|window|filterbank|mel",
+    r"bias|emb|token|table|running_(mean|var)|num_batches|position|pos_emb|scale|gamma|mask|anchor|inv_freq|rotary"
+    r"|freqs|cos|sin|relative|stride|grid|buffer|queue|codebook|cluster|basis|window|filterbank|mel|latents?|a_log|rel_pos|time_(mix|decay|first)",
     re.I,
 )
 _CONV1D_OWNER = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -103,6 +106,8 @@ def guess(name: str, shape: tuple[int, ...], dtype: str, neighbors: Neighbors | 
     bias = _bias_of(name, around.shapes)
     if bias is not None and len(bias) > 1 and bias == shape:
         return Guess("other", None, Reason("norm", last))
+    if last == "original0" and f"{name[:-1]}1" in around.shapes:
+        return Guess("other", None, Reason("magnitude-vector"))
     if last == "kernel":
         return _kernel(shape)
     known = name in around.known_weights or bool(_WEIGHT.match(last))
@@ -169,7 +174,7 @@ def _kernel(shape: tuple[int, ...]) -> Guess:
 
 
 def _is_embedding(owner: str, shape: tuple[int, ...], config: ModelConfig) -> bool:
-    if _EMBEDDING.search(owner):
+    if _EMBEDDING.search(owner) and not _PRODUCT.search(owner):
         return True
     head = re.search(r"head|classifier|logits|score|decoder|out|proj", owner, re.I)
     return shape[0] in config.vocabulary_sizes and shape[0] > shape[1] and not head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,7 @@ def is_absolute_location(location: str) -> bool:
 
 def absolute_location_error(location: str, model: Path, subject: str = "a tensor") -> InputError:
     """ONNX wants locations relative to the model, and ONNX Runtime refuses others."""
-    name = PureWindowsPath(location).name if "\\" in location else PurePosixPath(location).name
+    name = re.split(r"[\\/]", location)[-1]
     return InputError(
         f"{subject}: its external data have the absolute location {location[:200]!r}, which ONNX does not allow",
         where=model,

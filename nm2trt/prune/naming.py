@@ -12,6 +12,8 @@ _WORDS = re.compile(
     r"|proj_out|predictions|linear_head|auxlogits|class_(embed|labels_classifier)|\w+_head|head_\w+|\w*classifier)$",
     re.I,
 )
+_CONV_WORDS = re.compile(r"^(classifiers?|heads?|logits|scores?|predictions|class_head|cls_head)$", re.I)
+"""For convolutions, which other heads are made of, too: conv_head is no classifier."""
 _WRAPPERS = frozenset(("module", "model", "net", "network", "backbone", "encoder", "_orig_mod", "ema", "state_dict"))
 
 
@@ -22,7 +24,7 @@ def classifiers_of(layers: Sequence[LayerWeight]) -> frozenset[str]:
     name those whose outputs no other one reads: the last of a chain, and each of parallel heads. In a network that is
     all one `nn.Sequential`, whose names are numbers, it is the last layer. A network whose names say nothing has none.
     """
-    linear = [layer for layer in layers if layer.op == "linear" and layer.reduction_axis is not None]
+    linear = [layer for layer in layers if layer.op in ("linear", "conv") and layer.reduction_axis is not None]
     prunable = [layer for layer in layers if layer.reduction_axis is not None and not layer.not_checked]
     if len(prunable) < 2:
         return frozenset()
@@ -32,12 +34,13 @@ def classifiers_of(layers: Sequence[LayerWeight]) -> frozenset[str]:
         parts = _parts(layer.name)
         # Beside an fc2, fc is the first of several layers and no classifier.
         numbered = bool(parts) and any(re.fullmatch(rf"{re.escape(parts[0])}_?\d+", top) for top in tops)
-        if parts and _WORDS.match(parts[0]) and not numbered:
+        words = _WORDS if layer.op == "linear" else _CONV_WORDS
+        if parts and words.match(parts[0]) and not numbered:
             groups.setdefault(".".join((*_before(layer.name), parts[0])), []).append(layer)
     found = {layer.name for group in groups.values() for layer in _ends(group)}
     if not found and all(layer.name.split(".")[0].isdigit() for layer in prunable):
         last = max(prunable, key=lambda layer: _natural(layer.name))
-        found = {last.name} if last.op == "linear" else set()
+        found = {last.name} if last.op == "linear" and last.name.endswith(".weight") else set()
     return frozenset(found)
 
 
@@ -53,7 +56,13 @@ def _ends(group: list[LayerWeight]) -> list[LayerWeight]:
         layer
         for index, layer in enumerate(ordered)
         if not any(_inputs(later) == _outputs(layer) and _chained(layer, later) for later in ordered[index + 1 :])
+        and not any(_is_hidden_before(layer, other) for other in group)
     ]
+
+
+def _is_hidden_before(layer: LayerWeight, other: LayerWeight) -> bool:
+    """A layer that keeps its width, beside one that reads that width and makes another."""
+    return _inputs(layer) == _outputs(layer) == _inputs(other) != _outputs(other)
 
 
 def _chained(layer: LayerWeight, later: LayerWeight) -> bool:

@@ -98,14 +98,14 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
         return dense(weight.refused)
     if named is None and (reason := _dense_by_default(weight)):
         return dense(f"{reason}; name it with --layer to prune it")
-    if named is None and (reason := fixed_reason(weight.values(weight.read()), layer.reduction_axis)):
-        return dense(f"{reason}; name it with --layer to prune it")
     if layer.zero_point:
         raise InputError(
             f"weight {layer.name!r} is quantised with a zero point that is not 0, so zeroing it would not make zeros",
             where=where,
             mend=f"quantise it symmetrically, or leave it dense with --exclude {layer.name!r}",
         )
+    if named is None and (reason := fixed_reason(weight.values(weight.read()), layer.reduction_axis)):
+        return dense(f"{reason}; name it with --layer to prune it")
     return Decision(weight=weight, pattern=wanted, reason=f"reduction axis of {size} divides by {wanted.m}")
 
 
