@@ -40,6 +40,8 @@ _COMPANION = re.compile(
     r"|su|sv|nf4|fp4|bitsandbytes__\w+)$|scale_inv$|^weight_(scale|zero|shape|packed|format)",
     re.I,
 )
+_PACKED = re.compile(r"^(qweight|weight_packed|packed_weight|w_q|weight|\w+_blocks)$", re.I)
+"""Where integers of other types than int8 hold several weights each: GPTQ, AWQ, Marlin, bitsandbytes, MXFP4, HQQ."""
 _QUANTIZER = re.compile(r"(^|_)(quantizers?|fake_quant(ize)?|act(ivation)?_post_process|observer)(_\d+)?$", re.I)
 _ADAPTER = re.compile(
     r"^(lora_(a|b|down|up|mid|magnitude_vector|embedding_[ab])|lo(kr|ha)_\w+|hada_w\d_[ab]|ia3_l|oft_r|vera_\w+)$", re.I
@@ -96,10 +98,12 @@ def transposed_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def guess(name: str, shape: tuple[int, ...], dtype: str, neighbors: Neighbors | None = None) -> Guess:
     """Tell from a tensor's name, shape, stored type and neighbors what reads it."""
     around = neighbors or Neighbors()
+    if len(shape) > 1 and "int" in dtype and dtype not in _CHECKED_INTEGERS and _PACKED.match(_last(name)):
+        return Guess("other", None, Reason("packed", dtype), unknown=True)
     if reason := _never_a_weight(shape, dtype):
         return Guess("other", None, reason)
     parts = [part for part in re.split(r"[./]", name) if part]
-    last = parts[-1] if parts else ""
+    last = _last(name)
     if reason := _other_role(parts, last):
         return Guess("other", None, reason)
     owner = next((part for part in reversed(parts) if not _is_wrapper(part)), "")
@@ -121,6 +125,10 @@ def guess(name: str, shape: tuple[int, ...], dtype: str, neighbors: Neighbors | 
     if _NORM.search(owner) and (bias is None or len(shape) != 2) and name not in around.known_weights:
         return Guess("other", None, Reason("table", owner))
     return _layer(name, owner, shape, bias, around)
+
+
+def _last(name: str) -> str:
+    return next((part for part in reversed(re.split(r"[./]", name)) if part), "")
 
 
 def _layer(name: str, owner: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, around: Neighbors) -> Guess:

@@ -15,7 +15,8 @@ from pathlib import Path
 import onnx
 
 from nm2trt.errors import InputError
-from nm2trt.layers.onnx_tensors import StoredConstant, as_text, one_line
+from nm2trt.layers.library_errors import one_line
+from nm2trt.layers.onnx_tensors import StoredConstant, as_text
 
 _MOST_INLINED_NODES = 1_000_000
 _LISTS = {

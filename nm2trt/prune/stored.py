@@ -96,6 +96,13 @@ def checkpoint_facts(model: Path) -> CheckpointFacts | None:
     return CheckpointFacts(neighbors, classifiers_of(layers))
 
 
+def _facts_of(path: Path) -> CheckpointFacts:
+    found = checkpoint_facts(path)
+    if found is None:
+        raise InputError("holds no tensors", where=path)
+    return found
+
+
 def open_stored(path: Path, facts: CheckpointFacts | None = None) -> StoredFile:
     """Open a file for editing in place.
 
@@ -107,17 +114,14 @@ def open_stored(path: Path, facts: CheckpointFacts | None = None) -> StoredFile:
         InputError: The format cannot be written, or the file cannot be read.
     """
     kind = file_kind(path)
-    if kind in ("safetensors", "torch"):
-        facts = facts or checkpoint_facts(path)
-        assert facts is not None
     if kind == "safetensors":
         from nm2trt.prune.safetensors_file import SafetensorsFile
 
-        return SafetensorsFile(path, facts)
+        return SafetensorsFile(path, facts or _facts_of(path))
     if kind == "torch":
         from nm2trt.prune.torch_file import TorchFile
 
-        return TorchFile(path, facts)
+        return TorchFile(path, facts or _facts_of(path))
     if kind == "onnx":
         from nm2trt.prune.onnx_file import OnnxFile
 

@@ -89,6 +89,32 @@ def test_stacks_of_matrices_have_no_known_axis():
     assert role("bank.weight", (8, 64, 32), **{"bank.bias": (8, 64)}) == "stacked?"
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("q.qweight", "int32"),
+        ("q.weight_packed", "int32"),
+        ("q.weight", "uint8"),
+        ("q.weight", "int32"),
+        ("experts.gate_up_proj_blocks", "uint8"),
+    ],
+)
+def test_packed_weights_are_named(name, dtype):
+    assert role(name, (32, 8), dtype) == "packed?"
+    assert role(name.replace("weight", "mask").replace("blocks", "mask"), (32, 8), dtype) == "dtype"
+
+
+def test_a_file_of_packed_weights_is_never_all_checked(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    path = tmp_path / "m.safetensors"
+    packed = {"q.weight_packed": np.ones((8, 2), np.int32), "q.scale_packed": np.ones((8, 2), np.float16)}
+    save_file({"o.weight": weight * mask(weight, NMPattern(2, 4), 1), **packed}, path)
+    (problem,) = verify_path(path, strict=True).problems
+    assert problem.startswith("--strict: 1 tensor not checked, first q.weight_packed (packed values);")
+    save_file(packed, path)
+    assert "1 tensor not checked, first q.weight_packed (packed values)" in verify_path(path).problems
+
+
 def test_a_bias_tells_the_axes_apart():
     assert role("fc.weight", (8, 16), **{"fc.bias": (8,)}) == "weight 1"
     assert role("fc.weight", (8, 16), **{"fc.bias": (16,)}) == "weight 0"
