@@ -134,7 +134,11 @@ def _file_of(path: Path) -> Path:
             where=path,
             mend="pass one of the files",
         )
-    raise InputError("holds no checkpoint and no model.onnx", where=path, mend=_MEND)
+    inside = sorted(
+        folder.name for folder in path.iterdir() if any((folder / name).is_file() for name in (*INDEXES, *SINGLE_FILES))
+    )
+    where = f"pass a folder inside it: {', '.join(inside[:_MOST_CANDIDATES])}" if inside else _MEND
+    raise InputError("holds no checkpoint and no model.onnx", where=path, mend=where)
 
 
 def file_kind(path: Path) -> str:

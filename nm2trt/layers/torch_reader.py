@@ -62,7 +62,13 @@ def torch_tensors(path: Path) -> list[StoredTensor]:
 
 def _stored(tensors: Mapping[str, torch.Tensor], path: Path) -> list[StoredTensor]:
     return [
-        StoredTensor(name, tuple(tensor.shape), _dtype_name(tensor), partial(_numpy, tensor, name, path))
+        # The pieces of a nested tensor have no common shape.
+        StoredTensor(
+            name,
+            () if tensor.is_nested else tuple(tensor.shape),
+            _dtype_name(tensor),
+            partial(_numpy, tensor, name, path),
+        )
         for name, tensor in tensors.items()
     ]
 
@@ -188,7 +194,7 @@ def is_strided(tensor: torch.Tensor) -> bool:
     """Whether a tensor's values lie in memory as an array; not so in sparse layouts."""
     import torch
 
-    return tensor.layout == torch.strided
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def _numpy(tensor: torch.Tensor, name: str, path: Path) -> NDArray[Any]:
@@ -198,6 +204,8 @@ def _numpy(tensor: torch.Tensor, name: str, path: Path) -> NDArray[Any]:
     dtype = _dtype_name(tensor)
     try:
         plain = tensor.detach()
+        if plain.is_meta:
+            raise InputError(f"tensor {name!r} has no values (device meta)", where=path, mend="load them, then save it")
         if not is_strided(plain):
             plain = _dense(plain, name, path)
         elif plain.untyped_storage().nbytes() < plain.numel() * plain.element_size():

@@ -14,7 +14,9 @@ _WORDS = re.compile(
 )
 _CONV_WORDS = re.compile(r"^(classifiers?|heads?|logits|scores?|predictions|class_head|cls_head)$", re.I)
 """For convolutions, which other heads are made of, too: conv_head is no classifier."""
-_WRAPPERS = frozenset(("module", "model", "net", "network", "backbone", "encoder", "_orig_mod", "ema", "state_dict"))
+_WRAPPERS = re.compile(
+    r"^(module|model\w*|net\w*|backbone|encoder|_orig_mod|ema\w*|state_dict\w*|\w+_state|student|teacher|generator)$"
+)
 
 
 def classifiers_of(layers: Sequence[LayerWeight]) -> frozenset[str]:
@@ -83,7 +85,7 @@ def _outputs(layer: LayerWeight) -> int:
 
 def _parts(name: str) -> list[str]:
     parts = name.split(".")
-    while parts and (parts[0] in _WRAPPERS):
+    while parts and _WRAPPERS.match(parts[0]):
         parts = parts[1:]
     return parts
 

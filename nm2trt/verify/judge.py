@@ -324,14 +324,13 @@ def _problems(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules) -
 
 
 def _unchecked(layers: Sequence[LayerVerdict]) -> str:
-    tensors = "1 tensor" if len(layers) == 1 else f"{len(layers)} tensors"
-    return f"{tensors} not checked, first {layers[0].name} ({layers[0].note.partition(': ')[0]})"
+    return f"{_tensors(len(layers))} not checked, first {layers[0].name} ({layers[0].note.partition(': ')[0]})"
 
 
 def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
     """Say which parts of a trainer's checkpoint are no network."""
     return [
-        f"{count} tensors under {part!r} are the trainer's and not the network's: left out"
+        f"{_tensors(count)} under {part!r}: the trainer's and not the network's, left out"
         for part, count in left_out.items()
     ]
 
@@ -341,6 +340,10 @@ def as_named(layer: LayerWeight, globs: Sequence[str]) -> LayerWeight:
     if layer.not_checked and layer.reduction_axis is not None and matches(layer, globs):
         return replace(layer, not_checked=False, why_not="", reason=None)
     return layer
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
 
 
 def _layers(count: int) -> str:

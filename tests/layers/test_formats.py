@@ -127,6 +127,13 @@ def test_a_folder_of_unusual_names_lists_its_files(tmp_path):
         open_source(tmp_path)
 
 
+def test_a_folder_of_folders_names_them(tmp_path):
+    (tmp_path / "0_Transformer").mkdir()
+    (tmp_path / "0_Transformer" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match="pass a folder inside it: 0_Transformer"):
+        open_source(tmp_path)
+
+
 def test_files_that_are_read_are_not_foreign(tmp_path):
     save_file({"fc.weight": np.zeros((4, 4), np.float32)}, tmp_path / "m.safetensors")
     np.savez(tmp_path / "m.npz", w=np.zeros((4, 4)))

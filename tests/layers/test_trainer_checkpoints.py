@@ -41,7 +41,7 @@ def test_the_optimizer_is_no_network(content, tmp_path):
     torch.save(content, tmp_path / "a.pt")
     document = verify_path(tmp_path / "a.pt")
     assert {layer.name.split(".")[-2] for layer in document.layers if layer.verdict == "dense"} == {"a", "b"}
-    assert any("the trainer's and not the network's" in note for note in document.notes)
+    assert any("the trainer's and not the network's, left out" in note for note in document.notes)
     pruned = prune_path(tmp_path / "a.pt", tmp_path / "b.pt", Request(pattern=TWO_FOUR))
     assert pruned.totals.tensors == 2
     assert any("the trainer's" in note for note in pruned.notes)
@@ -97,6 +97,16 @@ def test_a_sparse_tensor_cannot_claim_more_memory_than_is_sensible(tmp_path):
     (layer,) = open_source(tmp_path / "a.pt").layers()
     with pytest.raises(InputError, match="too many to write out"):
         layer.weight()
+
+
+def test_tensors_without_a_shape_or_values(tmp_path):
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)])
+    torch.save({"n.weight": nested, "a.weight": torch.randn(16, 16)}, tmp_path / "a.pt")
+    assert {layer.name for layer in verify_path(tmp_path / "a.pt").layers if layer.groups} == {"a.weight"}
+    assert prune_path(tmp_path / "a.pt", tmp_path / "b.pt", Request(pattern=TWO_FOUR)).totals.tensors == 1
+    torch.save({"m.weight": torch.empty(8, 8, device="meta")}, tmp_path / "meta.pt")
+    with pytest.raises(InputError, match="has no values"):
+        verify_path(tmp_path / "meta.pt")
 
 
 def test_errors_of_torch_are_told_in_our_words(tmp_path):

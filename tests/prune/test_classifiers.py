@@ -168,6 +168,10 @@ CONV = (8, 8, 3, 3)
         ),
         ({"model__a__weight": CONV, "model__lm_head__weight": (100, 8)}, {"lm_head"}),
         ({"a__weight": CONV, "AuxLogits__fc__weight": (10, 8), "fc__weight": (10, 8)}, {"AuxLogits.fc", "fc.weight"}),
+        (
+            {"state_dict__a__weight": CONV, "state_dict_ema__fc__weight": (9, 8), "state_dict__fc__weight": (9, 8)},
+            {"ema", "dict.fc"},
+        ),
         ({"a__weight": CONV, "qa_outputs__weight": (2, 8)}, {"qa_outputs"}),
         ({"fc__weight": (8, 8), "fc2__weight": (8, 8)}, set()),
         ({"0__weight": (8, 8), "2__weight": (8, 8), "10__weight": (4, 8)}, {10}),
