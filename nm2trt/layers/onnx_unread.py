@@ -172,7 +172,7 @@ def _leaves(value: Value, node: Node, where: Path, reason: Reason) -> Iterator[U
     """
     held: list[UnreadConstant] = []
     operators: list[str] = []
-    data = _collect(value, node, where, held, operators, 0, set())
+    data = _collect(value, node, where, held, operators, 0, {})
     if data and not (node.op_type in ("Conv", "ConvTranspose") and node.domain in _DEFAULT):
         held = [found for found in held if found.reason.code in ("sparse-initializer", "loop-input")]
     names = ", ".join(dict.fromkeys(operators))
@@ -192,12 +192,27 @@ def _collect(
     held: list[UnreadConstant],
     operators: list[str],
     depth: int,
-    seen: set[str],
+    seen: dict[int, bool],
 ) -> bool:
-    """Gather the constants behind a value; tells whether something else than constants is behind it, too."""
-    if depth > _DEEPEST or value.name in seen:
+    """Gather the constants behind a value, each once; tells whether something else than constants is behind it, too."""
+    if depth > _DEEPEST:
         return True
-    seen.add(value.name)
+    if id(value) not in seen:
+        # A circle leads to no constant.
+        seen[id(value)] = True
+        seen[id(value)] = _collect_new(value, node, where, held, operators, depth, seen)
+    return seen[id(value)]
+
+
+def _collect_new(
+    value: Value,
+    node: Node,
+    where: Path,
+    held: list[UnreadConstant],
+    operators: list[str],
+    depth: int,
+    seen: dict[int, bool],
+) -> bool:
     if value.sparse_shape is not None:
         held.extend(_constant(value, node, where, Reason("sparse-initializer")))
         return False

@@ -4,7 +4,7 @@ A *last layer* is a matrix product with a constant, or a convolution, from whose
 Whatever lies between it and a graph output (activations, softmax, scaling, reshapes, choices, merges of several heads)
 does not matter, except for one thing: where its output is added to what an earlier layer made, it is the end of a
 residual block, and the output is a feature map and not a score. A last convolution is a classifier only where classes
-are chosen or images averaged behind it; otherwise it makes an image.
+are chosen, scores made by a sigmoid, or images averaged behind it; otherwise it makes an image.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Flow:
                 for reader in self._readers(value):
                     if self._ends_residual(reader, value):
                         continue
-                    pending.append((reader, chosen or reader.op_type in _CHOICES))
+                    pending.append((reader, chosen or reader.op_type in _CHOICES or _makes_scores(reader)))
         return None
 
     def _direct_output(self, node: ir.Node) -> ir.Value | None:
@@ -133,6 +133,23 @@ class _Flow:
                 if source is not None and source not in seen:
                     seen.add(source)
                     pending.append(source)
+
+
+def _makes_scores(node: ir.Node) -> bool:
+    """Whether a sigmoid's result is used for itself, or times other scores; not as the gate of an activation."""
+    if node.op_type != "Sigmoid":
+        return False
+    output = node.outputs[0]
+    for reader, _ in output.uses():
+        others = [source for source in reader.inputs if source is not None and source is not output]
+        if reader.op_type == "Mul" and not all(_is_constant(other) or _is_sigmoid(other) for other in others):
+            return False
+    return True
+
+
+def _is_sigmoid(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Sigmoid"
 
 
 def _is_constant(value: ir.Value | None) -> bool:

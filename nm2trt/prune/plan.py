@@ -6,6 +6,7 @@ transposed convolution, no embedding, and not the classifier unless it is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -112,7 +113,18 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
 def _dense_by_default(weight: StoredWeight) -> str:
     if weight.layer.op == "conv-transpose":
         return "transposed convolutions never run sparse in TensorRT"
+    layer = weight.layer
+    if layer.reduction_axis is not None and len(layer.shape) > 1 and _outputs(layer) == 1:
+        return "one output: a sparse kernel has nothing to gain"
     return weight.dense_unless_named
+
+
+def _outputs(layer: LayerWeight) -> int:
+    """Outputs of a layer: output channels of a convolution, columns of a product."""
+    if layer.op == "conv":
+        return layer.shape[0]
+    assert layer.reduction_axis is not None
+    return math.prod(layer.shape) // layer.shape[layer.reduction_axis]
 
 
 def _conflict(shared: Sequence[Decision]) -> str:

@@ -109,6 +109,21 @@ def test_weights_made_of_constants(tmp_path):
     }
 
 
+def test_gates_put_in_another_order(tmp_path):
+    """As torch exports an LSTM cell: the weight is cut into gates, which are joined in ONNX's order."""
+    parts = [helper.make_node("Slice", ["w", f"s{i}", f"e{i}"], [f"p{i}"]) for i in range(2)]
+    join = helper.make_node("Concat", ["p1", "p0"], ["c"], axis=0)
+    made = [
+        *parts,
+        join,
+        helper.make_node("Unsqueeze", ["c", "axes"], ["u"]),
+        node("LSTM", ["x", "u", "u"], hidden_size=4),
+    ]
+    ends = {"s0": [0], "e0": [8], "s1": [8], "e1": [16], "axes": [0]}
+    integers = [numpy_helper.from_array(np.array(value), name) for name, value in ends.items()]
+    assert unread(write(tmp_path, made, [constant("w", (16, 4)), *integers])) == {"w": "recurrent"}
+
+
 def test_modulated_convolutions_and_tables_added_to_activations(tmp_path):
     modulated = [helper.make_node("Mul", ["w", "x"], ["wm"]), node("Conv", ["x", "wm"])]
     assert unread(write(tmp_path, modulated, [constant("w", (8, 8, 3, 3))])) == {"w": "modulated"}

@@ -138,9 +138,30 @@ def test_the_end_of_a_residual_block_is_no_classifier(tmp_path):
 def test_convolutions_that_choose_classes_and_that_make_images(tmp_path):
     nodes = [node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r last", "l")]
     weights = [weight("w", 16, 8, 3, 3), weight("last", 8, 16, 1, 1)]
-    for tail, pattern in (("GlobalAveragePool", None), ("Softmax", None), ("ArgMax", None), ("Relu", "2:4")):
+    for tail, pattern in (
+        ("GlobalAveragePool", None),
+        ("Softmax", None),
+        ("ArgMax", None),
+        ("Sigmoid", None),
+        ("Relu", "2:4"),
+    ):
         found = pruned(tmp_path, [*nodes, node("Relu", "l", "z"), node(tail, "z", "y")], weights)
         assert found == {"w": "2:4", "last": pattern}, tail
+
+
+def test_a_sigmoid_that_gates_makes_no_scores(tmp_path):
+    """A backbone that ends in SiLU gives out features; two scores that are multiplied are scores."""
+    nodes = [node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r last", "l"), node("Sigmoid", "l", "s")]
+    weights = [weight("w", 16, 8, 3, 3), weight("last", 8, 16, 1, 1), weight("object", 8, 16, 1, 1)]
+    assert pruned(tmp_path, [*nodes, node("Mul", "l s", "y")], weights[:2]) == {"w": "2:4", "last": "2:4"}
+    scores = [node("Conv", "r object", "o"), node("Sigmoid", "o", "p"), node("Mul", "p s", "y")]
+    assert pruned(tmp_path, [*nodes, *scores], weights) == {"w": "2:4", "last": None, "object": None}
+
+
+def test_one_output_has_nothing_to_gain(tmp_path):
+    nodes = [node("Conv", "x w", "h"), node("Conv", "h depth", "d"), node("Mul", "d h", "y")]
+    found = pruned(tmp_path, nodes, [weight("w", 16, 8, 3, 3), weight("depth", 1, 16, 3, 3)])
+    assert found == {"w": "2:4", "depth": None}
 
 
 # Checkpoints
