@@ -203,5 +203,10 @@ def foreign_folder(path: Path) -> ForeignFormat | None:
 def is_adapter(names: Iterable[str]) -> bool:
     """Whether all tensors of two and more dimensions are the factors of a low-rank adapter."""
     marks = (".lora_", "lora_up.", "lora_down.", "lora_A", "lora_B", ".lokr_", ".hada_")
-    held = list(names)
-    return bool(held) and all(any(mark in name for mark in marks) for name in held if not name.endswith(".alpha"))
+    found = False
+    for name in names:
+        if not name.endswith(".alpha"):
+            found = any(mark in name for mark in marks)
+            if not found:
+                return False
+    return found

@@ -32,18 +32,26 @@ _MULTIPLIES: dict[str, tuple[ReasonCode, tuple[int, ...] | None]] = {
     "Attention": ("attention-operator", (0, 1, 2)),
 }
 """Of the default domain: why they are not read, and which inputs they multiply; None: all."""
-_CONTRIB: dict[str, ReasonCode] = {
-    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "QMoE", "GatherBlockQuantized"), "packed-operator"),
-    **dict.fromkeys(("Attention", "QAttention", "LongformerAttention", "PackedAttention"), "attention-operator"),
-    **dict.fromkeys(("DecoderAttention", "MultiHeadAttention", "GroupQueryAttention"), "attention-operator"),
-    **dict.fromkeys(("DynamicQuantizeLSTM", "LSTM", "GRU"), "recurrent"),
-    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger16"), "quantized-operator"),
-    **dict.fromkeys(("QLinearConv", "QLinearConvTranspose", "QGemm", "QOrderedMatMul"), "quantized-operator"),
-    **dict.fromkeys(("QOrderedAttention", "QLinearMatMul"), "quantized-operator"),
+_CONTRIB: dict[str, tuple[ReasonCode, tuple[int, ...] | None]] = {
+    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulFpQ4"), ("packed-operator", (1,))),
+    "QMoE": ("packed-operator", (2, 5, 8)),
+    "MoE": ("runtime-operator", (2, 4, 6)),
+    **dict.fromkeys(("Attention", "QAttention", "PackedAttention"), ("attention-operator", (1,))),
+    "LongformerAttention": ("attention-operator", (1, 4)),
+    **dict.fromkeys(("DecoderAttention", "MultiHeadAttention", "GroupQueryAttention"), ("attention-operator", None)),
+    "DynamicQuantizeLSTM": ("recurrent", (1, 2)),
+    "DynamicQuantizeMatMul": ("quantized-operator", (1,)),
+    **dict.fromkeys(("MatMulIntegerToFloat", "MatMulInteger16"), ("quantized-operator", (0, 1))),
+    **dict.fromkeys(("QGemm", "QLinearConv", "QLinearConvTranspose"), ("quantized-operator", (0, 3))),
+    **dict.fromkeys(
+        ("FusedConv", "NhwcConv", "NhwcFusedConv", "ConvTransposeWithDynamicPads"), ("runtime-operator", (1,))
+    ),
+    **dict.fromkeys(("FusedMatMul", "FusedGemm", "GemmFloat8", "GemmFastGelu"), ("runtime-operator", (0, 1))),
+    "FusedMatMulActivation": ("runtime-operator", (0, 1)),
 }
-"""Of ONNX Runtime's own domain; what is in neither list is named as its optimizer's."""
+"""Of ONNX Runtime's own domain, in the same way; all inputs of an operator in neither list are named."""
 _CONTRIB_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-_TABLES = ("EmbedLayerNormalization", "GatherND")
+_TABLES = ("EmbedLayerNormalization", "GatherBlockQuantized")
 _NOT_PRODUCTS = (
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "GroupNorm"),
     *("BiasGelu", "BiasAdd", "BiasSplitGelu", "BiasSoftmax", "BiasDropout", "FastGelu", "QuickGelu", "Gelu"),
@@ -114,8 +122,8 @@ def _of_node(node: Node, where: Path, read: Callable[[AnyNode, Path], object | N
         if node.op_type in _TABLES:
             yield from _inputs(node, where, Reason("embedding"), None)
         elif node.op_type not in _NOT_PRODUCTS:
-            code = _CONTRIB.get(node.op_type, "runtime-operator")
-            yield from _inputs(node, where, Reason(code, _full_name(node)), None)
+            code, indices = _CONTRIB.get(node.op_type, ("runtime-operator", None))
+            yield from _inputs(node, where, Reason(code, _full_name(node)), indices)
     elif not known and node.domain != "ai.onnx.ml":
         yield from _inputs(node, where, Reason("custom-operator", _full_name(node)), None)
 

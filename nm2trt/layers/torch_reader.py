@@ -33,6 +33,7 @@ _NOT_THE_NETWORK = re.compile(
 """Keys of a trainer's checkpoint under which something else than a network lies."""
 _WRAPPING_PREFIXES = ("module.", "_orig_mod.")
 _DEPTH_LIMIT = 16
+_FEWEST_LISTED = 2
 _DENSE_LIMIT = 64
 """A sparse tensor may grow by this factor when its zeros are written out, or to the bytes below."""
 _DENSE_BYTES = 1 << 28
@@ -165,6 +166,9 @@ def _tensors(
                 yield from _tensors(value, (*trail, str(key)), depth + 1, inside=inside)
     elif isinstance(content, list | tuple) and depth < _DEPTH_LIMIT:
         for index, value in enumerate(content):
+            if not inside and isinstance(value, torch.Tensor) and value.dim() < _FEWEST_LISTED:
+                # A log of losses; its names would change those of the network.
+                continue
             yield from _tensors(value, (*trail, str(index)), depth + 1, inside=inside)
 
 

@@ -92,8 +92,22 @@ def test_operators_of_integers(op_type, tmp_path):
 
 @pytest.mark.parametrize("op_type", ["MatMulNBits", "MatMulBnb4"])
 def test_packed_operators(op_type, tmp_path):
-    path = write(tmp_path, [node(op_type, ["x", "w", "s"], domain=MS)], [constant("w", (16, 2, 8), np.uint8)])
+    packed = [constant("w", (16, 2, 8), np.uint8), constant("s", (16, 2))]
+    path = write(tmp_path, [node(op_type, ["x", "w", "s"], domain=MS)], packed)
     assert unread(path) == {"w": "packed-operator"}
+
+
+def test_masks_and_residuals_of_fused_operators_are_no_weights(tmp_path):
+    fused = node("FusedConv", ["x", "w", "", "z"], domain=MS)
+    assert unread(write(tmp_path, [fused], [constant("w", (16, 8, 3, 3)), constant("z", (1, 16, 4, 4))])) == {
+        "w": "runtime-operator"
+    }
+    attention = node("Attention", ["x", "w", "", "m"], num_heads=2, domain=MS)
+    assert set(unread(write(tmp_path, [attention], [constant("w", (16, 48)), constant("m", (1, 16))]))) == {"w"}
+    embed = node("EmbedLayerNormalization", ["x", "", "t", "p"], domain=MS)
+    path = write(tmp_path, [embed], [constant("t", (50, 16)), constant("p", (9, 16))])
+    assert unread(path) == {}
+    assert verify_path(path, strict=True).verdict == "pass"
 
 
 def test_weights_made_of_constants(tmp_path):

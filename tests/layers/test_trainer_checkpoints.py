@@ -60,6 +60,17 @@ def changed(before, after):
             yield from changed(value, after[key])
 
 
+def test_logs_beside_the_network_do_not_change_its_names(tmp_path):
+    torch.save(
+        {"state_dict": network(), "losses": [torch.tensor(0.5)] * 3, "best": torch.tensor(1.0)}, tmp_path / "a.pt"
+    )
+    names = {layer.name for layer in verify_path(tmp_path / "a.pt").layers if layer.groups}
+    assert names == {"a.weight", "b.weight"}
+    torch.save([*network().values(), torch.zeros(3)], tmp_path / "list.pt")
+    document = verify_path(tmp_path / "list.pt")
+    assert (document.totals.prunable, document.totals.not_checked) == (0, 2)
+
+
 def test_copies_of_the_network_are_networks(tmp_path):
     """A moving average is deployed as often as the weights themselves."""
     torch.save({"model": network(), "ema": network()}, tmp_path / "a.pt")
