@@ -21,19 +21,20 @@ class ForeignFormat:
 
 
 _ONNX_HINT = "export the model to ONNX and pass that"
-_STATE_DICT = "torch.save(..., OUT.pt)"
 
 GGUF = ForeignFormat(
     "a GGUF file of llama.cpp, whose weights are packed for it", "pass the Hugging Face folder that it was made from"
 )
 HDF5 = ForeignFormat("an HDF5 file (Keras weights, or data)", f"load it in Keras, {_ONNX_HINT} (model.export, tf2onnx)")
-KERAS = ForeignFormat("a Keras archive", "keras.models.load_model(PATH).export(OUT.onnx, format='onnx') writes ONNX")
+KERAS = ForeignFormat(
+    "a Keras archive", "keras.models.load_model('PATH').export('OUT.onnx', format='onnx') writes ONNX"
+)
 PT2 = ForeignFormat(
     "an exported program of torch.export (.pt2)",
-    "torch.save(torch.export.load(PATH).state_dict, OUT.pt), or torch.onnx.export it",
+    "torch.save(torch.export.load('PATH').state_dict, 'OUT.pt'), or torch.onnx.export it",
 )
 AOT_PACKAGE = ForeignFormat("a compiled package of AOTInductor (.pt2)", "pass the checkpoint that it was compiled from")
-TORCHSCRIPT = ForeignFormat("a TorchScript archive", "torch.save(torch.jit.load(PATH).state_dict(), OUT.pt)")
+TORCHSCRIPT = ForeignFormat("a TorchScript archive", "torch.save(torch.jit.load('PATH').state_dict(), 'OUT.pt')")
 LITE = ForeignFormat("a LiteRT (TensorFlow Lite) file", "pass the network that it was converted from, as ONNX")
 EXECUTORCH = ForeignFormat("an ExecuTorch program", "pass the network that it was lowered from, as ONNX")
 ORT_FORMAT = ForeignFormat("a file in ONNX Runtime's own .ort format", "pass the .onnx file that it was made from")
@@ -48,7 +49,9 @@ PICKLE = ForeignFormat(
     "a Python pickle and no file of torch.save; a pickle can run code, so it is not opened",
     "save the network's state_dict with torch.save or as safetensors",
 )
-NUMPY = ForeignFormat("a single array of numpy (.npy)", "numpy.savez(OUT.npz, **{'layer.weight': numpy.load(PATH)})")
+NUMPY = ForeignFormat(
+    "a single array of numpy (.npy)", "numpy.savez('OUT.npz', **{'layer.weight': numpy.load('PATH')})"
+)
 LFS = ForeignFormat("a pointer of Git LFS and not the file itself", "fetch it: git lfs pull")
 HTML = ForeignFormat("an HTML page, as a failed download leaves it", "download the file again")
 MSGPACK = ForeignFormat(
@@ -75,7 +78,7 @@ DEEPSPEED = ForeignFormat(
 )
 PEFT = ForeignFormat(
     "a PEFT adapter: low-rank factors that are added to another model's weights",
-    "merge it: PeftModel.from_pretrained(BASE, PATH).merge_and_unload().save_pretrained(OUT), then pass OUT",
+    "merge it: PeftModel.from_pretrained(BASE, 'PATH').merge_and_unload().save_pretrained('OUT'), then pass OUT",
 )
 ORBAX = ForeignFormat(
     "an Orbax checkpoint of JAX", "restore it with orbax.checkpoint, and save its arrays as safetensors"
