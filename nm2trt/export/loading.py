@@ -15,7 +15,7 @@ from nm2trt.export.network import Exported, export_onnx, export_torch
 from nm2trt.export.precision import IoDtype, Precision
 from nm2trt.export.source import load_run
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES
-from nm2trt.layers.sources import MODEL, file_kind
+from nm2trt.layers.sources import MODEL, file_kind, foreign_error
 
 _WHAT = "SOURCE is a run folder, a checkpoint with --model, or an ONNX file"
 
@@ -107,6 +107,8 @@ def source_kind(path: Path) -> str:
             kind = file_kind(path)
         except PermissionError:
             raise InputError("may not be read", where=path, mend="check its permissions") from None
+        if (error := foreign_error(path)) is not None:
+            raise error
         if kind == "unknown" or kind == "npz":
             raise InputError("is a file of an unknown kind", where=path, mend=_WHAT)
         return "onnx" if kind == "onnx" else "checkpoint"
@@ -116,6 +118,8 @@ def source_kind(path: Path) -> str:
         return "onnx"
     if any((path / name).is_file() for name in (*INDEXES, *SINGLE_FILES)):
         return "checkpoint"
+    if path.is_dir() and (error := foreign_error(path)) is not None:
+        raise error
     raise InputError(
         f"no {RunDocument.FILE}, no {MODEL} and no weights here",
         where=path,

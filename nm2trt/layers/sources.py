@@ -96,6 +96,12 @@ def _open(file: Path) -> LayerSource:
     raise InputError(what, where=file, mend=_MEND)
 
 
+def foreign_error(path: Path) -> InputError | None:
+    """The one line about a file or folder of another format; None where it is not recognized."""
+    found = foreign_folder(path) if path.is_dir() else foreign_file(path)
+    return None if found is None else _foreign(found, path)
+
+
 def _foreign(found: ForeignFormat, path: Path) -> InputError:
     return InputError(f"is {found.what}", where=path, mend=found.hint.replace("PATH", str(path)))
 
