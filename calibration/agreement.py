@@ -1,44 +1,49 @@
-"""The float network against a quantised one, on the same samples: score, cosine, signal to quantisation noise."""
+"""The network as it was given against a quantized one, on the same samples: score, cosine, signal to noise.
+
+Each output is compared by itself, by the rules of `nm2trt.ort`; the figures of the whole are those of its worst output.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from nm2trt.artifacts.calibration import Agreement
+from nm2trt.artifacts.calibration import Agreement, OutputAgreement
 from nm2trt.calibration.feeds import Batch
 from nm2trt.calibration.sessions import Array, Runner
 from nm2trt.data.tasks import better_of
 from nm2trt.errors import InputError
+from nm2trt.ort import OutputComparison, Reason, as_arrays, compare_outputs, describe_comparison, merge_comparisons
 
 _KEPT_BYTES = 256 * 2**20
 _NOISELESS_DB = 200.0
 
 
 class Judge:
-    """Compares quantised models with one float model; the float outputs are computed once, if they are small.
+    """Compares quantised models with one reference; the reference's outputs are computed once, if they are small.
 
     Args:
-        reference: The float model.
+        reference: The model as it was given: the file itself, whose bytes ONNX Runtime reads, or a proto.
         batches: Gives the samples anew at every call.
         task: Scores outputs against labels (`nm2trt.data.Task`), or None.
         where: For error lines.
     """
 
     def __init__(
-        self, reference: onnx.ModelProto, batches: Callable[[], Iterable[Batch]], task: Any, where: object
+        self, reference: Path | onnx.ModelProto, batches: Callable[[], Iterable[Batch]], task: Any, where: object
     ) -> None:
         self._reference = Runner(reference, where)
         self._batches = batches
         self._task = task
         self._where = where
-        self._kept: list[list[Array]] | None = []
+        self._kept: list[dict[str, Array]] | None = []
 
     def agreement(self, quantised: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
         """Run all samples through both.
@@ -50,10 +55,10 @@ class Judge:
         sums = _Sums()
         known = self._kept if self._kept else None
         for number, batch in enumerate(self._batches()):
-            before = known[number] if known else self._reference.run(batch.feed)
+            before = known[number] if known else as_arrays(self._reference.named(batch.feed))
             if known is None:
                 self._keep(before)
-            sums.add(before, runner.run(batch.feed), batch, self._task)
+            sums.add(before, as_arrays(runner.named(batch.feed)), batch, self._task)
             progress(sums.samples)
         if not sums.samples:
             raise InputError(
@@ -61,29 +66,72 @@ class Judge:
             )
         return sums.agreement(self._task)
 
-    def _keep(self, outputs: list[Array]) -> None:
+    def _keep(self, outputs: dict[str, Array]) -> None:
         if self._kept is None:
             return
         self._kept.append(outputs)
-        if sum(array.nbytes for kept in self._kept for array in kept) > _KEPT_BYTES:
+        if sum(array.nbytes for kept in self._kept for array in kept.values()) > _KEPT_BYTES:
             self._kept = None
 
 
 @dataclass(slots=True)
 class _Sums:
+    """Running sums of every output, in the reference's order."""
+
     samples: int = 0
+    outputs: dict[str, _OutputSums] = field(default_factory=dict)
+    points: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    """Won before, won after, to be had."""
+
+    def add(self, before: dict[str, Array], after: dict[str, Array], batch: Batch, task: Any) -> None:
+        self.samples += batch.count
+        # The bound is no criterion here: quantization is meant to change values, and the figures say how much.
+        for compared in compare_outputs(before, after, tolerance=math.inf, mismatch_share=1.0):
+            sums = self.outputs.setdefault(compared.name, _OutputSums())
+            sums.compared.append(compared)
+            if compared.structural is None:
+                sums.add(before[compared.name], after[compared.name], batch.count)
+        if task is not None and batch.labels is not None:
+            first = next(iter(before))
+            self.points += _points(before[first], after[first], batch.labels, task)
+
+    def agreement(self, task: Any) -> Agreement:
+        scored = task is not None and self.points[2] > 0
+        outputs = tuple(sums.record() for sums in self.outputs.values())
+        cosines = [one.cosine for one in outputs if one.cosine is not None]
+        noises = [one.sqnr_db for one in outputs if one.sqnr_db is not None]
+        agreements = [one.argmax_agreement for one in outputs if one.argmax_agreement is not None]
+        return Agreement(
+            samples=self.samples,
+            score_name=str(task.score_name) if scored else None,
+            score_better=better_of(task) if scored else "higher",
+            score_before=float(self.points[0] / self.points[2]) if scored else None,
+            score_after=float(self.points[1] / self.points[2]) if scored else None,
+            cosine=min(cosines, default=1.0),
+            sqnr_db=min(noises, default=_NOISELESS_DB),
+            argmax_agreement=min(agreements) if agreements else None,
+            outputs=outputs,
+        )
+
+
+@dataclass(slots=True)
+class _OutputSums:
+    """What is summed of one output."""
+
+    compared: list[OutputComparison] = field(default_factory=list)
+    rows: int = 0
     cosines: float = 0.0
     signal: float = 0.0
     noise: float = 0.0
     same: int = 0
     positions: int = 0
-    points: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-    """Won before, won after, to be had."""
 
-    def add(self, before: list[Array], after: list[Array], batch: Batch, task: Any) -> None:
-        self.samples += batch.count
-        flat = [_flat(outputs, batch.count) for outputs in (before, after)]
-        a, b = flat
+    def add(self, before: Array, after: Array, count: int) -> None:
+        if before.dtype.kind != "f" or not before.size:
+            return
+        finite = np.isfinite(before) & np.isfinite(after)
+        # A NaN or an infinity is counted by itself, and would swallow all figures here.
+        a, b = (_rows(np.where(finite, array.astype(np.float64), 0.0), count) for array in (before, after))
         difference = a - b
         self.signal += float((a * a).sum())
         self.noise += float((difference * difference).sum())
@@ -93,38 +141,43 @@ class _Sums:
         equal = np.all(a == b, axis=1)
         cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
         self.cosines += float(np.where(equal, 1.0, cosines).sum())
-        if before[0].ndim >= 2 and before[0].shape[-1] > 1:
-            agree = before[0].argmax(axis=-1) == after[0].argmax(axis=-1)
+        self.rows += len(a)
+        if before.ndim >= 2 and before.shape[-1] > 1:
+            agree = before.argmax(axis=-1) == after.argmax(axis=-1)
             self.same += int(agree.sum())
             self.positions += agree.size
-        if task is not None and batch.labels is not None:
-            self.points += _points(before[0], after[0], batch.labels, task)
 
-    def agreement(self, task: Any) -> Agreement:
-        scored = task is not None and self.points[2] > 0
-        noiseless = self.noise == 0 or self.signal == 0
-        sqnr = _NOISELESS_DB if noiseless else 10 * math.log10(self.signal / self.noise)
-        return Agreement(
-            samples=self.samples,
-            score_name=str(task.score_name) if scored else None,
-            score_better=better_of(task) if scored else "higher",
-            score_before=float(self.points[0] / self.points[2]) if scored else None,
-            score_after=float(self.points[1] / self.points[2]) if scored else None,
-            cosine=self.cosines / self.samples,
-            sqnr_db=min(sqnr, _NOISELESS_DB),
+    def record(self) -> OutputAgreement:
+        whole = merge_comparisons(self.compared)
+        problem = ""
+        if whole.structural is not None or whole.reason is Reason.NON_FINITE:
+            problem = describe_comparison(whole, other="quantized")
+        floats = self.rows > 0
+        return OutputAgreement(
+            name=whole.name,
+            cosine=self.cosines / self.rows if floats else None,
+            sqnr_db=self._sqnr() if floats else None,
             argmax_agreement=self.same / self.positions if self.positions else None,
+            equal_share=1 - whole.mismatches / whole.elements if whole.exact and whole.elements else None,
+            nan_count=whole.nan_count,
+            infinity_count=whole.infinity_count,
+            problem=problem,
         )
 
+    def _sqnr(self) -> float:
+        if self.noise == 0:
+            return _NOISELESS_DB
+        if self.signal == 0:
+            return -_NOISELESS_DB
+        return min(10 * math.log10(self.signal / self.noise), _NOISELESS_DB)
 
-def _flat(outputs: list[Array], count: int) -> NDArray[np.float64]:
-    """All outputs of each sample in one row; outputs without a batch axis count once for the whole batch."""
-    rows = [
-        array.reshape(count, -1)
-        if array.ndim and array.shape[0] == count
-        else np.tile(array.reshape(1, -1), (count, 1))
-        for array in outputs
-    ]
-    return np.concatenate([row.astype(np.float64) for row in rows], axis=1)
+
+def _rows(array: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Each sample in a row, whichever axis is the batch; an output without a batch is one row."""
+    axis = next((place for place, size in enumerate(array.shape) if size == count), None)
+    if axis is None:
+        return array.reshape(1, -1)
+    return np.moveaxis(array, axis, 0).reshape(count, -1)
 
 
 def _points(before: Array, after: Array, labels: Any, task: Any) -> NDArray[np.float64]:

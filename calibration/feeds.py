@@ -120,8 +120,12 @@ class DataSetSource:
 class ArraySource:
     """Arrays by input name, in memory or mapped from a file.
 
+    An array is [samples, ...] with the samples where the network has its batch: first, or in the middle for a
+    recurrent state [layers, batch, hidden], which may also come as [samples, layers, hidden]. For an input without a
+    batch (a speed, a sample rate) it is one value for all, in the input's own shape, or [samples, *shape].
+
     Args:
-        arrays: Input name -> [N, *shape].
+        arrays: Input name -> values.
         labels: [N] integers, or None.
         ports: The network's inputs.
         samples: Most samples to calibrate with.
@@ -149,17 +153,19 @@ class ArraySource:
                 where=where,
                 mend="name the arrays as the network's inputs",
             )
-        self._arrays = {port.name: arrays[port.name] for port in ports}
-        counts = {name: len(array) if array.ndim else 0 for name, array in self._arrays.items()}
+        self._inputs = [_InputArray.of(port, arrays[port.name], where) for port in ports]
+        counts = {one.port.name: one.count for one in self._inputs if one.count is not None}
         if labels is not None:
             counts["labels"] = len(labels)
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise InputError(f"its arrays hold different numbers of samples: {said}", where=where)
-        count = next(iter(counts.values()))
+        count = next(iter(counts.values()), 0)
         if not count:
             raise InputError("holds no sample", where=where)
-        check_feed({name: array[:1] for name, array in self._arrays.items()}, ports, where)
+        # One run at a time, where an input without a batch differs from sample to sample.
+        self._alone = any(one.whole_runs for one in self._inputs)
+        self._fixed = next((size for one in self._inputs if (size := one.port.batch) is not None and one.batched), None)
         self._ports = ports
         self._labels = labels
         self._split = Split.of(count, samples, held_out, where)
@@ -177,10 +183,75 @@ class ArraySource:
     def _batches(self, indices: NDArray[np.int64], size: int) -> Iterator[Batch]:
         import torch
 
-        for keys in chunks(indices, size, self._ports[0].batch):
-            feed = {name: np.ascontiguousarray(array[keys]) for name, array in self._arrays.items()}
+        for keys in chunks(indices, 1 if self._alone else size, None if self._alone else self._fixed):
+            feed = {one.port.name: one.take(keys) for one in self._inputs}
             labels = None if self._labels is None else torch.from_numpy(self._labels[keys].astype(np.int64))
             yield Batch(feed, len(keys), labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _InputArray:
+    """One input's array, and how samples are cut out of it."""
+
+    port: Port
+    array: Array
+    axis: int | None
+    """Of the samples; None where the array is one value for all."""
+    whole_runs: bool = False
+    """Whether each entry of axis 0 is a whole input, its batch included."""
+
+    @classmethod
+    def of(cls, port: Port, array: Array, where: str) -> _InputArray:
+        """Tell the layout.
+
+        Raises:
+            InputError: The array is not the input's, in any layout.
+        """
+        if str(array.dtype) != port.dtype:
+            raise InputError(f"{port.name!r} is {array.dtype}, the network takes {port.dtype}", where=where)
+        free = port.batch_axis
+        batch_first = port.shape if free is None else (None, *port.shape[:free], *port.shape[free + 1 :])
+        if free is not None and _fits(array.shape, port.shape):
+            return cls(port, array, free)
+        if free and _fits(array.shape, batch_first):
+            return cls(port, np.moveaxis(array, 0, free), free)
+        # Beside other inputs that have a batch, or in one fixed run.
+        if free is None and port.has_samples_first and _fits(array.shape, (None, *port.shape[1:])):
+            return cls(port, array, 0)
+        if free is None and array.shape == port.shape:
+            return cls(port, array, None)
+        if free is None and _fits(array.shape, (None, *port.shape)) and len(array):
+            if (array == array[:1]).all():
+                return cls(port, np.asarray(array[0]), None)
+            return cls(port, array, 0, whole_runs=True)
+        raise InputError(
+            f"{port.name!r} is {list(array.shape)}, the network takes {shown(port)}",
+            where=where,
+            mend="give [samples, ...] or, for an input without a batch, its value; a function "
+            "(--data package.module:function) can feed any network",
+        )
+
+    @property
+    def batched(self) -> bool:
+        return self.axis is not None and not self.whole_runs
+
+    @property
+    def count(self) -> int | None:
+        """Samples; None where one value is for all."""
+        return None if self.axis is None else self.array.shape[self.axis]
+
+    def take(self, keys: NDArray[np.int64]) -> Array:
+        if self.axis is None:
+            return self.array
+        if self.whole_runs:
+            return np.ascontiguousarray(self.array[keys[0]])
+        return np.ascontiguousarray(np.take(self.array, keys, axis=self.axis))
+
+
+def _fits(shape: tuple[int, ...], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(
+        size is None or size == found for size, found in zip(wanted, shape, strict=True)
+    )
 
 
 def chunks(indices: NDArray[np.int64], size: int, fixed: int | None) -> Iterator[NDArray[np.int64]]:
@@ -209,11 +280,34 @@ def check_feed(feed: Feed, ports: Sequence[Port], where: object) -> None:
         array = np.asarray(feed[port.name])
         if str(array.dtype) != port.dtype:
             raise InputError(f"{port.name!r} is {array.dtype}, the network takes {port.dtype}", where=where)
-        fits = array.ndim == len(port.shape) and all(
-            wanted is None or wanted == found for wanted, found in zip(port.shape[1:], array.shape[1:], strict=True)
-        )
-        if not fits:
+        # A first axis of fixed size is the batch of older files, and any other batch is left to ONNX Runtime to refuse.
+        wanted = (None, *port.shape[1:]) if port.shape else ()
+        if not _fits(array.shape, wanted):
             raise InputError(f"{port.name!r} is {list(array.shape)}, the network takes {shown(port)}", where=where)
+
+
+def random_feed(ports: Sequence[Port], size: int = 2, free: int = 8) -> Feed:
+    """Seeded values for one batch where no samples were given; empty where a type has none.
+
+    Args:
+        ports: The network's inputs.
+        size: Of a free batch.
+        free: Of other free axes.
+    """
+    random = np.random.default_rng(_SEED)
+    feed: Feed = {}
+    for port in ports:
+        shape = [
+            size_ if size_ is not None else (size if axis == port.batch_axis else free)
+            for axis, size_ in enumerate(port.shape)
+        ]
+        if port.dtype.startswith("float"):
+            feed[port.name] = random.standard_normal(shape).astype(port.dtype)
+        elif port.dtype in ("int64", "int32", "bool", "uint8", "int8"):
+            feed[port.name] = random.integers(0, 2, shape).astype(port.dtype)
+        else:
+            return {}
+    return feed
 
 
 def shown(port: Port) -> str:

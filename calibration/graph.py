@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from nm2trt.errors import InputError
 from nm2trt.layers.onnx_constants import Constant, one_line, resolve
 from nm2trt.layers.onnx_reader import open_graph, weight_use
+from nm2trt.onnx_tools import name_nodes, raise_opset
 
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
 QUANTISED_OPS = (
@@ -26,7 +27,6 @@ OLDEST_OPSET = 13
 _OPSET_FLOAT16 = 19
 """Quantisation of float16 came with it."""
 _LARGEST_BYTES = 2**31 - 2**20
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,20 @@ class Port:
     dtype: str
     shape: tuple[int | None, ...]
 
+    batch_axis: int | None = 0
+    """Where the free batch is; None where the shape has none."""
+
     @property
     def batch(self) -> int | None:
-        """Fixed size of the first axis, or None where it is free."""
+        """Fixed size of the batch, or None where it is free."""
+        if self.batch_axis is not None:
+            return self.shape[self.batch_axis]
         return self.shape[0] if self.shape else 1
+
+    @property
+    def has_samples_first(self) -> bool:
+        """Whether a fixed first axis counts samples: so it is in files with a fixed batch, of two axes and more."""
+        return len(self.shape) > 1 and self.batch_axis is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ class Graph:
     def ports(self) -> list[Port]:
         """Inputs that a caller feeds."""
         initializers = self.model.graph.initializers
-        return [_port(value, self.path) for value in self.model.graph.inputs if value.name not in initializers]
+        return _ports([value for value in self.model.graph.inputs if value.name not in initializers], self.path)
 
     @cached_property
     def depths(self) -> dict[int | None, int]:
@@ -187,21 +197,14 @@ def load_proto(path: Path) -> onnx.ModelProto:
     model = open_graph(path).model
     try:
         ir.external_data.load_to_model(model)
+        # The compile check and `nm2trt inspect` tell layers by these names.
+        name_nodes(model)
         proto = ir.to_proto(model)
     except Exception as error:  # noqa: BLE001 -- whatever missing or broken external data make the library raise
         raise InputError(f"its weights cannot be read: {one_line(error)}", where=path) from None
     if proto.ByteSize() > _LARGEST_BYTES:
         raise InputError("is larger than 2 GiB with its weights, which ONNX Runtime takes in one piece", where=path)
-    if _opset(proto) < OLDEST_OPSET:
-        try:
-            proto = onnx.version_converter.convert_version(proto, OLDEST_OPSET)
-        except Exception as error:  # noqa: BLE001 -- the converter's errors have no common class
-            raise InputError(
-                f"is of opset {_opset(proto)} and cannot be converted to {OLDEST_OPSET}: {one_line(error)}",
-                where=path,
-                mend="export it again with a newer opset",
-            ) from None
-    return proto
+    return raise_opset(proto, OLDEST_OPSET, path)
 
 
 def refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
@@ -271,21 +274,34 @@ def _int(node: ir.Node, name: str, default: int) -> int:
     return int(node.attributes[name].as_int()) if name in node.attributes else default
 
 
-def _port(value: ir.Value, path: Path) -> Port:
-    if value.dtype is None or value.shape is None:
-        raise InputError(f"input {value.name!r} has no type or shape", where=path, mend="export the model again")
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return Port(str(value.name), str(value.dtype.numpy().name), shape)
+def _ports(values: Sequence[ir.Value], path: Path) -> list[Port]:
+    """Inputs with their batch axis: the free first one, or the axis that has its name in an input where none is."""
+    names, shapes = set(), {}
+    for value in values:
+        if value.dtype is None or value.shape is None:
+            raise InputError(f"input {value.name!r} has no type or shape", where=path, mend="export the model again")
+        shapes[str(value.name)] = [size if isinstance(size, int) else size.value for size in value.shape]
+    first = [shape[0] for shape in shapes.values() if shape and not isinstance(shape[0], int)]
+    names = {size for size in first if size is not None}
+    if not first:
+        every = {size for shape in shapes.values() for size in shape if isinstance(size, str)}
+        names = every if len(every) == 1 else set()
+    ports = []
+    for value in values:
+        shape = shapes[str(value.name)]
+        axis = 0 if shape and not isinstance(shape[0], int) else None
+        if axis is None:
+            axis = next((place for place, size in enumerate(shape) if size in names), None)
+        assert value.dtype is not None
+        free = tuple(size if isinstance(size, int) else None for size in shape)
+        ports.append(Port(str(value.name), str(value.dtype.numpy().name), free, axis))
+    return ports
 
 
 def _infer_shapes(model: ir.Model) -> None:
     from onnx_ir.passes.common import ShapeInferencePass
 
     ShapeInferencePass()(model)
-
-
-def _opset(proto: onnx.ModelProto) -> int:
-    return max((entry.version for entry in proto.opset_import if entry.domain in _DEFAULT_DOMAINS), default=1)
 
 
 def _check_opset(model: ir.Model, path: Path) -> None:

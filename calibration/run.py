@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from nm2trt.artifacts import host_record, sha256_of, write_atomic
@@ -24,8 +25,8 @@ from nm2trt.artifacts.calibration import (
 from nm2trt.calibration.agreement import Judge
 from nm2trt.calibration.cache import read_cache
 from nm2trt.calibration.collection import collect, ranges_of, scales_of
-from nm2trt.calibration.feeds import Batch, Source
-from nm2trt.calibration.graph import Graph, Layer, load_proto, open_float_graph
+from nm2trt.calibration.feeds import Batch, Source, random_feed
+from nm2trt.calibration.graph import OLDEST_OPSET, Graph, Layer, load_proto, open_float_graph
 from nm2trt.calibration.insertion import Storage, insert
 from nm2trt.calibration.placement import Placement, place
 from nm2trt.calibration.proof import chosen_layers, layer_records, pattern_problems, sparse_weights, tensor_ranges
@@ -37,6 +38,7 @@ from nm2trt.calibration.sources import open_data
 from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.calibration.stripping import without_quantisation
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.ort import as_arrays, compare_outputs, describe_comparison, first_failure
 from nm2trt.verify import Judgement, verify_path
 
 Progress = Callable[[str, int, int], None]
@@ -48,6 +50,10 @@ _MODEL = "model.onnx"
 _BATCH_BYTES = 128 * 2**20
 _LARGEST_BATCH = 64
 _SENSITIVITY_SAMPLES = 64
+_SAME, _SAME_NARROW = 1e-3, 2e-2
+"""Bounds on what another opset may change, of float32 and of float16: the order of sums, and nothing else."""
+_LEAST_COSINE = 0.9
+_LISTED = 5
 
 
 @dataclass
@@ -239,9 +245,15 @@ def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> 
     judged, notes = model, []
     if settings.resymmetrize:
         judged = folder / "float.onnx"
-        proto = without_quantisation(load_proto(model), model)
+        restored: list[str] = []
+        proto = without_quantisation(load_proto(model), model, restored)
         judged.write_bytes(proto.SerializeToString())
-        notes.append("the model's own quantisation was taken out; ranges and scales are new, zero points 0")
+        notes.append("the model's own quantization was taken out; ranges and scales are new, zero points 0")
+        if restored:
+            notes.append(
+                f"put back the Relu or Clip that was folded into the quantization of {len(restored)} tensors: "
+                f"{', '.join(restored[:_LISTED])}{' and others' if len(restored) > _LISTED else ''}"
+            )
     graph = open_float_graph(judged)
     graph.path = model
     source = None
@@ -261,7 +273,57 @@ def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> 
         work.cached = read_cache(settings.cache)
     if source is not None:
         work.size = _batch_size(work, source)
+    _check_against_given(work)
     return work
+
+
+def _check_against_given(work: _Work) -> None:
+    """Hold the float graph that is calibrated against the file as it was given, on the first samples or on noise.
+
+    What was converted or taken apart may compute something else, and every later figure would rest on it.
+
+    Raises:
+        InputError: It does: the line says how far off it is.
+    """
+    graph, given = work.graph, work.graph.path
+    if work.source is not None:
+        batch = next(iter(work.source.calibration(work.size)), None)
+        feed = batch.feed if batch is not None else {}
+    else:
+        feed = random_feed(graph.ports)
+    if not feed:
+        return
+    before, after = as_arrays(Runner(given, given).named(feed)), as_arrays(Runner(graph.proto, given).named(feed))
+    if work.settings.resymmetrize:
+        _check_taken_apart(before, after, given)
+        return
+    narrow = any(array.dtype.kind == "f" and array.dtype.itemsize == 2 for array in before.values())
+    compared = compare_outputs(before, after, tolerance=_SAME_NARROW if narrow else _SAME, mismatch_share=_SAME)
+    failed = first_failure(compared)
+    if failed is not None:
+        raise InputError(
+            f"computes something else once it is raised to opset {OLDEST_OPSET}: "
+            f"{describe_comparison(failed, other='converted')}",
+            where=given,
+            mend=f"export the network again with opset {OLDEST_OPSET} or newer",
+        )
+
+
+def _check_taken_apart(before: Mapping[str, Any], after: Mapping[str, Any], given: Path) -> None:
+    """Rounding is gone, so outputs differ; they still have to point the same way."""
+    for name, array in before.items():
+        if array.dtype.kind != "f" or name not in after or array.shape != after[name].shape:
+            continue
+        a, b = array.astype(np.float64).reshape(-1), after[name].astype(np.float64).reshape(-1)
+        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
+        if not cosine >= _LEAST_COSINE:
+            raise InputError(
+                f"computes something else without its quantization: the cosine of output {name} is {cosine:.2f}. Its "
+                "quantization clips more than was found",
+                where=given,
+                mend="calibrate the float model that it was made from",
+            )
 
 
 def _decided(
@@ -274,7 +336,7 @@ def _decided(
     if work.source is None:
         work.notes.append("no samples were given, so nothing tells how well the quantised network does")
         return placement, [], [], None
-    judge = Judge(work.graph.proto, work.held_out, work.source.task, path)
+    judge = Judge(path, work.held_out, work.source.task, path)
     most = settings.held_out
 
     def agreement(chosen: Placement) -> Agreement:
@@ -285,7 +347,7 @@ def _decided(
     too_much = settings.max_drop is not None and drop is not None and drop > settings.max_drop
     ranking: list[Sensitivity] = []
     if settings.sensitivity or too_much:
-        alone = Judge(work.graph.proto, work.first_samples, work.source.task, path)
+        alone = Judge(path, work.first_samples, work.source.task, path)
         ranking = rank(work.graph, placement, scales, alone, lambda i, n: work.progress("ranking layers", i, n))
     if not too_much:
         return placement, ranking, [], found
@@ -306,7 +368,10 @@ def _batch_size(work: _Work, source: Source) -> int:
             "there is no sample to calibrate with, or fewer than the network's fixed batch", where="--data"
         )
     work.shapes = {name: array.shape for name, array in first.feed.items()}
-    fixed = next((port.batch for port in work.graph.ports if port.batch is not None), None)
+    ports = work.graph.ports
+    # A speed or a sample rate has no batch; it fixes none beside inputs that have one.
+    free = any(port.batch_axis is not None for port in ports)
+    fixed = None if free else next((port.batch for port in ports if port.batch is not None), None)
     if fixed is not None or work.settings.batch_size is not None:
         return fixed or work.settings.batch_size or 1
     fed = set(first.feed)
@@ -343,6 +408,7 @@ def _misses(settings: Settings, agreement: Agreement | None, compiled: CompileRe
     drop = agreement.drop_points if agreement is not None else None
     if settings.max_drop is not None and drop is not None and drop > settings.max_drop:
         problems.append(f"the score drops by {drop:.2f} points, more than --max-drop {settings.max_drop:g}")
+    problems += [one.problem for one in agreement.outputs if one.problem] if agreement is not None else []
     if compiled is not None and compiled.error is not None:
         problems.append(f"{compiled.builder} cannot build it: {compiled.error}")
     return problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -20,14 +21,14 @@ class Runner:
     """One model, ready to run.
 
     Args:
-        model: Serialised, or a proto.
+        model: Serialised, a proto, or a file, whose bytes are then read as they are.
         where: For error lines.
 
     Raises:
         InputError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model: bytes | onnx.ModelProto, where: object) -> None:
+    def __init__(self, model: bytes | Path | onnx.ModelProto, where: object) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -38,7 +39,9 @@ class Runner:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if threads := os.environ.get("OMP_NUM_THREADS", ""):
             options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
-        content = model if isinstance(model, bytes) else model.SerializeToString()
+        content = (
+            str(model) if isinstance(model, Path) else model if isinstance(model, bytes) else model.SerializeToString()
+        )
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -58,6 +61,10 @@ class Runner:
         except Exception as error:
             raise InputError(f"ONNX Runtime cannot run the batch: {_first_line(error)}", where=self._where) from error
         return found
+
+    def named(self, feed: Feed) -> dict[str, Any]:
+        """Run one batch; outputs by name, errors as `run`."""
+        return dict(zip(self.outputs, self.run(feed), strict=True))
 
 
 def with_outputs(graph: Graph, tensors: Sequence[str]) -> onnx.ModelProto:

@@ -15,14 +15,27 @@ from nm2trt.errors import InputError
 from nm2trt.layers.onnx_constants import load_tensor, resolve
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear")
+_NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus")
+_KEEPING_SIGN = (
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose", "Squeeze"),
+    *("Unsqueeze", "Identity", "Slice", "Gather", "Split", "Expand", "DepthToSpace", "SpaceToDepth", "Pad"),
+)
+"""Operators whose output is never negative where their first input is not."""
+_CLIP_ENDS = (1.0, 6.0)
+"""Where common clips end: a quantized range that ends there is one that was folded, as Relu6 is."""
+_SAME_END = 1e-3
 
 
-def without_quantisation(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def without_quantisation(proto: onnx.ModelProto, path: Path, restored: list[str] | None = None) -> onnx.ModelProto:
     """Remove every Q and DQ; stored integers become the floats that they stand for, and a stored zero becomes 0.0.
+
+    Quantizers drop a Relu or Clip before a Q whose range begins at 0, since Q itself clips there. Without Q it is put
+    back: a Relu, or a Clip where the range ends at 1 or 6.
 
     Args:
         proto: With Q/DQ nodes of any kind, asymmetric ones too.
         path: For error lines.
+        restored: Gets the names of the tensors behind which an activation was put back.
 
     Raises:
         InputError: It has integer operators (QLinearConv), or a scale that cannot be followed.
@@ -46,6 +59,10 @@ def without_quantisation(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
                 new = value
             else:
                 new = _float_constant(model, node, stored.value(), path)
+        elif node.op_type == "QuantizeLinear" and (end := _folded_end(node, path)) is not None:
+            new = _activation(model, node, value, end)
+            if restored is not None:
+                restored.append(str(value.name))
         _replace(model, node, new)
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -54,6 +71,76 @@ def without_quantisation(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     result: onnx.ModelProto = ir.to_proto(model)
     del result.graph.value_info[:]
     return result
+
+
+def _folded_end(node: ir.Node, path: Path) -> float | None:
+    """Where the activation ends that a Q clips as, infinity for a Relu; None where Q stands for no activation."""
+    value = node.inputs[0]
+    if value is None or value.producer() is None or resolve(value, path) is not None:
+        return None
+    zero_value = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = None if zero_value is None else resolve(zero_value, path, parameter=True)
+    scale = resolve(node.inputs[1], path, parameter=True)
+    if scale is None or (zero is None and zero_value is not None):
+        return None
+    # The standard's own type and zero point, where none is given.
+    points = np.zeros(1, np.uint8) if zero is None else np.asarray(load_tensor(zero.tensor, path))
+    if points.dtype.kind not in "iu" or points.size != 1:
+        return None
+    limits = np.iinfo(points.dtype)
+    if int(points.reshape(-1)[0]) != limits.min:
+        return None
+    end = float(load_tensor(scale.tensor, path).reshape(-1)[0]) * (limits.max - limits.min)
+    folded = any(abs(end / common - 1) < _SAME_END for common in _CLIP_ENDS)
+    producer = value.producer()
+    bounded = producer is not None and producer.op_type in ("Clip", "Sigmoid", "HardSigmoid", "Softmax")
+    if folded and not bounded:
+        return end
+    return None if _never_negative(value) else np.inf
+
+
+def _never_negative(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is None:
+        return False
+    if producer.op_type in _KEEPING_SIGN and producer.inputs[0] is not None:
+        return _never_negative(producer.inputs[0])
+    if producer.op_type == "Concat":
+        return all(one is not None and _never_negative(one) for one in producer.inputs)
+    if producer.op_type == "Clip":
+        low = producer.inputs[1] if len(producer.inputs) > 1 else None
+        constant = low.const_value if low is not None else None
+        if constant is None:
+            attribute = producer.attributes.get("min")
+            return attribute is not None and attribute.as_float() >= 0
+        return bool(np.all(constant.numpy() >= 0))
+    return producer.op_type in _NEVER_NEGATIVE
+
+
+def _activation(model: ir.Model, node: ir.Node, value: ir.Value, end: float) -> ir.Value:
+    """A Relu, or a Clip from 0 to `end`, between a tensor and what read it quantized."""
+    name = _free_name(model, f"{value.name}_restored")
+    if np.isfinite(end):
+        dtype = np.float16 if value.dtype == ir.DataType.FLOAT16 else np.float32
+        bounds = [
+            _constant(model, f"{name}_{word}", np.asarray(end_of, dtype))
+            for word, end_of in (("min", 0.0), ("max", round(end)))
+        ]
+        added = ir.node("Clip", [value, *bounds], name=name)
+    else:
+        added = ir.node("Relu", [value], name=name)
+    output = added.outputs[0]
+    output.name, output.type, output.shape = name, value.type, value.shape
+    assert node.graph is not None
+    node.graph.insert_before(node, added)
+    return output
+
+
+def _constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    model.graph.register_initializer(value)
+    return value
 
 
 def _float_constant(model: ir.Model, node: ir.Node, stored: NDArray[Any], path: Path) -> ir.Value:
@@ -77,10 +164,7 @@ def _float_constant(model: ir.Model, node: ir.Node, stored: NDArray[Any], path: 
         array = array.astype(np.float16)
     source = node.inputs[0]
     name = _free_name(model, str(source.name if source is not None else output.name))
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-    model.graph.register_initializer(value)
-    return value
+    return _constant(model, name, array)
 
 
 def _free_name(model: ir.Model, name: str) -> str:

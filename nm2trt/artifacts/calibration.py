@@ -70,8 +70,28 @@ class LayerRecord(BaseModel):
     density_after: float | None
 
 
+class OutputAgreement(BaseModel):
+    """One output of the quantized network against the same output of the network as it was given."""
+
+    model_config = _FROZEN
+
+    name: str
+    cosine: float | None
+    """Mean over samples; None of integers and of empty outputs."""
+    sqnr_db: float | None
+    argmax_agreement: float | None
+    equal_share: float | None
+    """Share of equal elements of integers, booleans and strings; None of floating point."""
+    nan_count: int = 0
+    """In the network as it was given."""
+    infinity_count: int = 0
+    """In the network as it was given."""
+    problem: str = ""
+    """NaN or infinities on one side only, another shape or type; empty where there are none."""
+
+
 class Agreement(BaseModel):
-    """The quantised network against the float one, on samples that the ranges never saw."""
+    """The quantized network against the file as it was given, on samples that the ranges never saw."""
 
     model_config = _FROZEN
 
@@ -83,11 +103,15 @@ class Agreement(BaseModel):
     """0 to 1."""
     score_after: float | None
     cosine: float
-    """Mean over samples of the cosine between both outputs."""
+    """Mean over samples of the cosine between both outputs; of the output where it is least."""
     sqnr_db: float
-    """Signal to quantisation noise of the outputs: 10 log10(sum of squares / sum of squared differences), in dB."""
+    """Signal to quantization noise: 10 log10(sum of squares / sum of squared differences), in dB; of the output where
+    it is least."""
     argmax_agreement: float | None
-    """Share of the positions where both outputs have their largest value at the same place along the last axis."""
+    """Share of the positions where both outputs have their largest value at the same place along the last axis; of the
+    output where it is least."""
+    outputs: tuple[OutputAgreement, ...] = ()
+    """Each output by itself."""
 
     @property
     def drop_points(self) -> float | None:

@@ -112,11 +112,13 @@ def _profile(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]
         if None not in port.shape:
             continue
         known = shapes.get(port.name)
-        if known is None and None in port.shape[1:]:
+        free = [axis for axis, size in enumerate(port.shape) if size is None and axis != port.batch_axis]
+        if known is None and free:
             return None
-        sizes = tuple(size if size is not None else (known or ())[axis] for axis, size in enumerate(port.shape[1:], 1))
-        batches = _BATCHES if port.shape[0] is None else (port.shape[0],) * 3
-        profile[port.name] = tuple((batch, *sizes) for batch in batches)
+        sizes = [size if size is not None else (known or port.shape)[axis] for axis, size in enumerate(port.shape)]
+        profile[port.name] = tuple(
+            tuple(batch if axis == port.batch_axis else size for axis, size in enumerate(sizes)) for batch in _BATCHES
+        )
     return profile
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from nm2trt.artifacts.calibration import Agreement, CalibrationDocument, LayerRecord, document_path
+from nm2trt.artifacts.calibration import Agreement, CalibrationDocument, LayerRecord, OutputAgreement, document_path
 from nm2trt.cli.common import stdout_console
 
 _MOST_ROWS = 40
@@ -77,9 +77,24 @@ def agreement_lines(found: Agreement) -> list[str]:
         )
     agree = "" if found.argmax_agreement is None else f", argmax agrees on {found.argmax_agreement:.2%}"
     lines.append(
-        f"outputs: cosine {found.cosine:.5f}, SQNR {found.sqnr_db:.1f} dB{agree} ({found.samples} held-out samples)"
+        f"outputs: cosine {found.cosine:.5f}, SQNR {found.sqnr_db:.1f} dB{agree} ({found.samples} held-out samples, "
+        "against the model as given)"
     )
+    if len(found.outputs) > 1:
+        lines += [f"  {_output(one)}" for one in found.outputs]
     return lines
+
+
+def _output(one: OutputAgreement) -> str:
+    parts = [
+        f"cosine {one.cosine:.5f}" if one.cosine is not None else "",
+        f"SQNR {one.sqnr_db:.1f} dB" if one.sqnr_db is not None else "",
+        f"{one.equal_share:.2%} of the elements equal" if one.equal_share is not None else "",
+        f"{one.nan_count} NaN and {one.infinity_count} infinite elements, as given"
+        if one.nan_count or one.infinity_count
+        else "",
+    ]
+    return f"{one.name}: {', '.join(filter(None, parts)) or 'empty, nothing compared'}"
 
 
 def _sensitivity_lines(document: CalibrationDocument) -> list[str]:

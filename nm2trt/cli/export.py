@@ -42,9 +42,22 @@ _SOURCE_OPTIONS = (
         "--input",
         "inputs",
         multiple=True,
-        metavar="NAME=SHAPE[:DTYPE]",
-        help="One input of several, one sample: --input input_ids=128:int64 --input attention_mask=128:int64. "
-        "For ONNX: sizes that it leaves open beside the batch.",
+        metavar="NAME=SHAPE[:DTYPE][@LOW..HIGH]",
+        help="One input of several, one sample: --input input_ids=128:int64@0..30000. For ONNX: sizes that it leaves "
+        "open beside the batch; a star is the batch where it is not first: --input state=2x*x32.",
+    ),
+    click.option(
+        "--size",
+        "sizes",
+        multiple=True,
+        metavar="AXIS=N",
+        help="Size of every axis of that name, such as sequence=128, in an ONNX file.",
+    ),
+    click.option(
+        "--fixed",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What an input always holds when outputs are compared, such as speed=1.0 or lengths=16,16.",
     ),
     click.option("--classes", type=int, metavar="N", help="Classes of a checkpoint's network. Default: its weights'."),
     click.option("--data", metavar="NAME", help="Data set whose test samples the outputs are compared on."),
@@ -57,10 +70,27 @@ _SOURCE_OPTIONS = (
         metavar="F.npz",
         help="Samples to compare the outputs on: one array [samples, ...] for each input.",
     ),
+    click.option(
+        "--float-bias",
+        is_flag=True,
+        help="Store the INT32 biases of ONNX Runtime's quantize_static as floats, which TensorRT needs; same values.",
+    ),
     click.option("--external-data", is_flag=True, help="Put the weights beside model.onnx; always so beyond 2 GB."),
 )
 
-_ABOUT_SOURCE = ("model", "input_shape", "inputs", "classes", "data", "data_dir", "samples", "external_data")
+_ABOUT_SOURCE = (
+    "model",
+    "input_shape",
+    "inputs",
+    "sizes",
+    "fixed",
+    "classes",
+    "data",
+    "data_dir",
+    "samples",
+    "external_data",
+    "float_bias",
+)
 
 
 def _source_options(command: F) -> F:
@@ -267,14 +297,18 @@ def _first_bad(document: BuildDocument) -> str:
 
 def _exported(source: Path, config: ExportConfig) -> Exported:
     from nm2trt.export import export_source
+    from nm2trt.export.inputs import parse_fixed, parse_sizes
 
     return export_source(
         source,
         model=config.source.model,
         inputs=config.source.specs(),
+        sizes=parse_sizes(config.source.sizes),
+        fixed=parse_fixed(config.source.fixed),
         classes=config.source.classes,
         precision=config.precision,
         io_dtype=config.io_dtype,
+        float_bias=config.source.float_bias,
     )
 
 
@@ -299,11 +333,14 @@ def _export_into(
     from nm2trt.cli.export_config import USUAL_BATCH
     from nm2trt.engine import chosen_fact, faster_fact
     from nm2trt.export import check_numerics, check_onnx, eligible_fact, graph_ports, legal_fact, settle_batch
+    from nm2trt.export.quantized import check_tensorrt_takes
     from nm2trt.verify import verify_path
     from nm2trt.verify.document import document_of
 
     progress("exporting to ONNX")
     network = _exported(source, config)
+    if chosen.builder is not None:
+        check_tensorrt_takes(network.model, source)
     batch = settle_batch(network, config.batch, usual=USUAL_BATCH)
     samples = _samples(network, batch, config.source)
     network.write(folder / MODEL, external=config.source.external_data)

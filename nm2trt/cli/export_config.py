@@ -15,7 +15,7 @@ from nm2trt.artifacts import BatchRange
 from nm2trt.artifacts.files import check_output
 from nm2trt.engine.settings import EngineSettings
 from nm2trt.errors import ConfigError
-from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs, parse_shape
+from nm2trt.export.inputs import INPUT, InputSpec, parse_fixed, parse_inputs, parse_shape, parse_sizes
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
 IoDtypeName = Literal["fp32", "same"]
@@ -38,11 +38,14 @@ class SourceOptions(BaseModel):
     """Name of a checkpoint's network."""
     input_shape: str | None = None
     inputs: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     classes: int | None = None
     data: str | None = None
     data_dir: Path | None = None
     samples: Path | None = None
     external_data: bool = False
+    float_bias: bool = False
 
     @field_validator("classes")
     @classmethod
@@ -62,6 +65,18 @@ class SourceOptions(BaseModel):
     @classmethod
     def _inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         _reraised(lambda: parse_inputs(value))
+        return value
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _reraised(lambda: parse_sizes(value))
+        return value
+
+    @field_validator("fixed")
+    @classmethod
+    def _fixed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _reraised(lambda: parse_fixed(value))
         return value
 
     def specs(self) -> tuple[InputSpec, ...]:

@@ -132,7 +132,7 @@ def profile_of(
     """Smallest, optimal and largest shape of each input that has a dynamic dimension.
 
     Raises:
-        InputError: A dimension other than the first is dynamic: no batch size settles it.
+        InputError: A second dimension is dynamic: no batch size settles it.
     """
     from nm2trt.errors import InputError
 
@@ -141,12 +141,12 @@ def profile_of(
         dynamic = [index for index, size in enumerate(port.shape) if not isinstance(size, int)]
         if not dynamic:
             continue
-        if dynamic != [0] or batch is None:
+        if len(dynamic) != 1 or batch is None:
             named = ", ".join(f"{index} ({port.shape[index]})" for index in dynamic)
             raise InputError(
                 f"dimension {named} of input {port.name!r} has no size",
                 where="model.onnx",
-                mend="only the first, the batch, may vary: fix the others before the export",
+                mend="only the batch may vary: fix the others before the export",
             )
         smallest, optimal, largest = (
             tuple(size if isinstance(size, int) else count for size in port.shape)

@@ -32,11 +32,13 @@ def check_target(path: Path) -> None:
 
 def junit_from_documents(documents: list[Judgement]) -> str:
     """One test suite per file, one test per prunable layer, one for the file's verdict as a whole."""
+    from nm2trt.verify import UNREAD_VERDICTS
+
     root = ET.Element("testsuites", name="nm2trt verify")
     for document in documents:
         suite = ET.SubElement(root, "testsuite", name=plain(document.source))
         failures = 0
-        judged = [layer for layer in document.layers if layer.verdict != "not-prunable"]
+        judged = [layer for layer in document.layers if layer.verdict not in UNREAD_VERDICTS]
         for layer in judged:
             case = ET.SubElement(suite, "testcase", classname=plain(document.source), name=plain(layer.name))
             if layer.verdict in ("violates", "wrong-axis", "zero-point"):

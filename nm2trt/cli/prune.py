@@ -49,8 +49,10 @@ def command(
     same format, and everything but the pruned weights is as it was. Of every group of M weights along the
     reduction axis the N largest stay; no value is rounded. GLOBs match tensor and node names: 'layer3.*'.
 
-    Stay dense: depthwise and transposed convolutions, layers that M does not divide, embeddings, and the classifier
-    unless --layer names it. One-shot pruning costs accuracy: measure it, or train on with `nm2trt train`.
+    Stay dense: depthwise and transposed convolutions, layers that M does not divide, embeddings, and, unless --layer
+    names them, classifiers (in ONNX whatever lies between them and the output, in checkpoints by name), fixed tables
+    (bins, Fourier and mel matrices, masks) and a checkpoint's tensors that are not known to be weights.
+    One-shot pruning costs accuracy: measure it, or train on with `nm2trt train`.
 
     --permute reorders the channels between layers, with all that produces and reads them, so that the network
     computes the same; ONNX Runtime checks that.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nm2trt.prune import PrunedLayer, PruneDocument
 
 _LOG_WIDTH = 120
+_MOST_UNKNOWN = 8
 
 
 def print_document(console: Console, document: PruneDocument) -> None:
@@ -73,7 +74,16 @@ def _table(document: PruneDocument) -> Table:
 def _dense_lines(layers: list[PrunedLayer]) -> list[str]:
     """Products that stayed dense by name; all other tensors counted by reason."""
     dense = [layer for layer in layers if layer.pattern is None]
+    unknown = [layer for layer in dense if layer.not_checked]
+    dense = [layer for layer in dense if not layer.not_checked]
     lines = [f"dense: {plain(layer.name)}: {plain(layer.reason)}" for layer in dense if layer.axis is not None]
+    lines += [
+        f"left as it is: {plain(layer.name)} {list(layer.shape)}: {plain(layer.reason)}"
+        for layer in unknown[:_MOST_UNKNOWN]
+    ]
+    if unknown:
+        tensors = "1 tensor" if len(unknown) == 1 else f"{len(unknown)} tensors"
+        lines.append(f"{tensors} of two and more dimensions left as they are, since they may be no weights")
     others = Counter(layer.reason.partition(": ")[0] for layer in dense if layer.axis is None)
     if others:
         lines.append("not prunable: " + ", ".join(f"{count} {plain(reason)}" for reason, count in others.most_common()))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these layers.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Do not judge these layers.")
 @click.option("--require", multiple=True, metavar="GLOB", help="These layers must conform.")
-@click.option("--strict", is_flag=True, help="Every prunable layer must conform.")
+@click.option("--strict", is_flag=True, help="Every prunable layer must conform, and every weight be checked.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="F", help="Write a JUnit XML file for CI, too.")
 @click.option(
     "--plot",
@@ -59,7 +59,8 @@ def command(
 
     \b
     Exit 1: a layer violates its pattern, has it along the wrong axis or has a zero point that is not 0;
-            a required layer, or with --strict any prunable one, does not conform; or none conforms.
+            a required layer, or with --strict any prunable one, does not conform; with --strict, a tensor that
+            may be a weight was not checked; or none conforms.
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
     from nm2trt.verify import parse_pattern

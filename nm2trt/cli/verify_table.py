@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -13,8 +14,19 @@ if TYPE_CHECKING:
 
     from nm2trt.verify import Judgement, LayerVerdict
 
-_WORST_FIRST = ("violates", "wrong-axis", "zero-point", "dense", "indivisible", "conforms", "not-prunable")
+_WORST_FIRST = (
+    "violates",
+    "wrong-axis",
+    "zero-point",
+    "dense",
+    "not-checked",
+    "indivisible",
+    "conforms",
+    "not-prunable",
+)
 _ON_PURPOSE = "left dense on purpose"
+_UNREAD = ("not-prunable", "not-checked")
+_MOST_UNCHECKED = 8
 _WIDE = 105
 _COLUMNS = ("layer", "shape", "N:M", "verdict", "density", "broken groups", "TensorRT")
 _RIGHT = ("density", "broken groups")
@@ -27,6 +39,7 @@ _STYLES = {
     "dense": "yellow",
     "indivisible": "yellow",
     "conforms": "green",
+    "not-checked": "yellow",
     "not-prunable": "dim",
 }
 
@@ -47,7 +60,7 @@ def print_judgement(document: Judgement) -> None:
 def _print_rich(console: Console, document: Judgement) -> None:
     from rich.text import Text
 
-    if any(layer.verdict != "not-prunable" for layer in document.layers):
+    if any(layer.verdict not in _UNREAD for layer in document.layers):
         console.print(verdict_table(document, narrow=console.width < _WIDE))
     for line in detail_lines(document):
         console.print(Text("  " + line), soft_wrap=True)
@@ -59,7 +72,7 @@ def _print_rich(console: Console, document: Judgement) -> None:
 def plain_lines(document: Judgement) -> list[str]:
     """The same without colours and without folding: columns as wide as their longest cell."""
     lines = []
-    rows = [_COLUMNS, *(_cells(layer) for layer in worst_first(document.layers) if layer.verdict != "not-prunable")]
+    rows = [_COLUMNS, *(_cells(layer) for layer in worst_first(document.layers) if layer.verdict not in _UNREAD)]
     if len(rows) > 1:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [plain(document.source), ""]
@@ -88,7 +101,7 @@ def verdict_table(document: Judgement, *, narrow: bool = False) -> Table:
         justify: Literal["left", "right"] = "right" if name in _RIGHT else "left"
         table.add_column(name, justify=justify, no_wrap=not folds, overflow="fold" if folds else "ellipsis")
     for layer in worst_first(document.layers):
-        if layer.verdict == "not-prunable":
+        if layer.verdict in _UNREAD:
             continue
         cells = [Text(cell) for cell in _cells(layer)]
         cells[_COLUMNS.index("verdict")].stylize(_STYLES[layer.verdict])
@@ -124,7 +137,7 @@ def detail_lines(document: Judgement) -> list[str]:
     for layer in worst_first(document.layers):
         bad = layer.verdict in ("violates", "wrong-axis", "zero-point")
         if not bad and (
-            not layer.note or layer.note == _ON_PURPOSE or layer.verdict in ("indivisible", "not-prunable")
+            not layer.note or layer.packed or layer.note == _ON_PURPOSE or layer.verdict in ("indivisible", *_UNREAD)
         ):
             continue
         parts = [part for part in (layer.note, first_violation_words(layer) if bad else "") if part]
@@ -133,11 +146,27 @@ def detail_lines(document: Judgement) -> list[str]:
         layer.tensorrt for layer in document.layers if ": " in layer.tensorrt and layer.verdict == "conforms"
     )
     lines += [f"TensorRT, {count} conforming: {reason}" for reason, count in reasons.most_common()]
-    unprunable = Counter(layer.note for layer in document.layers if layer.verdict == "not-prunable")
+    packed = Counter(layer.packed for layer in document.layers if layer.packed)
+    lines += [f"{count} unpacked from their {kind}" for kind, count in packed.items()]
+    lines += _unchecked_lines([layer for layer in document.layers if layer.verdict == "not-checked"])
+    unprunable = Counter(_short(layer.note) for layer in document.layers if layer.verdict == "not-prunable")
     if unprunable:
-        words = ", ".join(f"{count} {_short(reason)}" for reason, count in unprunable.most_common())
+        words = ", ".join(f"{count} {reason}" for reason, count in unprunable.most_common())
         lines.append(f"not prunable: {words}")
     return lines + [f"note: {note}" for note in document.notes]
+
+
+def _unchecked_lines(layers: Sequence[LayerVerdict]) -> list[str]:
+    """What was not checked, by name; the tail is counted."""
+    lines = [
+        f"not checked: {plain(layer.name)} {list(layer.shape)}"
+        + (f" at {plain(layer.node)}" if layer.node else "")
+        + f": {plain(layer.note)}"
+        for layer in layers[:_MOST_UNCHECKED]
+    ]
+    if len(layers) > _MOST_UNCHECKED:
+        lines.append(f"not checked: {len(layers) - _MOST_UNCHECKED} more (--json lists them)")
+    return lines
 
 
 def summary_line(document: Judgement) -> str:
@@ -148,8 +177,12 @@ def summary_line(document: Judgement) -> str:
     kinds = ", ".join(pattern for pattern, _ in patterns.most_common()) or document.pattern
     line = f"{document.verdict.upper()} {plain(document.source)}: "
     line += f"{conforming} of {totals.prunable} prunable layers conform to {kinds}"
+    weights = totals.weights + totals.weights_not_checked
     if totals.weights:
-        line += f" ({100 * totals.weights_in_conforming / totals.weights:.1f} % of their weights)"
+        whose = "all weights, those not checked among them" if totals.not_checked else "their weights"
+        line += f" ({100 * totals.weights_in_conforming / weights:.1f} % of {whose})"
+    if totals.not_checked:
+        line += f"; {totals.not_checked} not checked"
     line += f"; {totals.eligible} eligible in TensorRT"
     return "; ".join((line, *map(plain, document.problems)))
 

@@ -137,8 +137,8 @@ def network_geometry(
     from nm2trt.errors import InputError
     from nm2trt.estimate.fusion import fused_layers
     from nm2trt.estimate.shapes import shaped_graph
+    from nm2trt.layers.library_errors import one_line
     from nm2trt.layers.onnx_constants import UNREADABLE
-    from nm2trt.layers.onnx_tensors import one_line
 
     file = model_file(Path(path))
     try:

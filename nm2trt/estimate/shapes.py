@@ -16,9 +16,10 @@ import onnx
 from onnx import numpy_helper
 
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.onnx_file import raw_range, read_model
 from nm2trt.layers.onnx_graph import inlined
-from nm2trt.layers.onnx_tensors import as_text, one_line
+from nm2trt.layers.onnx_tensors import as_text
 
 Shape = tuple[int, ...]
 

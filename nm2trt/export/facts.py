@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nm2trt.artifacts import Fact, FactState
-from nm2trt.verify import ELIGIBLE, Judgement
+from nm2trt.verify import ELIGIBLE, UNREAD_VERDICTS, Judgement
 
 _LISTED_NAMES = 3
 _NOT_LEGAL = "not 2:4-legal"
@@ -49,7 +49,7 @@ def legal_fact(judged: Judgement, patterns: Mapping[str, str]) -> Fact:
 
 def eligible_fact(judged: Judgement) -> Fact:
     """Tell which layers TensorRT may consider for sparse kernels, and why not the others."""
-    layers = [layer for layer in judged.layers if layer.verdict != "not-prunable"]
+    layers = [layer for layer in judged.layers if layer.verdict not in UNREAD_VERDICTS]
     eligible = sum(layer.tensorrt == ELIGIBLE for layer in layers)
     reasons: dict[str, list[str]] = {}
     for layer in layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from nm2trt.artifacts import BuildSource, sha256_of
-from nm2trt.errors import ConfigError, InputError
+from nm2trt.errors import InputError
 from nm2trt.export.facts import meant_sparse
 from nm2trt.export.folding import constant_ancestors, weight_values
+from nm2trt.export.input_shapes import settle_inputs
 from nm2trt.export.inputs import InputSpec
+from nm2trt.export.quantized import check_integer_operators
 from nm2trt.layers import METHOD_KEY, open_source
 from nm2trt.layers.onnx_constants import one_line
 from nm2trt.verify import verify_path
@@ -37,7 +39,7 @@ class ForeignGraph:
     """Functions inlined; external data stay on disk until they are needed."""
     inputs: tuple[InputSpec, ...]
     dynamic: bool
-    """Whether the first dimension of every input is a free batch."""
+    """Whether an input has a free batch."""
     precision: str
     """Types of its floating-point arithmetic as found: "fp32", "int8+fp16"."""
     patterns: dict[str, str]
@@ -45,12 +47,13 @@ class ForeignGraph:
     record: BuildSource
 
 
-def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = ()) -> ForeignGraph:
+def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = (), sizes: Mapping[str, int] | None = None) -> ForeignGraph:
     """Read an ONNX file and check all that would fail later.
 
     Args:
         path: The .onnx file, or a folder with a model.onnx.
         shapes: Sizes of dimensions that the file leaves open beside the batch, by input.
+        sizes: The same by the name of the axis, for every input that has it.
 
     Raises:
         ConfigError: `shapes` names an input that the file does not have, or contradicts it.
@@ -64,9 +67,10 @@ def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = ()) -> ForeignGraph:
     judged = verify_path(file)
     model = _model(file)
     _check_opset(model, file)
+    check_integer_operators(model, file)
     _check_operators(model, file)
     _check_weights(model, file)
-    inputs, dynamic = _inputs(model, {one.name: one for one in shapes}, file)
+    inputs, dynamic = settle_inputs(model, {one.name: one for one in shapes}, sizes or {}, file)
     patterns = meant_sparse(judged) if source.patterns is None else dict(source.patterns)
     shared = set(patterns.values())
     return ForeignGraph(
@@ -181,64 +185,6 @@ def _layout_only(value: ir.Value) -> bool:
         "QuantizeLinear", "DequantizeLinear",
     }  # fmt: skip
     return all(node.op_type in passing for node in found[0])
-
-
-def _inputs(model: ir.Model, shapes: dict[str, InputSpec], file: Path) -> tuple[tuple[InputSpec, ...], bool]:
-    """What the file takes; dimensions that `shapes` settles are written into the model."""
-    graph_inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-    if not graph_inputs:
-        raise InputError("has no inputs", where=file)
-    if unknown := sorted(shapes.keys() - {str(value.name) for value in graph_inputs}):
-        names = ", ".join(str(value.name) for value in graph_inputs)
-        raise ConfigError(f"{file.name} has no input {', '.join(unknown)}", where="--input", mend=f"it has {names}")
-    open_inputs, specs = [], []
-    for value in graph_inputs:
-        if value.dtype is None or value.shape is None:
-            raise InputError(f"input {value.name!r} has no type or shape", where=file)
-        sizes = _settled(value, shapes.get(str(value.name)), file)
-        free = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
-        if any(axis > 0 for axis in free):
-            open_inputs.append(f"{value.name} [{', '.join(map(str, sizes))}]")
-        batched = free == [0]
-        fixed = tuple(size for size in (sizes[1:] if batched else sizes) if isinstance(size, int))
-        specs.append(InputSpec(name=str(value.name), shape=fixed, dtype=_dtype(value, file), batched=batched))
-    if open_inputs:
-        raise InputError(
-            f"sizes beside the batch are open: {', '.join(open_inputs)}",
-            where=file,
-            mend="settle them, one sample without its batch, with --input NAME=3,224,224",
-        )
-    dynamic = all(one.batched for one in specs)
-    if not dynamic and any(one.batched for one in specs):
-        named = ", ".join(f"{one.name} {'free' if one.batched else 'fixed'}" for one in specs)
-        raise InputError(f"some inputs have a free batch and others not: {named}", where=file)
-    return tuple(specs), dynamic
-
-
-def _settled(value: ir.Value, wanted: InputSpec | None, file: Path) -> list[int | str]:
-    assert value.shape is not None
-    sizes: list[int | str] = [size if isinstance(size, int) else str(size) for size in value.shape]
-    if wanted is None:
-        return sizes
-    rest = sizes[1:]
-    if len(wanted.shape) != len(rest) or any(
-        isinstance(have, int) and have != want for have, want in zip(rest, wanted.shape, strict=True)
-    ):
-        raise ConfigError(
-            f"{wanted.name} of {file.name} is {sizes} with its batch and cannot be {list(wanted.shape)} without",
-            where="--input",
-        )
-    settled = [sizes[0], *wanted.shape]
-    value.shape = ir.Shape(settled)
-    return settled
-
-
-def _dtype(value: ir.Value, file: Path) -> str:
-    assert value.dtype is not None
-    name = str(value.dtype.numpy())
-    if name not in ("float32", "float16", "bfloat16", "int64", "int32", "bool", "uint8", "int8"):
-        raise InputError(f"input {value.name!r} is {name}, which TensorRT does not take", where=file)
-    return name
 
 
 def _precision(model: ir.Model) -> str:

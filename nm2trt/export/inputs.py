@@ -17,7 +17,13 @@ INPUT = "input"
 """Name of the only input of a network that was not told its inputs' names."""
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
 
-_SPEC = re.compile(r"(?P<name>[^=:\s]+)=(?P<shape>[0-9x,]*)(?::(?P<dtype>\w+))?")
+_NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_SPEC = re.compile(
+    rf"(?P<name>[^=\s]+)=(?P<shape>[0-9x,*]*)(?::(?P<dtype>\w+))?(?:@(?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER}))?"
+)
+_WHOLE_SHAPE = re.compile(r"(?:[0-9]{1,9}|\*)(?:[x,](?:[0-9]{1,9}|\*))*")
+_SIZE = re.compile(r"(?P<name>[^=\s]+)=(?P<size>[0-9]{1,9})")
+_FIXED = re.compile(rf"(?P<name>[^=\s]+)=(?P<values>{_NUMBER}(?:,{_NUMBER})*|true|false)")
 _SHAPE = re.compile(r"[1-9][0-9]{0,8}(?:[x,][1-9][0-9]{0,8})*")
 _SEED = 0
 _FIRST_PADDED = 0.75
@@ -39,6 +45,12 @@ class InputSpec:
     """Passed to torch by its name and not by its place."""
     below: int | None = None
     """Integers are drawn from 0 to before this; None where nothing bounds them."""
+    bounds: tuple[float, float] | None = None
+    """Smallest and largest value to draw, as the user gave them."""
+    values: tuple[float, ...] | None = None
+    """What it always holds, as the user gave it: one number for all elements, or one for each."""
+    star: bool = False
+    """Whether `shape` was written whole, its batch as a star at `batch_axis`."""
 
 
 def parse_shape(text: str, option: str) -> tuple[int, ...]:
@@ -53,7 +65,10 @@ def parse_shape(text: str, option: str) -> tuple[int, ...]:
 
 
 def parse_inputs(texts: Iterable[str]) -> tuple[InputSpec, ...]:
-    """Read `NAME=SHAPE:DTYPE`, such as `input_ids=128:int64`; shapes leave the batch out, fp32 is the usual type.
+    """Read `NAME=SHAPE[:DTYPE][@LOW..HIGH]`, such as `input_ids=128:int64@0..30000`.
+
+    SHAPE is one sample without its batch, or the whole shape with a star for the batch: `state=2x*x32`. The usual type
+    is float32. Random values are drawn from LOW to HIGH.
 
     Raises:
         ConfigError: One is no such text, has an unknown type, or a name comes twice.
@@ -62,15 +77,108 @@ def parse_inputs(texts: Iterable[str]) -> tuple[InputSpec, ...]:
     for text in texts:
         match = _SPEC.fullmatch(text.strip())
         if match is None:
-            raise ConfigError(f"{text!r} is not NAME=SHAPE:DTYPE", where="--input", mend="such as input_ids=128:int64")
+            raise ConfigError(
+                f"{text!r} is not NAME=SHAPE:DTYPE",
+                where="--input",
+                mend="such as input_ids=128:int64, state=2x*x32, ids=128:int64@0..999",
+            )
         name, dtype = match["name"], match["dtype"] or "float32"
         if dtype not in DTYPES:
             raise ConfigError(f"unknown type {dtype!r}", where="--input", mend=f"choose from {', '.join(DTYPES)}")
         if name in found:
             raise ConfigError(f"{name} is given twice", where="--input")
-        shape = parse_shape(match["shape"], "--input") if match["shape"] else ()
-        found[name] = InputSpec(name=name, shape=shape, dtype=dtype, keyword=True)
+        found[name] = replace(
+            _shaped(name, match["shape"]), dtype=dtype, bounds=_bounds(match["low"], match["high"], text)
+        )
     return tuple(found.values())
+
+
+def _shaped(name: str, text: str) -> InputSpec:
+    if not text:
+        return InputSpec(name=name, shape=(), keyword=True)
+    sizes = re.split("[x,]", text)
+    if not _WHOLE_SHAPE.fullmatch(text) or sizes.count("*") > 1:
+        raise ConfigError(
+            f"{text!r} is no shape", where="--input", mend="write one sample without its batch, 3x224x224, or 2x*x32"
+        )
+    star = sizes.index("*") if "*" in sizes else None
+    shape = tuple(int(size) for size in sizes if size != "*")
+    return InputSpec(name=name, shape=shape, keyword=True, batch_axis=star or 0, star=star is not None)
+
+
+def _bounds(low: str | None, high: str | None, text: str) -> tuple[float, float] | None:
+    if low is None or high is None:
+        return None
+    if float(low) > float(high):
+        raise ConfigError(f"{text!r} has no value between its bounds", where="--input")
+    return float(low), float(high)
+
+
+def parse_sizes(texts: Iterable[str]) -> dict[str, int]:
+    """Read `AXIS=SIZE`, such as `sequence=128`: the size of every axis of that name.
+
+    Raises:
+        ConfigError: One is no such text, or an axis comes twice.
+    """
+    found: dict[str, int] = {}
+    for text in texts:
+        match = _SIZE.fullmatch(text.strip())
+        if match is None:
+            raise ConfigError(f"{text!r} is not AXIS=SIZE", where="--size", mend="such as sequence=128")
+        if match["name"] in found:
+            raise ConfigError(f"{match['name']} is given twice", where="--size")
+        found[match["name"]] = int(match["size"])
+    return found
+
+
+def parse_fixed(texts: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """Read `NAME=VALUE` or `NAME=V1,V2,...`, such as `speed=1.0`: what an input always holds.
+
+    Raises:
+        ConfigError: One is no such text, or a name comes twice.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for text in texts:
+        match = _FIXED.fullmatch(text.strip())
+        if match is None:
+            raise ConfigError(f"{text!r} is not NAME=VALUE", where="--fixed", mend="such as speed=1.0, lengths=16,16")
+        if match["name"] in found:
+            raise ConfigError(f"{match['name']} is given twice", where="--fixed")
+        words = match["values"]
+        found[match["name"]] = (
+            (float(words == "true"),) if words in ("true", "false") else tuple(map(float, words.split(",")))
+        )
+    return found
+
+
+def with_values(
+    inputs: Iterable[InputSpec], fixed: Mapping[str, tuple[float, ...]], wanted: Iterable[InputSpec] = ()
+) -> tuple[InputSpec, ...]:
+    """The same inputs, with what the user says they hold.
+
+    Args:
+        inputs: Of the network.
+        fixed: Input name -> its values, as `parse_fixed` gives them.
+        wanted: As `parse_inputs` gives them; their bounds count.
+
+    Raises:
+        ConfigError: An input is unknown, or takes another number of values.
+    """
+    known = tuple(inputs)
+    names = [one.name for one in known]
+    if unknown := sorted(set(fixed) - set(names)):
+        raise ConfigError(
+            f"the network has no input {', '.join(unknown)}", where="--fixed", mend=f"it has {', '.join(names)}"
+        )
+    bounds = {one.name: one.bounds for one in wanted}
+    for one in known:
+        count = len(fixed.get(one.name, ()))
+        if count > 1 and count != math.prod(one.shape):
+            raise ConfigError(
+                f"{one.name} takes {math.prod(one.shape)} values of shape {list(one.shape)}, not {count}",
+                where="--fixed",
+            )
+    return tuple(replace(one, values=fixed.get(one.name), bounds=bounds.get(one.name) or one.bounds) for one in known)
 
 
 def bounded(inputs: Iterable[InputSpec], limits: Mapping[str, int]) -> tuple[InputSpec, ...]:
@@ -93,10 +201,20 @@ def random_feeds(inputs: Iterable[InputSpec], count: int) -> dict[str, NDArray[A
 
 
 def _random(one: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
-    if one.dtype in ("float32", "float16", "bfloat16"):
-        values = random.standard_normal(shape, dtype=np.float32)
-        return values.astype(np.float16) if one.dtype == "float16" else values
-    dtype = np.dtype(one.dtype)
+    dtype = np.dtype("float32" if one.dtype == "bfloat16" else one.dtype)
+    if one.values is not None:
+        given = np.array(one.values[0] if len(one.values) == 1 else one.values)
+        return np.broadcast_to(given.reshape(one.shape) if given.ndim else given, shape).astype(dtype)
+    if one.bounds is not None:
+        low, high = one.bounds
+        if dtype.kind == "f":
+            return random.uniform(low, high, shape).astype(dtype)
+        return random.integers(int(low), int(high) + 1, size=shape).astype(dtype)
+    if not one.batched and one.shape in ((), (1,)):
+        # A speed, a sample rate, a length: noise would be no sensible value of it.
+        return np.ones(shape, dtype)
+    if dtype.kind == "f":
+        return random.standard_normal(shape, dtype=np.float32).astype(dtype)
     if "mask" in one.name.lower() and len(shape) > 1:
         mask = np.ones(shape, dtype=dtype)
         mask[1::2, ..., math.ceil(shape[-1] * _FIRST_PADDED) :] = 0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument, RunDocument
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.checkpoint import load_checkpoint
 from nm2trt.export.foreign import load_onnx
-from nm2trt.export.inputs import InputSpec
+from nm2trt.export.inputs import InputSpec, with_values
 from nm2trt.export.network import Exported, export_onnx, export_torch
 from nm2trt.export.precision import IoDtype, Precision
 from nm2trt.export.source import load_run
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES
-from nm2trt.layers.sources import MODEL, file_kind
+from nm2trt.layers.sources import MODEL, file_kind, foreign_error
 
 _WHAT = "SOURCE is a run folder, a checkpoint with --model, or an ONNX file"
 
@@ -23,9 +25,12 @@ def export_source(
     *,
     model: str | None = None,
     inputs: tuple[InputSpec, ...] = (),
+    sizes: Mapping[str, int] | None = None,
+    fixed: Mapping[str, tuple[float, ...]] | None = None,
     classes: int | None = None,
     precision: Precision | None = None,
     io_dtype: IoDtype = "fp32",
+    float_bias: bool = False,
 ) -> Exported:
     """Turn a source into ONNX, in memory.
 
@@ -34,16 +39,40 @@ def export_source(
             an ONNX file, or a folder of `nm2trt export`.
         model: Name of a checkpoint's network.
         inputs: Of a checkpoint's network; sizes of what an ONNX file leaves open.
+        sizes: Of axes that an ONNX file leaves open, by their names.
+        fixed: Input name -> what it always holds when outputs are compared.
         classes: Of a checkpoint's network; None reads them off its shapes.
         precision: None takes fp32 for torch networks and leaves ONNX as found.
         io_dtype: "fp32" or "same" as `precision`.
+        float_bias: Store an ONNX file's INT32 biases behind DequantizeLinear as floats.
 
     Raises:
         ConfigError: Options that do not fit the source, a checkpoint without `model` among them.
         InputError: The source cannot be used.
         MachineError: A package that `model` asks for is not installed.
     """
+    exported = _exported(path, model, inputs, sizes or {}, classes, precision, io_dtype, float_bias=float_bias)
+    return replace(exported, inputs=with_values(exported.inputs, fixed or {}, inputs))
+
+
+def _exported(
+    path: Path,
+    model: str | None,
+    inputs: tuple[InputSpec, ...],
+    sizes: Mapping[str, int],
+    classes: int | None,
+    precision: Precision | None,
+    io_dtype: IoDtype,
+    *,
+    float_bias: bool,
+) -> Exported:
     kind = source_kind(path)
+    if float_bias and kind != "onnx":
+        raise ConfigError("is for a quantized ONNX file", where="--float-bias", mend="leave it out")
+    if sizes and kind != "onnx":
+        raise ConfigError("names axes of an ONNX file", where="--size", mend="leave it out")
+    if kind != "onnx" and any(one.star for one in inputs):
+        raise ConfigError("a torch network has its batch first", where="--input", mend="leave the star out")
     if kind == "run":
         if model is not None or inputs or classes is not None:
             raise ConfigError(
@@ -53,7 +82,8 @@ def export_source(
     if kind == "onnx":
         if model is not None or classes is not None:
             raise ConfigError("an ONNX file needs no --model and no --classes", where=path, mend="leave them out")
-        return export_onnx(load_onnx(path, shapes=inputs), precision=precision, io_dtype=io_dtype)
+        graph = load_onnx(path, shapes=inputs, sizes=sizes)
+        return export_onnx(graph, precision=precision, io_dtype=io_dtype, float_bias=float_bias)
     if model is None:
         raise ConfigError(
             "a checkpoint holds weights and no network",
@@ -77,6 +107,8 @@ def source_kind(path: Path) -> str:
             kind = file_kind(path)
         except PermissionError:
             raise InputError("may not be read", where=path, mend="check its permissions") from None
+        if (error := foreign_error(path)) is not None:
+            raise error
         if kind == "unknown" or kind == "npz":
             raise InputError("is a file of an unknown kind", where=path, mend=_WHAT)
         return "onnx" if kind == "onnx" else "checkpoint"
@@ -86,6 +118,8 @@ def source_kind(path: Path) -> str:
         return "onnx"
     if any((path / name).is_file() for name in (*INDEXES, *SINGLE_FILES)):
         return "checkpoint"
+    if path.is_dir() and (error := foreign_error(path)) is not None:
+        raise error
     raise InputError(
         f"no {RunDocument.FILE}, no {MODEL} and no weights here",
         where=path,

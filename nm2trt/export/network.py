@@ -17,17 +17,15 @@ from nm2trt.export.inputs import InputSpec, bounded
 from nm2trt.export.numerics import TOLERANCES, tolerance_of
 from nm2trt.export.onnx_graph import annotate, convert_model, exporter_version, float32_model, renamed_patterns
 from nm2trt.export.precision import Conversion, IoDtype, Precision, convert
+from nm2trt.export.quantized import ROUNDING_OPS, float_biases
 from nm2trt.export.reference import OnnxReference, Reference, TorchReference
 from nm2trt.export.source import ExportSource
 from nm2trt.export.torch_graph import BATCH, silenced
 from nm2trt.export.writing import write_onnx
 from nm2trt.layers import PATTERNS_KEY
+from nm2trt.onnx_tools import name_nodes
 from nm2trt.ort.index_limits import index_limits
 
-QUANTIZED_OPS = frozenset(
-    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
-)
-"""Operators that round to integers: a rounding step more or less is no error."""
 USUAL_PRECISION: Precision = "fp32"
 _LISTED = 3
 
@@ -111,8 +109,16 @@ def export_torch(source: ExportSource, *, precision: Precision | None, io_dtype:
     )
 
 
-def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: IoDtype) -> Exported:
+def export_onnx(
+    graph: ForeignGraph, *, precision: Precision | None, io_dtype: IoDtype, float_bias: bool = False
+) -> Exported:
     """Take an ONNX file as it is, or give it another type.
+
+    Args:
+        graph: The file.
+        precision: None takes it as it is.
+        io_dtype: Of a converted graph.
+        float_bias: Store INT32 biases behind DequantizeLinear as floats.
 
     Raises:
         InputError: Its arithmetic is not float32 and cannot become `precision`, a weight is beyond that type's range,
@@ -121,6 +127,8 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
     model = graph.model
     floats = graph.precision.split("+")[-1]
     done, converted = Conversion(), False
+    nameless = name_nodes(model)
+    biases = float_biases(model, graph.path) if float_bias else 0
     if precision is not None and precision != floats:
         if floats != "fp32":
             raise InputError(
@@ -131,7 +139,6 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
         with silenced():
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             common.ShapeInferencePass()(model)
-        _name_anonymous(model)
         done = convert(model, precision, io_dtype=io_dtype)
         converted = True
     named = "+".join([*graph.precision.split("+")[:-1], precision if converted and precision else floats])
@@ -146,14 +153,14 @@ def export_onnx(graph: ForeignGraph, *, precision: Precision | None, io_dtype: I
         opset=model.opset_imports.get("", 0),
         exporter=f"{graph.record.name} as found" if not converted else f"{graph.record.name}, converted to {precision}",
         patterns=graph.patterns,
-        reference=OnnxReference(graph.path, converted=converted),
-        tolerance=tolerance_of(named, quantized=any(node.op_type in QUANTIZED_OPS for node in model.graph.all_nodes())),
+        reference=OnnxReference(graph.path, converted=converted or biases > 0),
+        tolerance=tolerance_of(named, quantized=any(node.op_type in ROUNDING_OPS for node in model.graph.all_nodes())),
         converted_to=precision if converted else None,
         data=None,
         record=graph.record,
         macs=macs_per_sample(model),
-        verbatim=None if converted or _edited(graph) else graph.path,
-        notes=_notes(done),
+        verbatim=None if converted or nameless or biases or _edited(graph) else graph.path,
+        notes=[*_edits(nameless, biases), *_notes(done)],
     )
 
 
@@ -231,11 +238,15 @@ def _edited(graph: ForeignGraph) -> bool:
     return any(found.get(str(v.name)) != v.shape for v in graph.model.graph.inputs)
 
 
-def _name_anonymous(model: ir.Model) -> None:
-    """Old exporters leave nodes without names, which no error line could tell apart."""
-    for number, node in enumerate(model.graph.all_nodes()):
-        if not node.name:
-            node.name = f"{node.op_type}_{number}"
+def _edits(nameless: int, biases: int) -> list[str]:
+    notes = []
+    if nameless:
+        notes.append(
+            f"nodes without a name, named after their outputs so that the engine's layers can be told: {nameless}"
+        )
+    if biases:
+        notes.append(f"INT32 biases, stored as the floats that they stand for: {biases}")
+    return notes
 
 
 def _notes(done: Conversion) -> list[str]:

@@ -79,7 +79,12 @@ def convert(
         _convert_node(node, fixed_inputs, fixed_outputs, old, new)
         if (fixed_inputs or fixed_outputs) and node.op_type not in ("Cast", "CastLike"):
             done.kept_float32.append(str(node.name))
-    _convert_edges(model, old, new, io_dtype)
+    for node, fixed_inputs, fixed_outputs in plan:
+        # Where the operator itself has to stay in the old type, its bodies keep their edges, and cast inside.
+        edges: IoDtype = "fp32" if fixed_inputs or fixed_outputs else "same"
+        for body in _bodies(node):
+            _convert_edges(body, old, new, edges)
+    _convert_edges(model.graph, old, new, io_dtype)
     return done
 
 
@@ -234,8 +239,17 @@ def _convert_node(
             _replace_output(graph, value, cast.outputs[0])
 
 
-def _convert_edges(model: ir.Model, old: ir.DataType, new: ir.DataType, io_dtype: IoDtype) -> None:
-    graph = model.graph
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """Subgraphs of a Loop, Scan or If, not those inside them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _convert_edges(graph: ir.Graph, old: ir.DataType, new: ir.DataType, io_dtype: IoDtype) -> None:
+    """Give a graph's inputs and outputs the new type, or cast inside them."""
     for value in [one for one in graph.inputs if one.dtype == old]:
         if io_dtype == "same":
             value.dtype = new

@@ -103,7 +103,7 @@ class Samples:
         """The first `count` samples in batches of `size`, or as many runs."""
         if self.fixed:
             for index in range(count):
-                yield {name: values[index] for name, values in self.feeds.items()} | self.constants
+                yield {name: np.asarray(values[index]) for name, values in self.feeds.items()} | self.constants
             return
         for start in range(0, count, size):
             yield self.piece(start, min(start + size, count))
@@ -147,14 +147,22 @@ def noise(inputs: Sequence[InputSpec], count: int, *, fixed: bool = False) -> Sa
 def laid_out(feeds: Feeds, inputs: Sequence[InputSpec], words: str, *, fixed: bool) -> Samples:
     """Samples of a network; an input without a batch beside others that have one keeps its first value throughout."""
     free = {one.name for one in inputs if one.batched}
-    constants = {} if fixed else {name: values[0] for name, values in feeds.items() if name not in free}
+    constants = {} if fixed else {name: np.asarray(values[0]) for name, values in feeds.items() if name not in free}
+    held = [f"{name} is {_shown(value)}" for name, value in constants.items()]
+    held += [f"{one.name} is {_shown(np.asarray(feeds[one.name][0]))}" for one in inputs if one.values and one.batched]
     return Samples(
         feeds={name: values for name, values in feeds.items() if name not in constants},
-        inputs=words,
+        inputs="; ".join((words, *held)),
         fixed=fixed,
         constants=constants,
         batch_axes={one.name: one.batch_axis for one in inputs if one.batched},
     )
+
+
+def _shown(value: Array) -> str:
+    if value.size == 1:
+        return f"{value.reshape(-1)[0]:g}"
+    return f"the same {value.dtype} {list(value.shape)} in all"
 
 
 def samples_of_data(data: str, inputs: Sequence[InputSpec], count: int, data_dir: Path | None) -> Samples:
@@ -192,25 +200,59 @@ def samples_of_file(path: Path, inputs: Sequence[InputSpec]) -> Samples:
     """
     arrays = _arrays(path, inputs)
     feeds = {}
-    wrong = [f"it has no {one.name}" for one in inputs if one.name not in arrays]
+    fixed = not any(one.batched for one in inputs)
+    wrong = [f"it has no {one.name}" for one in inputs if one.name not in arrays and one.values is None]
     wrong += [f"the network has no input {name}" for name in arrays if name not in {one.name for one in inputs}]
     for one in inputs:
         if one.name not in arrays:
             continue
-        array = arrays[one.name]
-        shape = "x".join(map(str, one.shape))
-        if array.ndim == 0 or array.shape[1:] != one.shape or not len(array):
-            wrong.append(f"{one.name} is {list(array.shape)}, not [samples, {shape}]")
-        elif (array.dtype.kind == "f") != one.dtype.startswith(("float", "bfloat")):
-            wrong.append(f"{one.name} is {array.dtype}, not {one.dtype}")
-        else:
-            feeds[one.name] = array.astype("float32" if one.dtype == "bfloat16" else one.dtype)
-    if len({len(array) for array in feeds.values()}) > 1:
+        try:
+            feeds[one.name] = _samples_first(arrays[one.name], one, fixed=fixed)
+        except ValueError as error:
+            wrong.append(str(error))
+    counts = {len(feeds[one.name]) for one in inputs if one.name in feeds and (one.batched or fixed)}
+    if len(counts) > 1:
         wrong.append("its arrays hold different numbers of samples")
+    if not wrong and not counts:
+        wrong.append("it holds no samples")
     if wrong:
         raise InputError("; ".join(wrong), where=path, mend="save one array for each input with numpy.savez")
-    samples = Samples(feeds=feeds, inputs="", fixed=not all(one.batched for one in inputs))
-    return Samples(feeds=feeds, inputs=f"all {samples.count} samples of {path.name}", fixed=samples.fixed)
+    count = counts.pop()
+    given = [one for one in inputs if one.name not in feeds]
+    feeds |= random_feeds(given, count if fixed or any(one.batched for one in given) else 1)
+    return laid_out(
+        {one.name: feeds[one.name] for one in inputs}, inputs, f"all {count} samples of {path.name}", fixed=fixed
+    )
+
+
+def _samples_first(array: Array, one: InputSpec, *, fixed: bool) -> Array:
+    """[samples, *shape] of one input; of an input without a batch [1, *shape].
+
+    Raises:
+        ValueError: The array is not the input's; the message says how.
+    """
+    shape = "x".join(map(str, one.shape))
+    if (array.dtype.kind == "f") != one.dtype.startswith(("float", "bfloat")):
+        raise ValueError(f"{one.name} is {array.dtype}, not {one.dtype}")
+    array = array.astype("float32" if one.dtype == "bfloat16" else one.dtype)
+    rest = array.shape[: one.batch_axis] + array.shape[one.batch_axis + 1 :]
+    if one.batched and one.batch_axis and array.ndim == len(one.shape) + 1 and rest == one.shape:
+        # As the network takes it, its batch not first.
+        return np.moveaxis(array, one.batch_axis, 0)
+    if not one.batched and not fixed:
+        if array.shape == one.shape:
+            return array[None]
+        if array.ndim and array.shape[1:] == one.shape and len(array):
+            if (array != array[:1]).any():
+                raise ValueError(
+                    f"{one.name} has no batch in the network and differs from sample to sample: give one array of "
+                    f"shape [{shape}], the same for all"
+                )
+            return array[:1]
+        raise ValueError(f"{one.name} is {list(array.shape)}, not [{shape}]")
+    if array.ndim == 0 or array.shape[1:] != one.shape or not len(array):
+        raise ValueError(f"{one.name} is {list(array.shape)}, not [samples{', ' if shape else ''}{shape}]")
+    return array
 
 
 def _arrays(path: Path, inputs: Sequence[InputSpec]) -> dict[str, Array]:

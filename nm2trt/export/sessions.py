@@ -51,7 +51,8 @@ class Session:
             raise InputError(
                 f"the graph refuses {shapes}: {one_line(error)}",
                 where=self._where,
-                mend="choose a --batch that it takes, or export it with a free batch",
+                mend="choose a --batch that it takes, say what its inputs hold with --fixed or --samples, or export it "
+                "with a free batch",
             ) from None
         return dict(zip(self.outputs, found, strict=True))
 

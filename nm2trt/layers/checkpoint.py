@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nm2trt.layers.naming import Guess, guess
+from nm2trt.layers.bitmask import BITMASK, BitmaskWeight, bitmask_weights
+from nm2trt.layers.config_json import ModelConfig
+from nm2trt.layers.naming import Guess, Neighbors, guess, transposed_linears
+from nm2trt.layers.reasons import Reason
 from nm2trt.layers.stream import LayerWeight
 
 _Array = NDArray[Any]
@@ -48,17 +51,52 @@ _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.\w+\.original$")
 """torch.ao.pruning, for one, keeps its masks out of the state dict."""
 
 
-def layers_of(tensors: Sequence[StoredTensor]) -> Iterator[LayerWeight]:
-    """Turn stored tensors into layers; a weight whose mask lies beside it is given with the mask applied."""
+def neighbors_of(
+    tensors: Sequence[StoredTensor], config: ModelConfig | None = None, claimed: Iterable[str] = ()
+) -> Neighbors:
+    """Gather what the tensors of a checkpoint, all of its shards together, say about each other.
+
+    Args:
+        tensors: Of all files of the checkpoint.
+        config: The config.json beside them.
+        claimed: Tensors that the file's own metadata call sparse, so that they are weights whatever their names.
+    """
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    return Neighbors(
+        shapes=shapes,
+        known_weights=frozenset(_masks(tensors)) | frozenset(claimed),
+        config=config or ModelConfig(),
+        transposed_linears=transposed_linears(shapes),
+    )
+
+
+def layers_of(tensors: Sequence[StoredTensor], neighbors: Neighbors | None = None) -> Iterator[LayerWeight]:
+    """Turn stored tensors into layers; a weight whose mask lies beside it is given with the mask applied.
+
+    Args:
+        tensors: Of one file.
+        neighbors: Of the whole checkpoint; `tensors` alone by default.
+
+    Raises:
+        InputError: A packed weight contradicts itself.
+    """
     if tensors and all(_LONE_MASK.search(tensor.name) for tensor in tensors):
         yield from map(_lone_mask, tensors)
         return
+    around = neighbors or neighbors_of(tensors)
     masks = _masks(tensors)
     mask_names = {mask.name for _, mask in masks.values()}
+    packed, packed_parts = bitmask_weights(tensors)
+    by_name = {tensor.name: tensor for tensor in tensors}
     for tensor in tensors:
-        found = guess(tensor.name, tensor.shape, tensor.dtype)
+        if tensor.name in packed:
+            yield _unpacked(packed[tensor.name], around)
+            continue
+        found = guess(tensor.name, tensor.shape, tensor.dtype, around)
         if tensor.name in mask_names:
-            found = Guess("other", None, "mask: applied to the weight beside it")
+            found = Guess("other", None, Reason("mask"))
+        elif tensor.name in packed_parts:
+            found = Guess("other", None, Reason("companion", tensor.name.rpartition(".")[2]))
         load, load_range, note = tensor.load, tensor.load_range, ""
         if tensor.name in masks:
             tool, mask = masks[tensor.name]
@@ -79,9 +117,43 @@ def layers_of(tensors: Sequence[StoredTensor]) -> Iterator[LayerWeight]:
             reduction_axis=found.reduction_axis,
             weight=load,
             load_range=load_range,
-            why_not=found.why_not,
+            groups=found.groups,
+            why_not=found.reason.words() if found.reason else "",
+            reason=found.reason,
+            not_checked=found.unknown,
+            zero_point=found.reduction_axis is not None and _has_zero_point(tensor, by_name),
             note=note,
         )
+
+
+def _unpacked(weight: BitmaskWeight, around: Neighbors) -> LayerWeight:
+    found = guess(weight.name, weight.shape, weight.compressed.dtype, around)
+    return LayerWeight(
+        name=weight.name,
+        op=found.op,
+        shape=weight.shape,
+        dtype=weight.compressed.dtype,
+        reduction_axis=found.reduction_axis,
+        weight=weight.load,
+        groups=found.groups,
+        why_not=found.reason.words() if found.reason else "",
+        reason=found.reason,
+        not_checked=found.unknown,
+        note=f"unpacked from its {BITMASK}",
+        packed=BITMASK,
+    )
+
+
+def _has_zero_point(tensor: StoredTensor, by_name: Mapping[str, StoredTensor]) -> bool:
+    """Whether integers have a zero point beside them that is not 0, so that stored zeros are not zeros."""
+    if not tensor.dtype.startswith("int"):
+        return False
+    owner = tensor.name.rpartition(".")[0]
+    for name in (f"{tensor.name}_zero_point", f"{owner}.zero_point", f"{tensor.name}.zero_point"):
+        if name in by_name:
+            values = by_name[name].load()
+            return values.dtype.kind not in "iuf" or bool(np.any(values))
+    return False
 
 
 def _lone_mask(tensor: StoredTensor) -> LayerWeight:
@@ -99,7 +171,7 @@ def _lone_mask(tensor: StoredTensor) -> LayerWeight:
         dtype=tensor.dtype,
         reduction_axis=1 if packed and tensor.shape[0] else found.reduction_axis,
         weight=(lambda: np.unpackbits(tensor.load()).reshape(shape)) if packed else tensor.load,
-        why_not="" if packed and tensor.shape[0] else found.why_not,
+        why_not="" if (packed and tensor.shape[0]) or found.reason is None else found.reason.words(),
         note="a mask without its weight" + (", unpacked from bits, in rows of 8" if packed else ""),
         graph_dtype="mask",
     )

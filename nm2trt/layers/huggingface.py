@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from nm2trt.errors import InputError
-from nm2trt.layers.checkpoint import StoredTensor, layers_of
+from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
+from nm2trt.layers.config_json import read_config
+from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.stream import LayerSource
 
 INDEXES = (
@@ -27,6 +29,13 @@ def open_index(path: Path) -> LayerSource:
         InputError: The index is no JSON map of tensors to files beside it, a shard is missing or broken, or does not
             hold what the index says.
     """
+    tensors = index_tensors(path)
+    neighbors = neighbors_of(tensors, read_config(path))
+    return LayerSource(path=path, kind="checkpoint", layers=partial(layers_of, tensors, neighbors))
+
+
+def index_tensors(path: Path) -> list[StoredTensor]:
+    """List the tensors of all shards; errors as `open_index`."""
     weight_map = _weight_map(path)
     tensors: list[StoredTensor] = []
     for shard in sorted(set(weight_map.values())):
@@ -36,7 +45,7 @@ def open_index(path: Path) -> LayerSource:
         if missing:
             raise InputError(f"shard {shard!r} does not hold tensor {missing[0]!r}", where=path, mend=_MEND)
         tensors += [held[name] for name in wanted]
-    return LayerSource(path=path, kind="checkpoint", layers=partial(layers_of, tensors))
+    return tensors
 
 
 def shard_names(path: Path) -> list[str]:
@@ -48,7 +57,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"no readable JSON: {str(error)[:120]}", where=path, mend=_MEND) from None
+        raise InputError(f"no readable JSON: {one_line(error)}", where=path, mend=_MEND) from None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise InputError("holds no weight_map of tensors to files", where=path, mend=_MEND)

@@ -16,7 +16,8 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
-from nm2trt.layers.checkpoint import StoredTensor, layers_of
+from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
+from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.stream import LayerSource
 
 _MEND = "save it again with numpy.savez, without objects"
@@ -45,7 +46,7 @@ def open_npz(path: Path) -> LayerSource:
         InputError: It is no archive of plain arrays, truncated, or a header lies about its data.
     """
     tensors = npz_tensors(path)
-    return LayerSource(path=path, kind="checkpoint", layers=partial(layers_of, tensors))
+    return LayerSource(path=path, kind="checkpoint", layers=partial(layers_of, tensors, neighbors_of(tensors)))
 
 
 def npz_tensors(path: Path) -> list[StoredTensor]:
@@ -65,7 +66,7 @@ def npz_tensors(path: Path) -> list[StoredTensor]:
                 name = info.filename.removesuffix(".npy")
                 tensors.append(StoredTensor(name, shape, dtype.name, partial(_read, path, info.filename)))
     except _BROKEN as error:
-        raise InputError(f"is no complete npz file: {_words(error)}", where=path, mend=_MEND) from None
+        raise InputError(f"is no complete npz file: {one_line(error)}", where=path, mend=_MEND) from None
     return tensors
 
 
@@ -81,8 +82,4 @@ def _read(path: Path, member: str) -> NDArray[Any]:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:
             return np.asarray(npy_format.read_array(file, allow_pickle=False))
     except _BROKEN as error:
-        raise InputError(f"array {member!r} cannot be read: {_words(error)}", where=path, mend=_MEND) from None
-
-
-def _words(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"array {member!r} cannot be read: {one_line(error)}", where=path, mend=_MEND) from None

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from nm2trt.errors import InputError
+from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.onnx_graph import Node, Value
 from nm2trt.layers.onnx_tensors import (
     UNREADABLE,
@@ -21,7 +22,6 @@ from nm2trt.layers.onnx_tensors import (
     check_tensor,
     load_tensor,
     numpy_dtype,
-    one_line,
 )
 
 if TYPE_CHECKING:

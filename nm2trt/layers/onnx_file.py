@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 
 from nm2trt.errors import InputError
+from nm2trt.layers.formats import foreign_file
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _SMALL_BYTES = 1024
@@ -55,6 +56,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     Raises:
         InputError: The file is no ONNX model, or larger than protobuf's limit of 2 GiB.
     """
+    if (found := foreign_file(path)) is not None:
+        raise InputError(f"is {found.what}", where=path, mend=found.hint.replace("PATH", str(path)))
     if path.stat().st_size > _PROTOBUF_LIMIT_BYTES:
         raise InputError(
             "is larger than protobuf's limit of 2 GiB", where=path, mend="save it with external data (onnx.save)"

@@ -15,7 +15,8 @@ from pathlib import Path
 import onnx
 
 from nm2trt.errors import InputError
-from nm2trt.layers.onnx_tensors import StoredConstant, as_text, one_line
+from nm2trt.layers.library_errors import one_line
+from nm2trt.layers.onnx_tensors import StoredConstant, as_text
 
 _MOST_INLINED_NODES = 1_000_000
 _LISTS = {
@@ -48,10 +49,21 @@ class Attribute:
 class Value:
     """What a node reads or writes."""
 
-    def __init__(self, name: str, node: Node | None = None, tensor: StoredConstant | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        node: Node | None = None,
+        tensor: StoredConstant | None = None,
+        *,
+        sparse_shape: tuple[int, ...] | None = None,
+    ) -> None:
         self.name = name
         self.tensor = tensor
         """Its value, where it is stored in the graph."""
+        self.sparse_shape = sparse_shape
+        """Its shape, where it is stored as a sparse tensor, whose values are not read."""
+        self.passed_in: tuple[Node, int] | None = None
+        """Of an input of a Loop's or Scan's body: that node, and which of its inputs this is at first."""
         self._node = node
 
     def producer(self) -> Node | None:
@@ -82,6 +94,14 @@ class Node:
         """By name."""
         return {attribute.name: Attribute(attribute) for attribute in self.proto.attribute}
 
+    @property
+    def sparse_constant_shape(self) -> tuple[int, ...] | None:
+        """Shape of the sparse tensor inside a Constant node."""
+        if self.op_type != "Constant" or self.domain not in ("", "ai.onnx"):
+            return None
+        found = (a.sparse_tensor for a in self.proto.attribute if a.name == "sparse_value")
+        return next((tuple(tensor.dims) for tensor in found), None)
+
     @cached_property
     def constant(self) -> StoredConstant | None:
         """The tensor inside a Constant node."""
@@ -106,10 +126,12 @@ class Node:
     def scopes(self) -> Iterator[_Scope]:
         """Graphs inside it: branches and loop bodies."""
         for attribute in self.proto.attribute:
-            if attribute.HasField("g"):
-                yield _Scope(attribute.g, self._scope, self._scope.where)
-            for graph in attribute.graphs:
-                yield _Scope(graph, self._scope, self._scope.where)
+            graphs = [attribute.g] if attribute.HasField("g") else []
+            for graph in (*graphs, *attribute.graphs):
+                scope = _Scope(graph, self._scope, self._scope.where)
+                if self.op_type in ("Loop", "Scan"):
+                    scope.connect(graph, self)
+                yield scope
 
 
 class _Scope:
@@ -123,10 +145,18 @@ class _Scope:
         # Old models list their initializers as inputs, too.
         for tensor in graph.initializer:
             self.values[tensor.name] = Value(tensor.name, tensor=StoredConstant(tensor, where))
+        for sparse in graph.sparse_initializer:
+            self.values[sparse.values.name] = Value(sparse.values.name, sparse_shape=tuple(sparse.dims))
         for node in self.nodes:
             for name in node.proto.output:
                 if name:
-                    self.values[name] = Value(name, node, node.constant)
+                    self.values[name] = Value(name, node, node.constant, sparse_shape=node.sparse_constant_shape)
+
+    def connect(self, graph: onnx.GraphProto, node: Node) -> None:
+        """Note which inputs of a Loop or Scan the inputs of its body are; they stand in the same order."""
+        for index, value in enumerate(graph.input):
+            if index < len(node.proto.input) and value.name in self.values:
+                self.values[value.name].passed_in = node, index
 
     def value(self, name: str) -> Value:
         scope: _Scope | None = self

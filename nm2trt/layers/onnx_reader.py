@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from nm2trt.errors import InputError
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
 from nm2trt.layers.onnx_constants import UNREADABLE, AnyNode, Constant, as_text, one_line, resolve
 from nm2trt.layers.onnx_file import read_model
 from nm2trt.layers.onnx_graph import graph_nodes
+from nm2trt.layers.onnx_unread import UnreadConstant, node_name, unread_constants
 from nm2trt.layers.stream import LayerSource, LayerWeight, Op
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ def open_onnx(path: Path) -> LayerSource:
             data contradict its shape; external data are missing or outside the model's folder.
     """
     model = read_model(path)
-    uses = _uses(graph_nodes(model, path), path)
+    nodes = list(graph_nodes(model, path))
+    uses = _uses(nodes, path)
+    unread = list(unread_constants(nodes, path, weight_use))
     metadata = {as_text(entry.key): as_text(entry.value) for entry in model.metadata_props}
     return LayerSource(
         path=path,
         kind="onnx",
-        layers=partial(_stream, uses),
+        layers=partial(_stream, uses, unread),
         patterns=claimed_patterns(metadata, path),
         method=metadata.get(METHOD_KEY),
     )
@@ -76,9 +79,30 @@ def open_graph(path: Path) -> OpenGraph:
     return OpenGraph(proto, model, _uses(ir.traversal.RecursiveGraphIterator(model.graph), path))
 
 
-def _stream(uses: list[_Use]) -> Iterator[LayerWeight]:
+def _stream(uses: list[_Use], unread: list[UnreadConstant]) -> Iterator[LayerWeight]:
     for use in uses:
         yield _layer(use)
+    for found in unread:
+        yield _unread_layer(found)
+
+
+def _unread_layer(found: UnreadConstant) -> LayerWeight:
+    def refuse() -> NoReturn:
+        raise InputError(found.reason.words(), where=f"tensor {found.name!r}")
+
+    return LayerWeight(
+        name=found.name,
+        op="other",
+        shape=found.shape,
+        dtype=found.dtype,
+        reduction_axis=None,
+        weight=refuse,
+        why_not=found.reason.words(),
+        reason=found.reason,
+        not_checked=found.reason.code != "embedding",
+        node=found.node,
+        graph_dtype=found.dtype,
+    )
 
 
 def _layer(use: _Use) -> LayerWeight:
@@ -133,7 +157,7 @@ def _uses(nodes: Iterable[AnyNode], path: Path) -> list[_Use]:
         use = weight_use(node, path)
         if use is not None:
             kept = found.setdefault(use.key(), use)
-            kept.nodes.append(as_text(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type))
+            kept.nodes.append(node_name(node))
     return list(found.values())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -12,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
+from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.onnx_file import FileRange, raw_range
 
 if TYPE_CHECKING:
@@ -143,7 +145,9 @@ class StoredConstant:
     def _external(self) -> FileRange:
         entries = {entry.key: entry.value for entry in self.proto.external_data}
         location = entries.get("location", "")
-        # An absolute location replaces the folder, and ".." leaves it; both are caught below.
+        if is_absolute_location(location):
+            raise absolute_location_error(location, self._where, f"tensor {self.name!r}")
+        # ".." leaves the folder, which is caught below.
         inside = self._where.parent.resolve()
         file = inside / location
         try:
@@ -208,6 +212,22 @@ class StoredConstant:
         return InputError(f"tensor {self.name!r}: {what}", where=self._where, mend=mend)
 
 
+def is_absolute_location(location: str) -> bool:
+    """Whether external data are named by an absolute path, of any system."""
+    return PurePosixPath(location).is_absolute() or bool(PureWindowsPath(location).anchor)
+
+
+def absolute_location_error(location: str, model: Path, subject: str = "a tensor") -> InputError:
+    """ONNX wants locations relative to the model, and ONNX Runtime refuses others."""
+    name = re.split(r"[\\/]", location)[-1]
+    return InputError(
+        f"{subject}: its external data have the absolute location {location[:200]!r}, which ONNX does not allow",
+        where=model,
+        mend=f"put the data next to the model and set the location to {name!r} "
+        "(onnx.external_data_helper.set_external_data)",
+    )
+
+
 def read_bytes(place: FileRange) -> bytes:
     """Read bytes of a file; fewer where the file ends."""
     with place.path.open("rb", buffering=0) as file:
@@ -221,12 +241,6 @@ def _unpacked(raw: NDArray[np.uint8], count: int, dtype: np.dtype[Any]) -> Array
     if dtype.name == "int4":
         return ((halves.astype(np.int8) ^ 8) - 8).astype(dtype)
     return halves.astype(dtype) if dtype.name == "uint4" else halves.view(dtype)
-
-
-def one_line(error: BaseException) -> str:
-    """First line of an error's text, shortened."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def as_text(name: str | bytes) -> str:

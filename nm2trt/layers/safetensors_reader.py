@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
-from nm2trt.layers.checkpoint import StoredTensor, layers_of
+from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
+from nm2trt.layers.config_json import read_config
+from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
 from nm2trt.layers.stream import LayerSource
 
@@ -61,11 +63,12 @@ def open_safetensors(path: Path) -> LayerSource:
         InputError: The file is missing, truncated, empty, no safetensors, or its header lies about the data.
     """
     metadata, entries = _read_header(path)
+    tensors, claims = _stored(path, entries), claimed_patterns(metadata, path)
     return LayerSource(
         path=path,
         kind="checkpoint",
-        layers=partial(layers_of, _stored(path, entries)),
-        patterns=claimed_patterns(metadata, path),
+        layers=partial(layers_of, tensors, neighbors_of(tensors, read_config(path), claims or ())),
+        patterns=claims,
         method=metadata.get(METHOD_KEY),
     )
 
@@ -104,7 +107,7 @@ def _read_header(path: Path) -> tuple[dict[str, str], list[_Entry]]:
     except PermissionError:
         raise InputError("may not be read", where=path, mend="check its permissions") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
+        reason = one_line(str(error).removeprefix("Error while deserializing header: "))
         raise InputError(f"is no complete safetensors file: {reason}", where=path, mend=_MEND) from None
     metadata = header.pop("__metadata__", None) or {}
     origin = _LENGTH_BYTES + length

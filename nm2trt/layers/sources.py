@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nm2trt.errors import InputError
+from nm2trt.layers.checkpoint import StoredTensor
+from nm2trt.layers.formats import PEFT, ForeignFormat, foreign_file, foreign_folder, is_adapter
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES, open_index
 from nm2trt.layers.stream import LayerSource, LayerWeight
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.onnx"
+_MOST_CANDIDATES = 4
 _RUN_TRACES = ("run.json", "config.toml", "state", "metrics.jsonl")
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _KNOWN = {".safetensors": "safetensors", ".onnx": "onnx", ".npz": "npz"} | dict.fromkeys(_TORCH_SUFFIXES, "torch")
@@ -42,14 +45,41 @@ def open_layers(path: Path | str) -> Iterator[LayerWeight]:
     return open_source(path).layers()
 
 
+def checkpoint_tensors(path: Path) -> list[StoredTensor]:
+    """List the tensors of a checkpoint, all shards together; empty for ONNX. Errors as `open_source`."""
+    file = _file_of(Path(path))
+    kind = file_kind(file)
+    if kind == "index":
+        from nm2trt.layers.huggingface import index_tensors
+
+        return index_tensors(file)
+    if kind == "safetensors":
+        from nm2trt.layers.safetensors_reader import safetensors_tensors
+
+        return safetensors_tensors(file)
+    if kind == "torch":
+        from nm2trt.layers.torch_reader import torch_tensors
+
+        return torch_tensors(file)
+    if kind == "npz":
+        from nm2trt.layers.npz_reader import npz_tensors
+
+        return npz_tensors(file)
+    return []
+
+
 def _open(file: Path) -> LayerSource:
     kind = file_kind(file)
     if kind == "index":
         return open_index(file)
+    if kind == "foreign":
+        found = foreign_file(file)
+        assert found is not None
+        raise _foreign(found, file)
     if kind == "safetensors":
         from nm2trt.layers.safetensors_reader import open_safetensors
 
-        return open_safetensors(file)
+        return _no_adapter(open_safetensors(file))
     if kind == "onnx":
         from nm2trt.layers.onnx_reader import open_onnx
 
@@ -61,8 +91,26 @@ def _open(file: Path) -> LayerSource:
     if kind == "torch":
         from nm2trt.layers.torch_reader import open_torch
 
-        return open_torch(file)
-    raise InputError("is no checkpoint and no ONNX file", where=file, mend=_MEND)
+        return _no_adapter(open_torch(file))
+    what = "is empty: it holds no bytes" if file.stat().st_size == 0 else "is no checkpoint and no ONNX file"
+    raise InputError(what, where=file, mend=_MEND)
+
+
+def foreign_error(path: Path) -> InputError | None:
+    """The one line about a file or folder of another format; None where it is not recognized."""
+    found = foreign_folder(path) if path.is_dir() else foreign_file(path)
+    return None if found is None else _foreign(found, path)
+
+
+def _foreign(found: ForeignFormat, path: Path) -> InputError:
+    return InputError(f"is {found.what}", where=path, mend=found.hint.replace("PATH", str(path)))
+
+
+def _no_adapter(source: LayerSource) -> LayerSource:
+    """Refuse a file that holds nothing but the factors of an adapter: none of them is a layer's weight."""
+    if is_adapter(layer.name for layer in source.layers()):
+        raise _foreign(PEFT, source.path)
+    return source
 
 
 def _file_of(path: Path) -> Path:
@@ -80,13 +128,31 @@ def _file_of(path: Path) -> Path:
         )
     if (path / "build.json").exists():
         raise InputError(f"a build folder without {MODEL}", where=path, mend="export again")
-    raise InputError("holds no checkpoint and no model.onnx", where=path, mend=_MEND)
+    if (found := foreign_folder(path)) is not None:
+        raise _foreign(found, path)
+    candidates = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _KNOWN and file.is_file())
+    if candidates:
+        more = ", ..." if len(candidates) > _MOST_CANDIDATES else ""
+        raise InputError(
+            f"holds no checkpoint and no {MODEL} by their usual names, but "
+            + ", ".join(candidates[:_MOST_CANDIDATES])
+            + more,
+            where=path,
+            mend="pass one of the files",
+        )
+    inside = sorted(
+        folder.name for folder in path.iterdir() if any((folder / name).is_file() for name in (*INDEXES, *SINGLE_FILES))
+    )
+    where = f"pass a folder inside it: {', '.join(inside[:_MOST_CANDIDATES])}" if inside else _MEND
+    raise InputError("holds no checkpoint and no model.onnx", where=path, mend=where)
 
 
 def file_kind(path: Path) -> str:
-    """Tell the format of a file: index, safetensors, onnx, npz, torch or unknown."""
+    """Tell the format of a file: index, safetensors, onnx, npz, torch, foreign or unknown."""
     if path.name.endswith(".index.json"):
         return "index"
+    if foreign_file(path) is not None:
+        return "foreign"
     with path.open("rb") as file:
         head = file.read(16)
     # The header's length in 8 bytes, then its JSON.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from numpy.typing import NDArray
+
+from nm2trt.layers.reasons import Reason
 
 Op = Literal["conv", "conv-transpose", "linear", "gemm", "matmul", "embedding", "other"]
 
@@ -35,6 +37,13 @@ class LayerWeight:
     groups: int = 1
     why_not: str = ""
     """Reason that this tensor can never be pruned (bias, norm, embedding, depthwise); empty otherwise."""
+    reason: Reason | None = None
+    """The same as data, where the reader gave one."""
+    not_checked: bool = False
+    """Nothing is said about it, though an operator may multiply by it: an operator that is not read, or a checkpoint's
+    tensor that is not known to be a weight. Where `reduction_axis` is set, it holds if the user names the layer."""
+    packed: str = ""
+    """Format in which the file holds the weight packed, so that it cannot be written; empty for plain values."""
     zero_point: bool = False
     """Quantised with a zero point that is not 0, so that stored zeros are not zeros."""
     note: str = ""
@@ -59,3 +68,5 @@ class LayerSource:
     """Tensor name to "N:M", from nm2trt's own metadata; None where the file says nothing."""
     method: str | None = None
     """Training method, from nm2trt's own metadata."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Part of a trainer's checkpoint that is no network -> tensors in it, which are no layers."""

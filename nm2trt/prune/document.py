@@ -25,6 +25,8 @@ class PrunedLayer(BaseModel):
     pattern: str | None
     """None: left as it was."""
     reason: str
+    not_checked: bool = False
+    """It may be a weight, but nothing is known of it."""
     magnitude: float | None
     """Sum of |w| before pruning; None where nothing was pruned."""
     kept: float | None

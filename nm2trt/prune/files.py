@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nm2trt.errors import InputError
-from nm2trt.layers import LayerWeight
+from nm2trt.errors import InputError, Nm2trtError
+from nm2trt.layers import LayerWeight, open_source
 from nm2trt.pattern import NMPattern
 from nm2trt.prune.document import MagnitudeTotals, Permutation, PrunedLayer, PruneDocument
 from nm2trt.prune.magnitude import Magnitude, check_finite, magnitude_of, pruned
 from nm2trt.prune.plan import Decision, Request, decide
 from nm2trt.prune.staging import Staged, file_is_onnx, staged_copy
-from nm2trt.prune.stored import StoredFile, StoredWeight, open_stored
-from nm2trt.verify import verify_path
+from nm2trt.prune.stored import CheckpointFacts, StoredFile, StoredWeight, checkpoint_facts, open_stored
+from nm2trt.verify import left_out_notes, verify_path
 
 Watch = Callable[[str], None]
 
@@ -59,11 +60,30 @@ def prune_path(
         raise InputError(
             "a permutation needs the graph, which a checkpoint does not hold", where=source, mend="export it to ONNX"
         )
+    # Before anything is copied, and in the words of the file that the user named.
+    facts = checkpoint_facts(source)
     try:
         with staged_copy(source, output, force=force) as staged:
-            return _written(_prune_staged(source, output, staged, request, permute, watch))
+            try:
+                return _written(_prune_staged(source, output, staged, facts, request, permute, watch))
+            except Nm2trtError as error:
+                raise _about_source(error, staged, source) from None
     except _NotWrittenError as stop:
         return stop.document
+
+
+def _about_source(error: Nm2trtError, staged: Staged, source: Path) -> Nm2trtError:
+    """The same error without the path of the copy under work, which is gone when the user reads it."""
+    folder = str(staged.model.parent)
+    if folder not in str(error):
+        return error
+
+    def renamed(text: str) -> str:
+        for file in staged.files:
+            text = text.replace(str(file), str(source))
+        return text.replace(str(staged.model), str(source)).replace(folder, str(source.parent))
+
+    return type(error)(renamed(error.what), where=renamed(error.where), mend=renamed(error.mend))
 
 
 class _NotWrittenError(Exception):
@@ -81,9 +101,15 @@ def _written(document: PruneDocument) -> PruneDocument:
 
 
 def _prune_staged(
-    source: Path, output: Path, staged: Staged, request: Request, permute: PermuteOptions | None, watch: Watch
+    source: Path,
+    output: Path,
+    staged: Staged,
+    facts: CheckpointFacts | None,
+    request: Request,
+    permute: PermuteOptions | None,
+    watch: Watch,
 ) -> PruneDocument:
-    files = [open_stored(file) for file in staged.files]
+    files = [open_stored(file, facts) for file in staged.files]
     decisions = decide([weight for file in files for weight in file.weights], request, source)
     _check_any(decisions, request, source)
     before: dict[str, Magnitude] | None = None
@@ -93,7 +119,7 @@ def _prune_staged(
 
         before = _measured(decisions, source, watch)
         permutation = permute_file(staged.model, decisions, permute.seconds, permute.seed, watch)
-        files = [open_stored(file) for file in staged.files]
+        files = [open_stored(file, facts) for file in staged.files]
         decisions = decide([weight for file in files for weight in file.weights], request, source)
     after = _write(files, decisions, source, watch)
     problems = _judged(staged, decisions, watch)
@@ -106,16 +132,30 @@ def _prune_staged(
         pattern=str(request.pattern),
         verdict="fail" if problems else "pass",
         problems=problems,
-        notes=list(staged.notes),
+        notes=[*staged.notes, *_notes(source, decisions, facts)],
         layers=[_row(decision, before, after) for decision in decisions],
         totals=_totals(decisions, before, after),
         permutation=permutation,
     )
 
 
+def _notes(source: Path, decisions: Sequence[Decision], facts: CheckpointFacts | None) -> list[str]:
+    """What a checkpoint, which has no operators, leaves open."""
+    if facts is None:
+        unread = [layer for layer in open_source(source).layers() if layer.not_checked]
+        kinds = Counter(layer.reason.words().partition(": ")[0] for layer in unread if layer.reason)
+        words = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
+        return [f"left as they are, since their operators are not read: {words}"] if unread else []
+    notes = left_out_notes(open_source(source).left_out)
+    if not facts.classifiers and sum(decision.pattern is not None for decision in decisions) > 1:
+        notes.append("no classifier is known by its name; should one have been pruned, leave it out with --exclude")
+    return notes
+
+
 def _check_any(decisions: Sequence[Decision], request: Request, source: Path) -> None:
     if not any(decision.pattern is not None for decision in decisions):
         reasons = [f"{d.weight.layer.name}: {d.reason}" for d in decisions if d.weight.layer.reduction_axis is not None]
+        reasons += [f"{d.weight.layer.name}: {d.reason}" for d in decisions if d.weight.layer.not_checked]
         raise InputError(
             f"no weight can be pruned to {request.pattern}" + (f" ({reasons[0]})" if reasons else ""),
             where=source,
@@ -170,7 +210,13 @@ def _judged(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> list
         wanted.setdefault(pattern, {})[weight.layer.name] = weight.layer
     ours = {decision.weight.layer.name for decision in decisions}
     for pattern, layers in wanted.items():
-        document = verify_path(staged.model, pattern, watch=lambda layer: watch(f"judging {layer.name}"))
+        document = verify_path(
+            staged.model,
+            pattern,
+            # A checkpoint's tensor that only the user called a weight is one for the check, too.
+            layer_patterns={_escaped(name): pattern for name in layers},
+            watch=lambda layer: watch(f"judging {layer.name}"),
+        )
         for name, layer in layers.items():
             judged = [verdict for verdict in document.layers if verdict.name == name]
             # Where functions are inlined, each reading may name their constants in its own way.
@@ -183,6 +229,11 @@ def _judged(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> list
             if bad or not judged:
                 problems.append(f"{name} is {bad[0] if bad else 'missing'} by {pattern} after pruning")
     return problems
+
+
+def _escaped(name: str) -> str:
+    """A glob that matches this name only."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _row(decision: Decision, before: dict[str, Magnitude], after: dict[str, Magnitude]) -> PrunedLayer:
@@ -198,6 +249,7 @@ def _row(decision: Decision, before: dict[str, Magnitude], after: dict[str, Magn
         axis=layer.reduction_axis,
         pattern=None if decision.pattern is None else str(decision.pattern),
         reason=decision.reason,
+        not_checked=layer.not_checked,
         magnitude=then.total if share and then else None,
         kept=_share(now.kept, now.total) if share and now else None,
         kept_unpermuted=_share(then.kept, then.total) if share and then else None,

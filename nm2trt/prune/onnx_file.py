@@ -14,17 +14,14 @@ import onnx_ir as ir
 from nm2trt.errors import InputError
 from nm2trt.layers import LayerWeight
 from nm2trt.layers.onnx_constants import Constant, as_text, load_tensor
-from nm2trt.layers.onnx_reader import OpenGraph, open_graph
+from nm2trt.layers.onnx_reader import OpenGraph, open_graph, weight_use
+from nm2trt.prune.classifiers import classifier_nodes
 from nm2trt.prune.stored import Array, StoredWeight
 from nm2trt.prune.tensor_protos import tensor_protos
 
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _WEIGHT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LAYOUT = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear")
-_AFTER_LOGITS = (
-    *("Identity", "Cast", "Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
-    *("Add", "QuantizeLinear", "DequantizeLinear"),
-)
 
 
 class OnnxFile:
@@ -35,7 +32,7 @@ class OnnxFile:
         self.graph: OpenGraph = open_graph(path)
         values = _constant_values(self.graph.model)
         weights = self.graph.weights()
-        classifiers = _classifiers(self.graph.model, weights)
+        classifiers = _classifiers(self.graph.model, weights, path)
         self.weights = [
             StoredWeight(
                 layer=layer,
@@ -44,7 +41,7 @@ class OnnxFile:
                 write=partial(write_tensor, constant.tensor),
                 layout=constant.layout,
                 dense_unless_named=_foreign_reader(values.get(tensor_key(constant.tensor), []))
-                or classifiers.get(layer.node, ""),
+                or classifiers.get(tensor_key(constant.tensor), ""),
                 refused=unwritable(constant.tensor),
             )
             for layer, constant in weights
@@ -175,26 +172,14 @@ def _foreign_reader(values: list[ir.Value]) -> str:
     return ""
 
 
-def _classifiers(model: ir.Model, weights: list[tuple[LayerWeight, Constant]]) -> dict[str, str]:
-    """Node names of the products that make a graph output directly -> the reason to leave them dense."""
+def _classifiers(model: ir.Model, weights: list[tuple[LayerWeight, Constant]], path: Path) -> dict[object, str]:
+    """Tensor -> the reason to leave it dense, of those that make the scores."""
     prunable = [layer for layer, _ in weights if layer.reduction_axis is not None and not layer.why_not]
     if len(prunable) < 2:
         return {}
-    found = {}
-    for output in model.graph.outputs:
-        node = output.producer()
-        while node is not None and node.op_type in _AFTER_LOGITS:
-            node = _data_producer(node)
-        if node is not None and node.op_type in ("Gemm", "MatMul"):
-            name = as_text(node.name or node.outputs[0].name or node.op_type)
-            found[name] = f"the classifier: it makes graph output {as_text(output.name or '')!r}"
-    return found
-
-
-def _data_producer(node: ir.Node) -> ir.Node | None:
-    """The node that computes the only input that is no constant."""
-    inputs = node.inputs[:1] if node.op_type not in ("Add",) else node.inputs
-    computed = [value for value in inputs if value is not None and not value.is_initializer()]
-    producers = [value.producer() for value in computed]
-    producers = [producer for producer in producers if producer is None or producer.op_type != "Constant"]
-    return producers[0] if len(producers) == 1 else None
+    keys: dict[ir.Node, object] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        use = weight_use(node, path)
+        if use is not None:
+            keys[node] = tensor_key(use.constant.tensor)
+    return {keys[node]: reason for node, reason in classifier_nodes(model, keys).items()}

@@ -6,17 +6,19 @@ transposed convolution, no embedding, and not the classifier unless it is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import NMPattern
+from nm2trt.prune.fixed_values import fixed_reason
 from nm2trt.prune.magnitude import PRUNABLE_DTYPES, group_positions
 from nm2trt.prune.stored import StoredWeight
-from nm2trt.verify import matches, reduction_size
+from nm2trt.verify import as_named, matches, reduction_size
 
 _MULTIPLE_MEND = "choose another pattern for it, or leave it out of --layer"
 
@@ -69,6 +71,7 @@ def decide(weights: Sequence[StoredWeight], request: Request, where: object) -> 
 
 
 def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
+    weight = replace(weight, layer=as_named(weight.layer, tuple(request.layer_patterns)))
     layer = weight.layer
     named = next((glob for glob in reversed(list(request.layer_patterns)) if matches(layer, (glob,))), None)
     wanted = request.layer_patterns[named] if named is not None else request.pattern
@@ -79,6 +82,8 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
     excluded = next((glob for glob in request.exclude if matches(layer, (glob,))), None)
     if excluded is not None:
         return dense(f"excluded by {excluded!r}")
+    if layer.not_checked:
+        return dense(layer.why_not)
     if layer.reduction_axis is None or layer.why_not or 0 in layer.shape:
         return dense(layer.why_not or "empty" if 0 in layer.shape else layer.why_not or "no reduction axis")
     size = reduction_size(layer)
@@ -100,13 +105,26 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
             where=where,
             mend=f"quantise it symmetrically, or leave it dense with --exclude {layer.name!r}",
         )
+    if named is None and (reason := fixed_reason(weight.values(weight.read()), layer.reduction_axis)):
+        return dense(f"{reason}; name it with --layer to prune it")
     return Decision(weight=weight, pattern=wanted, reason=f"reduction axis of {size} divides by {wanted.m}")
 
 
 def _dense_by_default(weight: StoredWeight) -> str:
     if weight.layer.op == "conv-transpose":
         return "transposed convolutions never run sparse in TensorRT"
+    layer = weight.layer
+    if layer.reduction_axis is not None and len(layer.shape) > 1 and _outputs(layer) == 1:
+        return "one output: a sparse kernel has nothing to gain"
     return weight.dense_unless_named
+
+
+def _outputs(layer: LayerWeight) -> int:
+    """Outputs of a layer: output channels of a convolution, columns of a product."""
+    if layer.op == "conv":
+        return layer.shape[0]
+    assert layer.reduction_axis is not None
+    return math.prod(layer.shape) // layer.shape[layer.reduction_axis]
 
 
 def _conflict(shared: Sequence[Decision]) -> str:

@@ -10,18 +10,17 @@ import numpy as np
 
 from nm2trt.layers.checkpoint import StoredTensor, layers_of
 from nm2trt.layers.safetensors_reader import safetensors_tensors
-from nm2trt.prune.naming import classifier_of, classifier_reason
-from nm2trt.prune.stored import Array, StoredWeight
+from nm2trt.prune.naming import classifier_reason
+from nm2trt.prune.stored import Array, CheckpointFacts, StoredWeight
 
 
 class SafetensorsFile:
     """Open a copy of a .safetensors file; errors as `nm2trt.layers.open_source`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, facts: CheckpointFacts) -> None:
         tensors = {tensor.name: tensor for tensor in safetensors_tensors(path)}
         starts = _starts(path)
-        layers = list(layers_of(list(tensors.values())))
-        classifier = classifier_of(layers)
+        layers = list(layers_of(list(tensors.values()), facts.neighbors))
         self.weights = [
             StoredWeight(
                 layer=layer,
@@ -29,7 +28,7 @@ class SafetensorsFile:
                 read=tensors[layer.name].load,
                 write=partial(_write, path, starts[layer.name], tensors[layer.name]),
                 masked=True,
-                dense_unless_named=classifier_reason(layer, classifier),
+                dense_unless_named=classifier_reason(layer, facts.classifiers),
             )
             for layer in layers
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from nm2trt.artifacts.files import staged_folder
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.layers.config_json import CONFIG
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES
 from nm2trt.layers.sources import open_source
 
@@ -60,6 +62,9 @@ def staged_copy(source: Path, target: Path, *, force: bool) -> Iterator[Staged]:
         staged = folder / target.name
         shutil.copyfile(file, staged)
         moves = _copied_data(file, staged, target, force=force) if file_is_onnx(file) else []
+        if (file.parent / CONFIG).is_file():
+            # It tells the axes of some weights, and is not moved to the target.
+            shutil.copyfile(file.parent / CONFIG, folder / CONFIG)
         yield Staged(model=staged, files=(staged,))
         for name in moves:
             (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +133,17 @@ def _copied_data(file: Path, staged: Path, target: Path, *, force: bool) -> list
     import onnx
 
     from nm2trt.layers.onnx_reader import open_graph
+    from nm2trt.layers.onnx_tensors import absolute_location_error, is_absolute_location
     from nm2trt.prune.tensor_protos import tensor_protos
 
     # Judges the file; its own proto is shared with a reader that renames tensors.
     open_graph(file)
     proto = onnx.load(str(file), format="protobuf", load_external_data=False)
     entries = [entry for tensor in tensor_protos(proto) for entry in tensor.external_data if entry.key == "location"]
+    for entry in entries:
+        # Two spellings of one file would be two copies.
+        if not is_absolute_location(entry.value):
+            entry.value = os.path.normpath(entry.value).replace(os.sep, "/")
     locations = list(dict.fromkeys(entry.value for entry in entries))
     same_folder = file.parent.resolve() == target.parent.resolve()
     renamed = {
@@ -143,6 +153,8 @@ def _copied_data(file: Path, staged: Path, target: Path, *, force: bool) -> list
         for index, location in enumerate(locations)
     }
     for location, name in renamed.items():
+        if is_absolute_location(location):
+            raise absolute_location_error(location, file)
         origin = file.parent / location
         inside = file.parent.resolve()
         if not origin.resolve().is_relative_to(inside) or not origin.is_file():
@@ -159,8 +171,19 @@ def _copied_data(file: Path, staged: Path, target: Path, *, force: bool) -> list
             )
         (staged.parent / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin, staged.parent / name)
-    if same_folder and locations:
+    if locations and (same_folder or _spelled_otherwise(file, locations)):
         for entry in entries:
             entry.value = renamed[entry.value]
         onnx.save_model(proto, str(staged), format="protobuf")
     return list(renamed.values())
+
+
+def _spelled_otherwise(file: Path, locations: list[str]) -> bool:
+    """Whether the file spells a location in another way than the copies are named."""
+    import onnx
+
+    from nm2trt.prune.tensor_protos import tensor_protos
+
+    proto = onnx.load(str(file), format="protobuf", load_external_data=False)
+    held = {entry.value for tensor in tensor_protos(proto) for entry in tensor.external_data if entry.key == "location"}
+    return not held <= set(locations)

@@ -13,7 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nm2trt.layers import LayerWeight
+from nm2trt.errors import InputError
+from nm2trt.layers import LayerWeight, open_source
+from nm2trt.layers.bitmask import UNPACK_HINT
+from nm2trt.layers.naming import Neighbors
+from nm2trt.layers.sources import file_kind
 from nm2trt.prune.magnitude import Layout, moved
 
 Array = NDArray[Any]
@@ -54,27 +58,70 @@ class StoredFile(Protocol):
         """Finish the file after the last write."""
 
 
-def open_stored(path: Path) -> StoredFile:
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What all files of a checkpoint say together: one shard alone may hold a weight without its bias."""
+
+    neighbors: Neighbors
+    classifiers: frozenset[str]
+
+
+def checkpoint_facts(model: Path) -> CheckpointFacts | None:
+    """Read the headers of a checkpoint; None for ONNX.
+
+    Args:
+        model: As `nm2trt.layers.open_source` takes it.
+
+    Raises:
+        InputError: It cannot be read, or its weights are packed.
+    """
+    from nm2trt.layers.checkpoint import layers_of, neighbors_of
+    from nm2trt.layers.config_json import read_config
+    from nm2trt.layers.sources import checkpoint_tensors
+    from nm2trt.prune.naming import classifiers_of
+
+    tensors = checkpoint_tensors(model)
+    if not tensors:
+        return None
+    claims = open_source(model).patterns or {}
+    neighbors = neighbors_of(tensors, read_config(model), claims)
+    layers = list(layers_of(tensors, neighbors))
+    packed = next((layer for layer in layers if layer.packed), None)
+    if packed is not None:
+        raise InputError(
+            f"weight {packed.name!r} is packed ({packed.packed}): it holds only what an earlier pruning kept",
+            where=model,
+            mend=UNPACK_HINT,
+        )
+    return CheckpointFacts(neighbors, classifiers_of(layers))
+
+
+def _facts_of(path: Path) -> CheckpointFacts:
+    found = checkpoint_facts(path)
+    if found is None:
+        raise InputError("holds no tensors", where=path)
+    return found
+
+
+def open_stored(path: Path, facts: CheckpointFacts | None = None) -> StoredFile:
     """Open a file for editing in place.
 
     Args:
         path: .safetensors, .pt / .pth / .bin or .onnx; a copy that may be changed.
+        facts: Of the whole checkpoint that `path` is a file of; read from `path` by default.
 
     Raises:
         InputError: The format cannot be written, or the file cannot be read.
     """
-    from nm2trt.errors import InputError
-    from nm2trt.layers.sources import file_kind
-
     kind = file_kind(path)
     if kind == "safetensors":
         from nm2trt.prune.safetensors_file import SafetensorsFile
 
-        return SafetensorsFile(path)
+        return SafetensorsFile(path, facts or _facts_of(path))
     if kind == "torch":
         from nm2trt.prune.torch_file import TorchFile
 
-        return TorchFile(path)
+        return TorchFile(path, facts or _facts_of(path))
     if kind == "onnx":
         from nm2trt.prune.onnx_file import OnnxFile
 

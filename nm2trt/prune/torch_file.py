@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import layers_of
-from nm2trt.layers.torch_reader import named_tensors, torch_content, torch_tensors
-from nm2trt.prune.naming import classifier_of, classifier_reason
-from nm2trt.prune.stored import Array, StoredWeight, as_integers
+from nm2trt.layers.torch_reader import is_strided, named_tensors, torch_content, torch_tensors
+from nm2trt.prune.naming import classifier_reason
+from nm2trt.prune.stored import Array, CheckpointFacts, StoredWeight, as_integers
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +33,12 @@ _PIECE_BYTES = 1 << 24
 class TorchFile:
     """Open a copy of a .pt, .pth or .bin file; errors as `nm2trt.layers.open_source`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, facts: CheckpointFacts) -> None:
         self._path = path
         self._is_zip = zipfile.is_zipfile(path)
-        layers = list(layers_of(torch_tensors(path)))
+        layers = list(layers_of(torch_tensors(path), facts.neighbors))
         self._content: object = _mapped(path) if self._is_zip else torch_content(path)
         tensors = named_tensors(self._content, path)
-        classifier = classifier_of(layers)
         self.weights = [
             StoredWeight(
                 layer=layer,
@@ -47,7 +46,8 @@ class TorchFile:
                 read=partial(_read, tensors[layer.name]),
                 write=partial(_write, tensors[layer.name]),
                 masked=True,
-                dense_unless_named=classifier_reason(layer, classifier),
+                dense_unless_named=classifier_reason(layer, facts.classifiers),
+                refused=_refused(tensors[layer.name]),
             )
             for layer in layers
         ]
@@ -72,7 +72,13 @@ def _mapped(path: Path) -> object:
         return torch_content(path)
 
 
+def _refused(tensor: torch.Tensor) -> str:
+    return "" if is_strided(tensor) else "stored as a sparse tensor: save weight.to_dense()"
+
+
 def _place(tensor: torch.Tensor) -> object:
+    if not is_strided(tensor):
+        return id(tensor)
     storage = tensor.untyped_storage().data_ptr()
     return storage, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
 

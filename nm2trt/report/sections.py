@@ -62,7 +62,9 @@ def layers_section(verdict: Mapping[str, Any], *, title: str = "Layers") -> Sect
     layers: list[Mapping[str, Any]] = list(verdict.get("layers", ()))
     totals: Mapping[str, Any] = verdict.get("totals", {})
     conform = sum(layer.get("verdict") == "conforms" for layer in layers)
-    prunable = totals.get("prunable", sum(layer.get("verdict") != "not-prunable" for layer in layers))
+    prunable = totals.get(
+        "prunable", sum(layer.get("verdict") not in ("not-prunable", "not-checked") for layer in layers)
+    )
     eligible = totals.get("eligible", sum(layer.get("tensorrt") == "eligible" for layer in layers))
     where = verdict.get("source") or "the file"
     lead = (

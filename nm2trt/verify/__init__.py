@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from nm2trt.verify.files import verify_path
 from nm2trt.verify.histogram import group_histograms
-from nm2trt.verify.judge import judge, matches, parse_pattern, reduction_size
-from nm2trt.verify.verdicts import BAD_VERDICTS, ELIGIBLE, Judgement, LayerVerdict, Totals, Violation
+from nm2trt.verify.judge import as_named, judge, left_out_notes, matches, parse_pattern, reduction_size
+from nm2trt.verify.verdicts import BAD_VERDICTS, ELIGIBLE, UNREAD_VERDICTS, Judgement, LayerVerdict, Totals, Violation
 
 if TYPE_CHECKING:
     from nm2trt.verify.document import VerifyDocument, VerifyManyDocument, json_of
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 __all__ = [
     "BAD_VERDICTS",
     "ELIGIBLE",
+    "UNREAD_VERDICTS",
     "Judgement",
     "LayerVerdict",
     "Totals",
     "VerifyDocument",
     "VerifyManyDocument",
     "Violation",
+    "as_named",
     "group_histograms",
     "json_of",
     "judge",
+    "left_out_notes",
     "matches",
     "parse_pattern",
     "reduction_size",

@@ -52,6 +52,7 @@ def verify_path(
         kind=opened.kind,
         claims=claims,
         method=opened.method,
+        left_out=opened.left_out,
     )
 
 

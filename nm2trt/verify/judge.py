@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -19,7 +20,16 @@ from nm2trt.verify.hints import BLIND, sparse_kernel_hint
 from nm2trt.verify.origins import KeptShare, origin_notes
 from nm2trt.verify.strongest import strongest_pattern
 from nm2trt.verify.values import Values
-from nm2trt.verify.verdicts import BAD_VERDICTS, ELIGIBLE, Judgement, LayerVerdict, Totals, Verdict, Violation
+from nm2trt.verify.verdicts import (
+    BAD_VERDICTS,
+    ELIGIBLE,
+    UNREAD_VERDICTS,
+    Judgement,
+    LayerVerdict,
+    Totals,
+    Verdict,
+    Violation,
+)
 
 Auto = Literal["auto"]
 
@@ -66,6 +76,7 @@ def judge(
     kind: Literal["checkpoint", "onnx"] = "checkpoint",
     claims: Mapping[str, NMPattern] | None = None,
     method: str | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> Judgement:
     """Judge every layer; one tensor is in memory at a time.
 
@@ -76,12 +87,13 @@ def judge(
         layer_patterns: Glob on tensor or node names -> pattern; the last match wins.
         exclude: Globs of layers that are not judged.
         require: Globs of layers that must conform; each must match a prunable layer.
-        strict: Every prunable layer must conform.
+        strict: Every prunable layer must conform, and there is no tensor that may be a weight but was not checked.
         source: Name of the file, for the document.
         kind: Whether the operators are known (onnx) or guessed (checkpoint).
         claims: Tensor name -> pattern, from the file's own metadata: these must conform, and only these are
             expected to.
         method: Training method, from the file's own metadata.
+        left_out: Parts of the file that are no network -> tensors in them.
 
     Raises:
         InputError: A layer's values cannot be read.
@@ -118,7 +130,9 @@ def judge(
         strict=strict,
         verdict="fail" if problems else "pass",
         problems=problems,
-        notes=_notes(verdicts, excluded, rules, kind) + origin_notes(verdicts, kept, kind, source),
+        notes=_notes(verdicts, excluded, rules, kind)
+        + left_out_notes(left_out or {})
+        + origin_notes(verdicts, kept, kind, source),
         layers=verdicts,
         excluded=excluded,
         totals=_totals(verdicts, weights, zeros),
@@ -127,9 +141,12 @@ def judge(
 
 def judge_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCount | None]:
     """Judge one layer; the count is None where its values were not read."""
+    layer = as_named(layer, tuple(rules.layer_patterns))
     wanted = _pattern_of(layer, rules)
     pattern = TENSORRT_PATTERN if wanted == "auto" else wanted
     axis = layer.reduction_axis
+    if layer.not_checked:
+        return _unread(layer, pattern, "not-checked", layer.why_not), None
     if axis is None or layer.why_not:
         return _unread(layer, pattern, "not-prunable", layer.why_not or "no reduction axis"), None
     if 0 in layer.shape:
@@ -267,13 +284,16 @@ def _layer_verdict(
         tensorrt=tensorrt,
         hint=sparse_kernel_hint(layer) if tensorrt == ELIGIBLE else "",
         note=note,
+        reason=layer.reason if verdict in UNREAD_VERDICTS else None,
+        packed=layer.packed,
     )
 
 
 def _problems(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules) -> list[str]:
     bad = Counter(layer.verdict for layer in verdicts if layer.verdict in BAD_VERDICTS)
     problems = [_BAD_WORDS[verdict].format(_layers(count)) for verdict, count in bad.items()]
-    prunable = [layer for layer in verdicts if layer.verdict != "not-prunable"]
+    prunable = [layer for layer in verdicts if layer.verdict not in UNREAD_VERDICTS]
+    unchecked = [layer for layer in verdicts if layer.verdict == "not-checked"]
     for glob in rules.require:
         matched = [layer for layer in prunable if matches(layer, (glob,))]
         if not matched:
@@ -294,9 +314,36 @@ def _problems(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules) -
         loose = [layer for layer in prunable if layer.verdict not in ("conforms", *BAD_VERDICTS)]
         if loose:
             problems.append(f"--strict: {_layers(len(loose))} that could conform did not, first {loose[0].name}")
+        if unchecked:
+            problems.append(f"--strict: {_unchecked(unchecked)}; leave out with --exclude what is no weight")
     if not any(layer.verdict == "conforms" for layer in verdicts):
         problems.append("no layer conforms" if prunable else "there is no layer to judge")
+        if not prunable and unchecked and not rules.strict:
+            problems.append(_unchecked(unchecked))
     return problems
+
+
+def _unchecked(layers: Sequence[LayerVerdict]) -> str:
+    return f"{_tensors(len(layers))} not checked, first {layers[0].name} ({layers[0].note.partition(': ')[0]})"
+
+
+def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
+    """Say which parts of a trainer's checkpoint are no network."""
+    return [
+        f"{_tensors(count)} under {part!r}: the trainer's and not the network's, left out"
+        for part, count in left_out.items()
+    ]
+
+
+def as_named(layer: LayerWeight, globs: Sequence[str]) -> LayerWeight:
+    """The layer as a weight, where it is not known to be one but the user names it."""
+    if layer.not_checked and layer.reduction_axis is not None and matches(layer, globs):
+        return replace(layer, not_checked=False, why_not="", reason=None)
+    return layer
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
 
 
 def _layers(count: int) -> str:
@@ -324,7 +371,7 @@ def _totals(verdicts: list[LayerVerdict], weights: int, zeros: int) -> Totals:
     counts = Counter(layer.verdict for layer in verdicts)
     return Totals(
         layers=len(verdicts),
-        prunable=len(verdicts) - counts["not-prunable"],
+        prunable=len(verdicts) - counts["not-prunable"] - counts["not-checked"],
         verdicts=dict(sorted(counts.items())),
         eligible=sum(layer.tensorrt == ELIGIBLE for layer in verdicts),
         weights=weights,
@@ -335,4 +382,6 @@ def _totals(verdicts: list[LayerVerdict], weights: int, zeros: int) -> Totals:
         groups=sum(layer.groups for layer in verdicts),
         violations=sum(layer.violations for layer in verdicts),
         nonfinite=sum(layer.nonfinite for layer in verdicts),
+        not_checked=counts["not-checked"],
+        weights_not_checked=sum(math.prod(layer.shape) for layer in verdicts if layer.verdict == "not-checked"),
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN
-from nm2trt.verify.verdicts import LayerVerdict
+from nm2trt.verify.verdicts import UNREAD_VERDICTS, LayerVerdict
 
 _MENDS = {
     "apex ASP": "multiply each weight with its __*_mma_mask and drop these buffers before export",
@@ -23,6 +23,8 @@ _MENDS = {
 
 _SAMPLE = 1 << 16
 _MOST_LAYERS = 8
+_FEWEST_OUTPUTS = 4
+"""A layer with fewer outputs is a projection (LPIPS's 1x1 convolutions), and its few weights say nothing."""
 _SHRUNK_SHARE = 0.9
 
 
@@ -42,7 +44,8 @@ class KeptShare:
         axis = layer.reduction_axis
         if verdict.verdict != "dense" or axis is None or self._layers >= _MOST_LAYERS:
             return
-        groups = _sample(layer, axis)
+        outputs = math.prod(layer.shape) // math.prod((layer.shape[axis], *layer.shape[2:]))
+        groups = _sample(layer, axis) if outputs >= _FEWEST_OUTPUTS else None
         if groups is None:
             return
         self._layers += 1
@@ -84,12 +87,12 @@ def origin_notes(verdicts: list[LayerVerdict], kept: KeptShare, kind: str, sourc
         for pattern in wrong
     ]
     share = kept.share
-    sparse = any(layer.verdict not in ("dense", "indivisible", "not-prunable") for layer in verdicts)
+    sparse = any(layer.verdict not in ("dense", "indivisible", *UNREAD_VERDICTS) for layer in verdicts)
     if share is None or sparse or kind != "checkpoint":
         return notes
     looks = (
-        "so half of them look unused: such is a checkpoint of the SR-STE authors' code, which keeps dense weights and "
-        "masks them only in its forward pass"
+        "so half of them look unused, as after training with a mask that lives only in the forward pass (SR-STE); "
+        "other causes are possible"
         if share >= _SHRUNK_SHARE
         else "about as of weights that were never pruned (0.74); should the mask live in the code's forward pass "
         "(SR-STE), it is not in the file"

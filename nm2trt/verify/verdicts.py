@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-Verdict = Literal["conforms", "violates", "wrong-axis", "dense", "indivisible", "not-prunable", "zero-point"]
+from nm2trt.layers.reasons import Reason
+
+Verdict = Literal[
+    "conforms", "violates", "wrong-axis", "dense", "indivisible", "not-prunable", "not-checked", "zero-point"
+]
 BAD_VERDICTS: tuple[Verdict, ...] = ("violates", "wrong-axis", "zero-point")
+UNREAD_VERDICTS: tuple[Verdict, ...] = ("not-prunable", "not-checked")
+"""Known to be no weight to prune; and what may be one, of which nothing is known."""
 
 ELIGIBLE = "eligible"
 
@@ -58,6 +64,10 @@ class LayerVerdict:
     records (nm2trt/verify/hints.py), never a finding; "open" where they do not say, empty where nothing is eligible."""
     note: str
     """The verdict's reason in words; may be empty."""
+    reason: Reason | None = None
+    """Why the weight was not read, as data; None where it was, or where its reader gave words only."""
+    packed: str = ""
+    """Format in which the file holds the weight packed; empty for plain values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +87,10 @@ class Totals:
     groups: int
     violations: int
     nonfinite: int
+    not_checked: int = 0
+    """Tensors of which nothing is known, though an operator may multiply by them."""
+    weights_not_checked: int = 0
+    """Values in those tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

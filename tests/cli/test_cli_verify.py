@@ -170,14 +170,14 @@ def test_auto(tmp_path):
 def test_junit(good, tmp_path):
     weight = sparse((8, 16, 3, 3))
     weight[0, :4] = 7
-    bad = checkpoint(tmp_path / "bad.safetensors", **{"odd\x1b<&>name": weight})
+    bad = checkpoint(tmp_path / "bad.safetensors", **{"odd\x1b<&>name.weight": weight})
     report = tmp_path / "report.xml"
     assert nm2trt("verify", good, bad, "--junit", report).returncode == 1
     passed, failed = ET.parse(report).getroot()
     assert (passed.get("name"), passed.get("tests"), passed.get("failures")) == (str(good), "3", "0")
     assert (failed.get("tests"), failed.get("failures")) == ("2", "2")
     (failure,) = failed[0]
-    assert failed[0].get("name") == "odd\\x1b<&>name"
+    assert failed[0].get("name") == "odd\\x1b<&>name.weight"
     assert failure.get("type") == "violates"
     assert "[0, 0:4, 0, 0] = (7, 7, 7, 7)" in failure.text
     # An older report may be replaced, nothing else.

@@ -335,7 +335,7 @@ def test_external_data_that_may_not_be_read(how, tmp_path):
     if how == "parent":
         path, words = external(folder, "../secret.bin"), "outside the model's folder"
     elif how == "absolute":
-        path, words = external(folder, tmp_path / "secret.bin"), "outside the model's folder"
+        path, words = external(folder, tmp_path / "secret.bin"), "absolute location"
     elif how == "symlink":
         (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
         path, words = external(folder, "link.bin"), "outside the model's folder"

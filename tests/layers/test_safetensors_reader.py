@@ -113,7 +113,8 @@ def test_operators_are_guessed_from_names_and_shapes(name, shape, op, axis, tmp_
     save_file({name: np.zeros(shape, np.float32)}, path)
     (layer,) = open_layers(path)
     assert (layer.name, layer.op, layer.shape, layer.reduction_axis) == (name, op, shape, axis)
-    assert bool(layer.why_not) == (axis is None)
+    assert bool(layer.why_not) == (axis is None or layer.not_checked)
+    assert layer.not_checked == (name == "")
 
 
 @pytest.mark.parametrize(

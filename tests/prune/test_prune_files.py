@@ -89,13 +89,15 @@ def test_safetensors(tmp_path, dtype, n, m):
 def test_any_weight(tmp_path_factory, weight):
     folder = tmp_path_factory.mktemp("any")
     other = np.arange(6, dtype=np.float32)
-    save_file({"w.weight": weight, "w.bias": other}, folder / "a.safetensors")
-    document = prune_path(folder / "a.safetensors", folder / "b.safetensors", TWO_FOUR)
+    save_file({"w.weight": weight, "other.bias": other}, folder / "a.safetensors")
+    # Drawn values look like tables as often as not; naming the layer says that they are weights.
+    named = Request(pattern=TWO_FOUR.pattern, layer_patterns={"w": TWO_FOUR.pattern})
+    document = prune_path(folder / "a.safetensors", folder / "b.safetensors", named)
     found = load_file(folder / "b.safetensors")
     assert_same_bits(found["w.weight"], slow_prune(weight, 2, 4, 1))
     zeros = weight == 0
     assert np.array_equal(bits(found["w.weight"])[zeros], bits(weight)[zeros]), "also -0.0 keeps its bits"
-    assert np.array_equal(found["w.bias"], other)
+    assert np.array_equal(found["other.bias"], other)
     sizes = np.abs(weight)
     (layer,) = [layer for layer in document.layers if layer.pattern]
     total = float(sizes.sum())
@@ -392,12 +394,12 @@ def test_a_weight_reduced_along_two_axes_stays_dense(tmp_path):
         helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
         helper.make_node("Gemm", ["a", "w"], ["b"], transB=1, name="second"),
         helper.make_node("MatMul", ["b", "v"], ["c"]),
-        helper.make_node("Relu", ["c"], ["y"]),
+        helper.make_node("MatMul", ["c", "scores"], ["y"]),
     ]
-    initializers = [numpy_helper.from_array(random((8, 8)), name) for name in "wv"]
+    initializers = [numpy_helper.from_array(random((8, 8)), name) for name in ("w", "v", "scores")]
     (tmp_path / "a.onnx").write_bytes(onnx_model(nodes, initializers).SerializeToString())
     document = prune_path(tmp_path / "a.onnx", tmp_path / "b.onnx", TWO_FOUR)
-    assert {layer.name: layer.pattern for layer in document.layers} == {"w": None, "v": "2:4"}
+    assert {layer.name: layer.pattern for layer in document.layers} == {"w": None, "v": "2:4", "scores": None}
     assert "different axes" in document.layers[0].reason
 
 

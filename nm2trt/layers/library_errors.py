@@ -1,0 +1,19 @@
+"""Errors of other libraries as one line that is never cut inside a sentence."""
+
+from __future__ import annotations
+
+_LONGEST = 200
+
+
+def one_line(error: BaseException | str) -> str:
+    """First line of an error's text; of a long one its first sentence, or else as many whole words as fit."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return "no reason given" if isinstance(error, str) else type(error).__name__
+    line = lines[0].strip()
+    if len(line) <= _LONGEST:
+        return line
+    sentence = line.partition(". ")[0]
+    if len(sentence) <= _LONGEST:
+        return sentence
+    return line[:_LONGEST].rpartition(" ")[0] + " ..."
