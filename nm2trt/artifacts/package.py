@@ -69,3 +69,7 @@ class PackageDocument(Document):
     outputs: tuple[GraphPort, ...]
     versions: list[VersionRecord]
     """In ascending order; the last is the one that a request without a version gets."""
+
+    def named_files(self) -> list[str]:
+        """See `Document`."""
+        return [self.model, *(name for version in self.versions for name in version.files)]

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option("--max-concurrency", type=click.IntRange(1, 1024), default=64, show_default=True, metavar="N")
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set's files are.")
+@click.option("--trust", is_flag=True, help="Import the data's code that BUILD names although it was not made here.")
 @output_option("REPORT", "Folder to write: server.json, server.html.", required=False)
 @force_option
 @json_option

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument, GraphPort, host_record, sha256_of
 from nm2trt.artifacts.build import Arm
+from nm2trt.artifacts.code_trust import check_code
 from nm2trt.artifacts.server_report import (
     LoadRecord,
     MetadataRecord,
@@ -46,6 +47,8 @@ class CheckConfig:
     duration_s: float = 2.0
     max_concurrency: int = 64
     data_dir: Path | None = None
+    trust: bool = False
+    """Import code that build.json names although this machine did not write it."""
 
 
 Progress = Callable[[str], None]
@@ -61,6 +64,7 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
     """
     http, grpc = addresses(config.url, config.grpc)
     build = read_build(config.build)
+    check_code(config.build / build.FILE, {"data": build.source.data}, trust=config.trust)
     onnx = build_onnx(config.build, build, config.arm)
     where = {"http": http, "grpc": grpc}
 
