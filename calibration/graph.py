@@ -280,7 +280,7 @@ def _ports(values: Sequence[ir.Value], path: Path) -> list[Port]:
     for value in values:
         if value.dtype is None or value.shape is None:
             raise InputError(f"input {value.name!r} has no type or shape", where=path, mend="export the model again")
-        shapes[str(value.name)] = [size if isinstance(size, int) else size.value for size in value.shape]
+        shapes[str(value.name)] = [size if isinstance(size, int) else size.value or None for size in value.shape]
     first = [shape[0] for shape in shapes.values() if shape and not isinstance(shape[0], int)]
     names = {size for size in first if size is not None}
     if not first:

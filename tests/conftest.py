@@ -32,6 +32,18 @@ def _no_leaked_environment():
     assert _environment() == before, "a test changed the environment; use monkeypatch.setenv"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_state_folder(tmp_path_factory):
+    # What the tests write is no record of the user's.
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    if before is None:
+        del os.environ["XDG_STATE_HOME"]
+    else:
+        os.environ["XDG_STATE_HOME"] = before
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """Folder of recorded A100 profiles."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nm2trt.artifacts.code_trust import check_code, was_written_here
 from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.models import check_model
@@ -185,15 +186,21 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
 _FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard"})
 
 
-def resumed_config(run: Path, options: Mapping[str, Any]) -> TrainConfig:
+def resumed_config(run: Path, options: Mapping[str, Any], *, trust: bool = False) -> TrainConfig:
     """Read the configuration that a run was started with; options may only repeat it.
 
+    Args:
+        run: Folder with config.toml and a saved state.
+        options: Of the command line.
+        trust: Import code and read files that config.toml names although this machine did not write it.
+
     Raises:
-        InputError: There is no run.
+        InputError: There is no run; or config.toml, which this machine did not write, names code or files.
         ConfigError: An option differs; where the data lies and who reads it may.
     """
     if not (run / FILE).is_file():
         raise InputError("there is no run to resume", where=run, mend="start one without --resume")
+    _check_written(run / FILE, options, trust=trust)
     started, now = load_config(run / FILE, {}), load_config(run / FILE, options)
     different = [
         f"{name} was {getattr(started, name)!r}, not {getattr(now, name)!r}"
@@ -203,6 +210,23 @@ def resumed_config(run: Path, options: Mapping[str, Any]) -> TrainConfig:
     if different:
         raise ConfigError(f"the run was started otherwise: {'; '.join(different)}", where=run, mend="leave these out")
     return now
+
+
+def _check_written(path: Path, options: Mapping[str, Any], *, trust: bool) -> None:
+    """Refuse code and files that a config.toml from elsewhere names."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        # `load_config` says so.
+        return
+    check_code(path, {name: str(values[name]) for name in ("model", "data") if name in values}, trust=trust)
+    paths = [f"{name} {values[name]}" for name in ("data_dir", "init") if name in values and name not in options]
+    if paths and not trust and not was_written_here(path):
+        raise InputError(
+            f"was not written on this machine and names files outside its folder: {', '.join(paths)}",
+            where=path,
+            mend="pass --trust if you know who wrote it",
+        )
 
 
 def _mistake(entry: Any) -> str:

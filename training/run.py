@@ -24,6 +24,7 @@ from nm2trt.artifacts import (
     host_record,
     write_atomic,
 )
+from nm2trt.artifacts.code_trust import code_names, record_written
 from nm2trt.data import DataSet, load_data
 from nm2trt.data.tasks import Task, better_of
 from nm2trt.models import build_model
@@ -77,7 +78,11 @@ def train(
     main = is_first_process()
     with run_folder(output, force=force, resume=resume) if main else nullcontext(output) as folder:
         if main and not resume:
-            write_atomic(folder / CONFIG, config.to_toml())
+            content = config.to_toml()
+            write_atomic(folder / CONFIG, content)
+            # --resume asks whether this machine wrote it, where it names code or files.
+            if code_names({"model": config.model, "data": config.data}) or config.data_dir or config.init:
+                record_written(content)
         data = load_data(config.data, config.data_dir, image_size=config.image_size, randaugment=config.randaugment)
         set_seed(config.seed)
         model = build_model(config.model, data.input_shape, data.classes)

@@ -172,3 +172,12 @@ class BuildDocument(Document):
     verdict: Literal["pass", "fail"]
     files: dict[str, FileRecord]
     host: HostRecord
+
+    def named_code(self) -> dict[str, str | None]:
+        """See `Document`."""
+        return {"model": self.source.model.name if self.source.model else None, "data": self.source.data}
+
+    def named_files(self) -> list[str]:
+        """See `Document`."""
+        engines = [name for engine in self.engines for name in (engine.file, engine.onnx, engine.log) if name]
+        return [*self.files, *engines]

@@ -50,3 +50,7 @@ class DemoDocument(Document):
     seconds: float
     files: dict[str, FileRecord]
     host: HostRecord
+
+    def named_files(self) -> list[str]:
+        """See `Document`."""
+        return list(self.files)

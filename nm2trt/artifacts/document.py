@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from nm2trt._version import __version__
+from nm2trt.artifacts.code_trust import check_inside, code_names, record_written
 from nm2trt.artifacts.files import write_atomic
 from nm2trt.errors import InputError
 
@@ -56,8 +57,19 @@ class Document(BaseModel):
     def write(self, folder: Path) -> Path:
         """Write into `folder` under the document's own file name, atomically."""
         path = folder / self.FILE
-        write_atomic(path, self.to_json())
+        content = self.to_json()
+        write_atomic(path, content)
+        if code_names(self.named_code()):
+            record_written(content)
         return path
+
+    def named_code(self) -> dict[str, str | None]:
+        """Field -> name of a network or data set, which may be `package.module:function`."""
+        return {}
+
+    def named_files(self) -> list[str]:
+        """Files that it names, all inside its own folder."""
+        return []
 
     @classmethod
     def read(cls, folder: Path, *, mend: str = "") -> Self:
@@ -81,8 +93,10 @@ class Document(BaseModel):
                 f"schema {found!r} is not {cls.SCHEMA!r}", where=path, mend="write it again with this nm2trt"
             )
         try:
-            return cls.model_validate(raw)
+            document = cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{field}: {first['msg']}", where=path, mend="write it again with this nm2trt") from None
+        check_inside(path, document.named_files())
+        return document

@@ -140,3 +140,7 @@ class PackageDocument(Document):
     def current(self) -> VersionRecord:
         """The version that a request without a version gets."""
         return self.served[-1]
+
+    def named_files(self) -> list[str]:
+        """See `Document`."""
+        return [self.model, *(name for version in self.versions for name in version.files)]

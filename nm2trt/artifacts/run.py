@@ -96,3 +96,11 @@ class RunDocument(Document):
     """What the training ran on."""
     files: dict[str, FileRecord]
     host: HostRecord
+
+    def named_code(self) -> dict[str, str | None]:
+        """See `Document`."""
+        return {"model": self.model.name, "data": self.data}
+
+    def named_files(self) -> list[str]:
+        """See `Document`."""
+        return list(self.files)

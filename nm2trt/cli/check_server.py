@@ -99,6 +99,7 @@ def _document() -> type[ServerReportDocument]:
 @click.option("--client-cert", type=_FILE, metavar="PEM", help="Our certificate.")
 @click.option("--client-key", type=_FILE, metavar="PEM", help="Its key, where the certificate's file does not hold it.")
 @click.option("--insecure", is_flag=True, help="Take any certificate over https.")
+@click.option("--trust", is_flag=True, help="Import the data's code that BUILD names although it was not made here.")
 @output_option("REPORT", "Folder to write: server.json, server.html.", required=False)
 @schema_option(_document, "server.json")
 @force_option

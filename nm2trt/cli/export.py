@@ -75,6 +75,11 @@ _SOURCE_OPTIONS = (
         is_flag=True,
         help="Store the INT32 biases of ONNX Runtime's quantize_static as floats, which TensorRT needs; same values.",
     ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Import the code that a run folder names although it was not trained on this machine.",
+    ),
     click.option("--external-data", is_flag=True, help="Put the weights beside model.onnx; always so beyond 2 GB."),
 )
 
@@ -90,6 +95,7 @@ _ABOUT_SOURCE = (
     "samples",
     "external_data",
     "float_bias",
+    "trust",
 )
 
 
@@ -309,6 +315,7 @@ def _exported(source: Path, config: ExportConfig) -> Exported:
         precision=config.precision,
         io_dtype=config.io_dtype,
         float_bias=config.source.float_bias,
+        trust=config.source.trust,
     )
 
 

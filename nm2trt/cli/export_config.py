@@ -46,6 +46,8 @@ class SourceOptions(BaseModel):
     samples: Path | None = None
     external_data: bool = False
     float_bias: bool = False
+    trust: bool = False
+    """Import code that a run folder names although this machine did not write it."""
 
     @field_validator("classes")
     @classmethod

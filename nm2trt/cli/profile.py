@@ -59,7 +59,11 @@ _PATH = click.Path(path_type=Path)
     default="",
     help="Requests a second under load.  [default: 50, 70 and 90 % of what the slower arm can do]",
 )
-@click.option("--trust", is_flag=True, help="Load plans whose sha256 build.json does not vouch for: you made them.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load plans whose sha256 build.json does not vouch for, and import code that a run names: you made them.",
+)
 @click.option("--trtexec-sparse", metavar="PREFIX", type=_PATH, help="Report on trtexec's files instead: sparse run.")
 @click.option("--trtexec-dense", metavar="PREFIX", type=_PATH, help="The same of the dense engine.")
 @click.option("--trtexec-again", metavar="PREFIX", type=_PATH, help="A second run of the sparse engine: the noise.")

@@ -21,7 +21,11 @@ MODEL = "model.onnx"
 @click.command(name="refit")
 @click.argument("build", type=click.Path(path_type=Path), metavar="BUILD")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT")
-@click.option("--trust", is_flag=True, help="Load plans whose sha256 is not that of build.json: a plan runs code.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load plans whose sha256 is not that of build.json, and import code that a file names: you made them.",
+)
 @json_option
 def command(build: Path, checkpoint: Path, trust: bool, as_json: bool) -> int:
     """Put new weights into the engines of BUILD, without building them again.
@@ -82,7 +86,7 @@ def refit_build(
     build = BuildDocument.read(folder, mend="name a folder that `nm2trt export` wrote")
     engines = _refittable(folder, build)
     with tempfile.TemporaryDirectory(prefix="nm2trt-refit-") as temporary:
-        new, exported = _new_onnx(build, checkpoint, Path(temporary))
+        new, exported = _new_onnx(folder, build, checkpoint, Path(temporary), trust=trust)
         check_same_graph(folder / MODEL, new)
         check_pattern(folder / MODEL, new)
         # Only now does the machine matter, and only now is a plan opened.
@@ -139,7 +143,9 @@ def _refittable(folder: Path, build: BuildDocument) -> list[EngineRecord]:
     return engines
 
 
-def _new_onnx(build: BuildDocument, checkpoint: Path, temporary: Path) -> tuple[Path, BuildDocument | None]:
+def _new_onnx(
+    folder: Path, build: BuildDocument, checkpoint: Path, temporary: Path, *, trust: bool
+) -> tuple[Path, BuildDocument | None]:
     """The new network as ONNX, with the document of its export; None for an ONNX file, which is taken as it is."""
     from nm2trt.errors import InputError
 
@@ -147,9 +153,14 @@ def _new_onnx(build: BuildDocument, checkpoint: Path, temporary: Path) -> tuple[
         raise InputError("does not exist", where=checkpoint, mend="CHECKPOINT is what `nm2trt export` takes")
     if checkpoint.suffix == ".onnx" and build.source.kind != "onnx":
         return checkpoint, None
+    from nm2trt.artifacts.code_trust import check_code
     from nm2trt.cli.export import export_run
 
-    exported = export_run(checkpoint, temporary / "build", builder="none", **export_options(build, checkpoint))
+    options = export_options(build, checkpoint)
+    if "model" in (about := options.setdefault("about", {})):
+        check_code(folder / build.FILE, build.named_code(), trust=trust)
+    about["trust"] = trust
+    exported = export_run(checkpoint, temporary / "build", builder="none", **options)
     return temporary / "build" / MODEL, exported
 
 

@@ -74,10 +74,15 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--device", metavar="NAME", help="auto (default) or cpu.")
 @click.option("--seed", metavar="N", help="Default 0.")
 @click.option("--resume", is_flag=True, help="Go on from the state in RUN, to the end it would have come to.")
+@click.option(
+    "--trust", is_flag=True, help="With --resume: import the code that RUN names although it was not started here."
+)
 @output_option("RUN", "Folder to make.")
 @force_option
 @json_option
-def command(config: Path | None, output: Path, *, resume: bool, force: bool, as_json: bool, **options: Any) -> int:
+def command(
+    config: Path | None, output: Path, *, resume: bool, trust: bool, force: bool, as_json: bool, **options: Any
+) -> int:
     """Train a network N:M sparse and record how its masks moved (SAD).
 
     Ctrl-C and SIGTERM save the state first; --resume goes on from it, or from the last epoch's end.
@@ -101,7 +106,7 @@ def command(config: Path | None, output: Path, *, resume: bool, force: bool, as_
     from nm2trt.training.run import is_first_process, train
 
     given = _given(layers=layers or None, **options)
-    settings = resumed_config(output, given) if resume else load_config(config, given)
+    settings = resumed_config(output, given, trust=trust) if resume else load_config(config, given)
     with training_progress(settings.method) as progress:
         document = train(settings, output, force=force, resume=resume, progress=progress)
     if not is_first_process():

@@ -156,15 +156,20 @@ def _check_operators(model: ir.Model, file: Path) -> None:
 
 
 def _check_weights(model: ir.Model, file: Path) -> None:
-    """A convolution's weight has to be stored; so has that of a product, where it comes from constants at all."""
+    """A convolution's weight has to be stored; so has that of a product that is computed from stored weights."""
     computed = []
     for node, index, value in weight_values(model):
         if value.is_initializer() or _layout_only(value):
             continue
-        from_constants = constant_ancestors(value) is not None
-        if from_constants or node.op_type in ("Conv", "ConvTranspose"):
+        ancestors = constant_ancestors(value)
+        if ancestors is not None and not any(_is_stored_weight(leaf) for leaf in ancestors[1]):
+            # A table, such as the sines of a Fourier transform: it holds no weight, and the builder computes it once.
+            continue
+        if ancestors is not None or node.op_type in ("Conv", "ConvTranspose"):
             producer = value.producer()
-            how = f"by {producer.op_type} {producer.name}" if producer is not None else "outside the graph"
+            how = (
+                f"by {producer.op_type} {producer.name or value.name}" if producer is not None else "outside the graph"
+            )
             computed.append(f"{node.name or node.outputs[0].name} ({node.op_type} input {index}, {how})")
     if computed:
         raise InputError(
@@ -173,6 +178,13 @@ def _check_weights(model: ir.Model, file: Path) -> None:
             mend="fold them into initializers, such as with `polygraphy surgeon sanitize --fold-constants`, or export "
             "the network with its masks and parametrizations removed",
         )
+
+
+def _is_stored_weight(leaf: ir.Value) -> bool:
+    tensor = leaf.const_value
+    floating = leaf.dtype is None or leaf.dtype.is_floating_point() or leaf.dtype.name in _QUANTISED
+    # A row or a column is no matrix of weights.
+    return tensor is None or (floating and sum(int(size) > 1 for size in tensor.shape) > 1)
 
 
 def _layout_only(value: ir.Value) -> bool:

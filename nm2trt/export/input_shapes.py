@@ -79,7 +79,7 @@ def settle_inputs(
 def _sizes(value: ir.Value, file: Path) -> list[Size]:
     if value.dtype is None or value.shape is None:
         raise InputError(f"input {value.name!r} has no type or shape", where=file)
-    return [size if isinstance(size, int) else size.value for size in value.shape]
+    return [size if isinstance(size, int) else size.value or None for size in value.shape]
 
 
 def _apply_sizes(layouts: dict[str, list[Size]], sizes: Mapping[str, int], model: ir.Model, file: Path) -> None:
@@ -102,7 +102,8 @@ def _apply_sizes(layouts: dict[str, list[Size]], sizes: Mapping[str, int], model
 def _batch_axes(layouts: Mapping[str, list[Size]], shapes: Mapping[str, InputSpec]) -> dict[str, int | None]:
     stars = {name: spec.batch_axis for name, spec in shapes.items() if spec.star}
     starred = {layouts[name][axis] for name, axis in stars.items() if axis < len(layouts[name])}
-    names = {size for size in starred if isinstance(size, str)}
+    named = {size for size in starred if isinstance(size, str)}
+    names = set(named)
     if not names:
         names = {layout[0] for layout in layouts.values() if layout and isinstance(layout[0], str)}
     if not names:
@@ -112,7 +113,7 @@ def _batch_axes(layouts: Mapping[str, list[Size]], shapes: Mapping[str, InputSpe
     for name, layout in layouts.items():
         if name in stars:
             axes[name] = stars[name]
-        elif layout and not isinstance(layout[0], int) and (not starred or layout[0] in names):
+        elif layout and not isinstance(layout[0], int) and (not named or layout[0] is None or layout[0] in names):
             axes[name] = 0
         else:
             axes[name] = next((place for place, size in enumerate(layout) if size in names), None)

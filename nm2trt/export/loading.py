@@ -31,6 +31,7 @@ def export_source(
     precision: Precision | None = None,
     io_dtype: IoDtype = "fp32",
     float_bias: bool = False,
+    trust: bool = False,
 ) -> Exported:
     """Turn a source into ONNX, in memory.
 
@@ -45,13 +46,16 @@ def export_source(
         precision: None takes fp32 for torch networks and leaves ONNX as found.
         io_dtype: "fp32" or "same" as `precision`.
         float_bias: Store an ONNX file's INT32 biases behind DequantizeLinear as floats.
+        trust: Import code that a run folder names although this machine did not write it.
 
     Raises:
         ConfigError: Options that do not fit the source, a checkpoint without `model` among them.
         InputError: The source cannot be used.
         MachineError: A package that `model` asks for is not installed.
     """
-    exported = _exported(path, model, inputs, sizes or {}, classes, precision, io_dtype, float_bias=float_bias)
+    exported = _exported(
+        path, model, inputs, sizes or {}, classes, precision, io_dtype, float_bias=float_bias, trust=trust
+    )
     return replace(exported, inputs=with_values(exported.inputs, fixed or {}, inputs))
 
 
@@ -65,6 +69,7 @@ def _exported(
     io_dtype: IoDtype,
     *,
     float_bias: bool,
+    trust: bool,
 ) -> Exported:
     kind = source_kind(path)
     if float_bias and kind != "onnx":
@@ -78,7 +83,7 @@ def _exported(
             raise ConfigError(
                 "a run folder names its own network", where=path, mend="leave --model, --input and --classes out"
             )
-        return export_torch(load_run(path), precision=precision, io_dtype=io_dtype)
+        return export_torch(load_run(path, trust=trust), precision=precision, io_dtype=io_dtype)
     if kind == "onnx":
         if model is not None or classes is not None:
             raise ConfigError("an ONNX file needs no --model and no --classes", where=path, mend="leave them out")

@@ -12,6 +12,7 @@ from safetensors.torch import load
 from torch import nn
 
 from nm2trt.artifacts import BuildSource, FileRecord, RunDocument
+from nm2trt.artifacts.code_trust import check_code
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.inputs import INPUT, InputSpec
 from nm2trt.models import build_model, load_strict
@@ -40,17 +41,20 @@ class ExportSource:
         return self.inputs[0].shape
 
 
-def load_run(folder: Path) -> ExportSource:
+def load_run(folder: Path, *, trust: bool = False) -> ExportSource:
     """Build the network of a run folder with the weights of its checkpoint.
 
     Args:
         folder: Written by `nm2trt train`.
+        trust: Import code that run.json names although this machine did not write it.
 
     Raises:
         InputError: run.json or the checkpoint is missing, the checkpoint is not the one that run.json names
-            (sha256), is no safetensors, or does not fit the network.
+            (sha256), is no safetensors, or does not fit the network; or run.json names code, and this machine did not
+            write it.
     """
     run = RunDocument.read(folder, mend="SOURCE is a folder that `nm2trt train` wrote to the end")
+    check_code(folder / RunDocument.FILE, run.named_code(), trust=trust)
     path = folder / CHECKPOINT
     content = _read_checked(path, run.files.get(CHECKPOINT))
     try:

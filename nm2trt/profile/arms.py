@@ -202,7 +202,7 @@ def with_reference(lineup: Lineup, run: Path, config: ProfileConfig) -> Lineup:
     """
     from nm2trt.profile.torch_runner import TorchRunner, load_module
 
-    module, shape = load_module(run)
+    module, shape = load_module(run, trust=config.trust)
     openers = dict(lineup.openers)
     openers["torch-eager"] = lambda _build: TorchRunner(module, shape, compiled=False, seed=config.seed)
     openers["torch-compiled"] = lambda _build: TorchRunner(module, shape, compiled=True, seed=config.seed)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nm2trt.artifacts import RunDocument, RunnerRecord, sha256_of
+from nm2trt.artifacts.code_trust import check_code
 from nm2trt.artifacts.host import available_cpus
 from nm2trt.errors import InputError
 from nm2trt.models import build_model, load_strict
@@ -22,15 +23,21 @@ _NOTE = (
 )
 
 
-def load_module(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
+def load_module(folder: Path, *, trust: bool = False) -> tuple[nn.Module, tuple[int, ...]]:
     """Build the network of a run folder with its weights, in evaluation mode; and the shape of one sample.
 
+    Args:
+        folder: Of `nm2trt train`.
+        trust: Import code that run.json names although this machine did not write it.
+
     Raises:
-        InputError: The folder is no finished run, or its checkpoint was changed.
+        InputError: The folder is no finished run, its checkpoint was changed, or run.json, which this machine did not
+            write, names code.
     """
     from safetensors.torch import load_file
 
     run = RunDocument.read(folder, mend="name a folder that `nm2trt train` wrote to the end")
+    check_code(folder / RunDocument.FILE, {"model": run.model.name}, trust=trust)
     path = folder / _CHECKPOINT
     record = run.files.get(_CHECKPOINT)
     if record is None or not path.is_file() or sha256_of(path) != record.sha256:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument, host_record, sha256_of
 from nm2trt.artifacts.build import Arm
+from nm2trt.artifacts.code_trust import check_code
 from nm2trt.artifacts.server_report import (
     LoadRecord,
     MetadataRecord,
@@ -78,6 +79,8 @@ class CheckConfig:
     tls: Tls = field(default_factory=Tls)
     as_json: bool = False
     """Tensors as JSON numbers over HTTP."""
+    trust: bool = False
+    """Import code that build.json names although this machine did not write it."""
 
 
 Progress = Callable[[str], None]
@@ -122,6 +125,7 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
     """
     addresses = _addresses(config)
     build = read_build(config.build)
+    check_code(config.build / build.FILE, {"data": build.source.data}, trust=config.trust)
     onnx = build_onnx(config.build, build, config.arm)
     shapes = read_shapes(config.shapes, build)
     own = None if config.samples is None else read_samples(config.samples, build)

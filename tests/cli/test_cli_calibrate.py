@@ -180,7 +180,7 @@ def test_a_quantised_model_is_refused_and_resymmetrized(net, npz, tmp_path):
     assert_one_error_line(run(out, "--data", npz, "-o", again), 3, "quantised already", "--resymmetrize")
     result = run(out, "--data", npz, "-o", again, "--resymmetrize")
     assert result.returncode == 0, result.stderr
-    assert "own quantisation was taken out" in result.stdout
+    assert "own quantization was taken out" in result.stdout
     assert "5 of 5 sparse layers still hold it" in result.stdout
 
 
@@ -191,7 +191,7 @@ def bad_data(tmp_path):
     return {
         "empty": ({"x": x[:0]}, 3, "no sample"),
         "one": ({"x": x[:1]}, 3, "1 sample"),
-        "shape": ({"x": x[:, :, :7]}, 3, "[1, 3, 7, 8], the network takes [?, 3, 8, 8]"),
+        "shape": ({"x": x[:, :, :7]}, 3, "[8, 3, 7, 8], the network takes [?, 3, 8, 8]"),
         "dtype": ({"x": x.astype(np.float64)}, 3, "float64, the network takes float32"),
         "nan": ({"x": nan}, 3, "NaN or infinite"),
         "constant": ({"x": np.zeros_like(x)}, 3, "has no range"),

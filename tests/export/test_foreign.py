@@ -89,6 +89,22 @@ def test_a_weight_that_is_computed_is_named_with_its_operator(tmp_path):
         load_onnx(tmp_path / "m.onnx")
 
 
+def test_a_table_that_is_computed_from_numbers_alone_is_no_weight(tmp_path):
+    nodes = [
+        helper.make_node("Range", ["zero", "sixteen", "one"], ["row"], name="row"),
+        helper.make_node("Unsqueeze", ["row", "last"], ["column"], name="column"),
+        helper.make_node("Mul", ["column", "row8"], ["angles"], name="angles"),
+        helper.make_node("Cos", ["angles"], ["table"], name="cos"),
+        helper.make_node("MatMul", ["x", "table"], ["y"], name="dft"),
+    ]
+    numbers = {
+        "zero": np.float32(0), "sixteen": np.float32(16), "one": np.float32(1), "last": np.array([1]),
+        "row8": np.arange(8, dtype=np.float32)[None],
+    }  # fmt: skip
+    onnx.save(model_of(nodes, numbers, [value("x", ["N", 16])], [value("y", ["N", 8])]), tmp_path / "m.onnx")
+    assert load_onnx(tmp_path / "m.onnx").dynamic
+
+
 def test_a_convolution_whose_weight_is_an_input_is_refused(tmp_path):
     conv = helper.make_node("Conv", ["x", "k"], ["y"], name="dynamic")
     shapes = [value("x", ["N", 4, 8, 8]), value("k", [8, 4, 3, 3])]
