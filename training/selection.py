@@ -74,8 +74,8 @@ def _decide(
     def dense(reason: str) -> Selected:
         return Selected(candidate=candidate, pattern=None, reason=reason)
 
-    named = next((glob for glob in reversed(list(layers)) if fnmatchcase(candidate.module_name, glob)), None)
-    excluded = next((glob for glob in exclude if fnmatchcase(candidate.module_name, glob)), None)
+    named = next((glob for glob in reversed(list(layers)) if _matches(candidate.module_name, glob)), None)
+    excluded = next((glob for glob in exclude if _matches(candidate.module_name, glob)), None)
     if excluded is not None:
         return dense(f"excluded by {excluded!r}")
     if candidate.axis is None:
@@ -160,8 +160,13 @@ def _classifier(model: nn.Module) -> nn.Module | None:
     return weighted[-1] if len(weighted) > 1 and isinstance(weighted[-1], nn.Linear) else None
 
 
+def _matches(name: str, glob: str) -> bool:
+    # A name always means itself, also one with brackets.
+    return name == glob or fnmatchcase(name, glob)
+
+
 def _check_globs(globs: Sequence[str], names: Sequence[str]) -> None:
-    unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    unmatched = [glob for glob in globs if not any(_matches(name, glob) for name in names)]
     if unmatched:
         raise ConfigError(
             f"no layer matches {', '.join(map(repr, unmatched))}",
