@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
+
+_NO_OPTIMIZERS = (nn.Module, type, str, int, float, Mapping, list, tuple, torch.optim.lr_scheduler.LRScheduler)
 
 
 def check_objects(model: Any, optimizer: Any) -> None:
@@ -26,7 +29,7 @@ def check_objects(model: Any, optimizer: Any) -> None:
             where="model",
             mend="swap them: sparsify(model, optimizer)" if swapped else "call sparsify(model, optimizer)",
         )
-    if isinstance(optimizer, nn.Module | type | str | int | float | Mapping | list | tuple) or optimizer is None:
+    if isinstance(optimizer, _NO_OPTIMIZERS) or optimizer is None:
         raise ConfigError(
             f"the second argument is {_kind(optimizer)}, no torch.optim.Optimizer",
             where="optimizer",
@@ -46,7 +49,7 @@ def check_number(value: Any, name: str, example: str) -> float:
     Raises:
         ConfigError: It is none.
     """
-    if isinstance(value, bool | str) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ConfigError(f"{value!r} is no finite number", where=name, mend=f"use {example}")
     if value < 0:
         raise ConfigError(f"{value} is negative and would grow the pruned weights", where=name, mend=f"use {example}")
@@ -59,9 +62,11 @@ def check_count(value: Any, name: str, least: int) -> int:
     Raises:
         ConfigError: It is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} = {value!r} is no whole number", where=name, mend=f"use {least} or more")
-    return value
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(
+            f"{name} = {value!r} is no whole number from {least} up", where=name, mend=f"use {max(least, 1)}"
+        )
+    return int(value)
 
 
 def check_pattern(value: Any, where: str) -> NMPattern:

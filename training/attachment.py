@@ -27,7 +27,8 @@ class LayerHook:
         self.layer = layer
         self.loaded = loaded
 
-    def __call__(self, module: nn.Module, keys: object) -> None:
+    def __call__(self, *_: object) -> None:
+        """Called by torch with the module and its incompatible keys."""
         loaded = self.loaded()
         if loaded is not None:
             loaded(self.layer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,7 +152,20 @@ class SparseLayer:
             torch.add(part, residual, alpha=decay, out=residual)
         else:
             residual.mul_(decay * scale.to(residual.device)).add_(part)
-        self._swap(gradient, residual)
+        self._swap(gradient, residual.detach())
+
+    def may_join(self) -> bool:
+        """Whether the residual is R and of the gradient's kind, so that many can be altered at once."""
+        gradient, residual = self.parameter.grad, self.residual
+        if gradient is None or residual is None or self.is_spent:
+            return False
+        part = local(gradient)
+        return part.layout == torch.strided and part.dtype == residual.dtype and part.device == residual.device
+
+    def give_residual(self) -> None:
+        """Give the optimizer the residual's memory as its gradient."""
+        if self.parameter.grad is not None and self.residual is not None:
+            self._swap(self.parameter.grad, self.residual.detach())
 
     def mask_gradient(self) -> None:
         """Before a step with held masks: the optimizer is given no gradient for pruned weights."""
@@ -172,7 +184,7 @@ class SparseLayer:
                 shape=whole.shape,
                 stride=whole.stride(),
             )
-        self.gradients = (gradient, altered, altered._version)
+        self.gradients = (gradient, altered, altered._version)  # noqa: SLF001
         self.parameter.grad = altered
 
     def restore_gradient(self, unscale: torch.Tensor | None) -> None:
@@ -185,15 +197,15 @@ class SparseLayer:
             return
         gradient, altered, version = self.gradients
         self.gradients = None
-        if self.parameter.grad is not altered:
-            return
-        self.parameter.grad = gradient
-        if unscale is not None:
-            local(gradient).mul_(unscale)
-        elif altered._version != version and not local(altered).any():
-            # A step that ends with gradients of zero means the task's.
-            gradient.zero_()
-        if self.residual is not None and self.is_spent and _is_remembered(altered):
+        if self.parameter.grad is altered:
+            self.parameter.grad = gradient
+            if unscale is not None:
+                local(gradient).mul_(unscale)
+            elif altered._version != version and not local(altered).any():  # noqa: SLF001
+                # A step that ends with gradients of zero means the task's.
+                gradient.zero_()
+        del altered
+        if self.residual is not None and self.is_spent and _users(self.residual) > _USERS_OF_ONE:
             # The optimizer has kept the gradient without copying it, so its memory is not ours any more.
             self.residual = torch.empty_like(self.residual)
 
@@ -222,21 +234,11 @@ class SparseLayer:
 
 def _users(tensor: torch.Tensor) -> int:
     """How many tensors share the memory."""
-    count: int = torch._C._storage_Use_Count(local(tensor).untyped_storage()._cdata)  # type: ignore[attr-defined]
+    count: int = torch._C._storage_Use_Count(local(tensor).untyped_storage()._cdata)  # type: ignore[attr-defined]  # noqa: SLF001
     return count
 
 
 _USERS_OF_ONE = _users(torch.zeros(1))
-_NAMES_OF_ONE = 5
-"""References that `sys.getrefcount` finds in `_is_remembered`: the layer's, the caller's two, the argument's, its own."""
-
-
-def _is_remembered(altered: torch.Tensor) -> bool:
-    if hasattr(altered, "to_local"):
-        # Its local part is held twice, by it and by the layer.
-        return sys.getrefcount(altered) > _NAMES_OF_ONE - 1 or _users(altered) > _USERS_OF_ONE + 1
-    return sys.getrefcount(altered) > _NAMES_OF_ONE or _users(altered) > _USERS_OF_ONE
-
 
 def restore_all(layers: Sequence[SparseLayer]) -> None:
     """`SparseLayer.restore` of all layers; on a GPU by torch's multi-tensor kernels, a few launches for any number."""
@@ -254,9 +256,25 @@ def restore_all(layers: Sequence[SparseLayer]) -> None:
 
 
 def alter_gradients(layers: Sequence[SparseLayer], decay: float, scale: torch.Tensor | None) -> None:
-    """`SparseLayer.alter_gradient` of all layers."""
-    for layer in layers:
-        layer.alter_gradient(decay, scale)
+    """`SparseLayer.alter_gradient` of all layers; on a GPU by torch's multi-tensor kernels, as `restore_all`."""
+    pulled = [
+        layer
+        for layer in layers
+        if layer.residual is not None and layer.parameter.grad is not None and layer.gradients is None
+    ]
+    if scale is not None or not decay or not _all_on_gpu(pulled) or not all(layer.may_join() for layer in pulled):
+        for layer in pulled:
+            layer.alter_gradient(decay, scale)
+        return
+    if pulled:
+        residuals = [layer.residual for layer in pulled if layer.residual is not None]
+        torch._foreach_mul_(residuals, decay)
+        torch._foreach_add_(
+            residuals, [local(layer.parameter.grad) for layer in pulled if layer.parameter.grad is not None]
+        )
+    for layer in pulled:
+        layer.is_spent = True
+        layer.give_residual()
 
 
 def _all_on_gpu(layers: Sequence[SparseLayer]) -> bool:

@@ -27,7 +27,6 @@ class MaskedWeights:
         decay: lambda.
         refresh_every: Steps between new masks.
         dense_steps: Steps before masks are imposed.
-        adopt: Called with the model's new parameter where a layer's was replaced: makes it the layer's, or raises.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class MaskedWeights:
         decay: float,
         refresh_every: int,
         dense_steps: int,
-        adopt: Callable[[Sequence[SparseLayer]], None],
     ) -> None:
         self.model = model
         self.method = method
@@ -50,14 +48,15 @@ class MaskedWeights:
         self.layers: list[SparseLayer] = []
         self.is_open = False
         self._dense_section = False
-        self._adopt = adopt
+        self.adopt: Callable[[Sequence[SparseLayer]], None] = lambda _: None
+        """Called with layers whose parameters are not the model's any more: replaces them, or raises."""
         self._handles: dict[SparseLayer, RemovableHandle] = {}
         self._links: ModelLinks | None = None
         self.is_retired = False
         """Whether a later `sparsify` has taken all layers over."""
         self.is_detached = False
         self.end: Callable[[], None] = lambda: None
-        """Takes the hooks off the optimizer."""
+        """Takes the hooks off the optimizer; set by `StepHooks`."""
 
     @property
     def imposes(self) -> bool:
@@ -97,7 +96,7 @@ class MaskedWeights:
         self.end()
         self.detach()
 
-    def copied(self, model: nn.Module, adopt: Callable[[Sequence[SparseLayer]], None]) -> MaskedWeights:
+    def copied(self, model: nn.Module) -> MaskedWeights:
         """The same settings and position for a copy of the model; without layers."""
         copied = MaskedWeights(
             model,
@@ -105,7 +104,6 @@ class MaskedWeights:
             decay=self.decay,
             refresh_every=self.refresh_every,
             dense_steps=self.dense_steps,
-            adopt=adopt,
         )
         copied.steps, copied.frozen = self.steps, self.frozen
         return copied
@@ -153,7 +151,7 @@ class MaskedWeights:
             self._links = ModelLinks(self.model, self.layers)
             if self._links.missing:
                 missing, self._links = self._links.missing, None
-                self._adopt(missing)
+                self.adopt(missing)
                 self._links = ModelLinks(self.model, self.layers)
         if not self.imposes:
             return

@@ -89,18 +89,21 @@ def classify(layer: SparseLayer) -> Found:
         return Found(layer, Write.SAME)
     stray = (weight != 0) & ~layer.mask()
     strays = int(stray.count_nonzero())
-    if not strays:
-        if samples is None or _equal(*samples):
+    if samples is not None and not strays:
+        if _equal(*samples):
             return Found(layer, Write.SAME)
         factor = _common_factor(*samples)
-        return Found(layer, Write.UNEVEN) if factor is None else Found(layer, Write.SCALED, factor)
+        if factor is not None:
+            return Found(layer, Write.SCALED, factor)
     rounding = _ROUNDINGS * torch.finfo(weight.dtype).eps * float(weight.abs().max())
-    if (
-        float((weight * stray).abs().max()) <= rounding
-        and samples is not None
-        and bool(((samples[0] - samples[1]).abs() <= rounding).all())
-    ):
+    if samples is None:
+        is_same = not strays
+    else:
+        is_same = float((weight * stray).abs().max()) <= rounding and _are_close(*samples, rounding)
+    if is_same:
         return Found(layer, Write.SAME)
+    if not strays:
+        return Found(layer, Write.UNEVEN)
     pattern = layer.pattern
     groups = (weight != 0).unflatten(layer.axis, (-1, pattern.m)).sum(layer.axis + 1)
     if int(groups.max()) <= pattern.n:
@@ -111,6 +114,10 @@ def classify(layer: SparseLayer) -> Found:
 
 def _equal(then: torch.Tensor, now: torch.Tensor) -> bool:
     return bool(((then == now) | (then.isnan() & now.isnan())).all())
+
+
+def _are_close(then: torch.Tensor, now: torch.Tensor, tolerance: float) -> bool:
+    return bool(((then - now).abs() <= tolerance).all())
 
 
 def _common_factor(then: torch.Tensor, now: torch.Tensor) -> float | None:
@@ -202,8 +209,8 @@ def _refuse(found: Sequence[Found], *, is_step: bool) -> None:
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized() and _processes() > 1:
         raise ConfigError(
-            "this process's weights were replaced outside of the optimizer's step, as DistributedDataParallel does when "
-            "it is made; the other processes would go on with other pruned values",
+            "this process's weights were replaced outside of the optimizer's step, as DistributedDataParallel does "
+            "when it is made; the other processes would go on with other pruned values",
             where=where,
             mend="wrap the model first and call sparsify then, or load_state_dict in every process",
         )

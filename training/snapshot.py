@@ -32,7 +32,7 @@ class Snapshot:
     def has_changed(self, parameter: torch.Tensor, *, wait: bool = False) -> bool:
         """Whether anybody wrote to the parameter since `take_snapshots`; `wait` reads values from a GPU, too."""
         held = _held(parameter)
-        if held._version != self.version or _place(held) != self.place:
+        if held._version != self.version or _place(held) != self.place:  # noqa: SLF001
             return True
         if self.live is None or self.saved is None or not (wait or held.device.type == "cpu"):
             return False
@@ -55,7 +55,7 @@ def take_snapshots(pairs: Sequence[tuple[Snapshot, torch.Tensor]]) -> None:
     saved, live = [], []
     for snapshot, parameter in pairs:
         held = _held(parameter)
-        snapshot.version = held._version
+        snapshot.version = held._version  # noqa: SLF001
         place = _place(held)
         if place != snapshot.place:
             snapshot.place, snapshot.dtype = place, held.dtype

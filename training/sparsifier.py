@@ -19,7 +19,6 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -37,29 +36,16 @@ from nm2trt.training.arguments import (
     check_patterns,
 )
 from nm2trt.training.layer_state import SparseLayer
-from nm2trt.training.masked_weights import MaskedWeights, check_owned
+from nm2trt.training.live_selection import LayerReport, LiveSelection
+from nm2trt.training.masked_weights import MaskedWeights
 from nm2trt.training.sad import LayerSad, Sad
 from nm2trt.training.saved_layers import check_parts, check_saved
-from nm2trt.training.selection import Selected
-from nm2trt.training.selection_rule import SelectionRule, matches
+from nm2trt.training.selection_rule import SelectionRule
 from nm2trt.training.step_hooks import StepHooks
-from nm2trt.training.takeover import take_over
 
 Method = Literal["dense", "ste", "sr-ste", "asp"]
 METHODS: tuple[str, ...] = get_args(Method)
 PAPER_DECAY = 2e-4
-
-
-@dataclass(frozen=True, slots=True)
-class LayerReport:
-    """Why one weight is sparse or dense."""
-
-    name: str
-    module: str
-    kind: str
-    shape: tuple[int, ...]
-    pattern: str | None
-    reason: str
 
 
 def sparsify(
@@ -108,15 +94,27 @@ def sparsify(
     rule = SelectionRule(
         check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
     )
-    sparsifier = Sparsifier(
-        _unwrapped(model),
-        optimizer,
-        rule,
+    network = _unwrapped(model)
+    selected = rule.select(network)
+    sparse = [entry for entry in selected if entry.pattern is not None]
+    if not sparse:
+        reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in selected[:5])
+        raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", mend="use a smaller M")
+    weights = MaskedWeights(
+        network,
         method=method,
         decay=decay if method == "sr-ste" else 0.0,
         refresh_every=check_count(refresh_every, "refresh_every", 1),
         dense_steps=check_count(dense_steps, "dense_steps", 0),
     )
+    hooks = StepHooks(optimizer, weights)
+    selection = LiveSelection(rule, selected, weights, hooks)
+    sparsifier = Sparsifier(weights, hooks, selection)
+    try:
+        selection.take_in(sparse)
+    except BaseException:
+        sparsifier.remove()
+        raise
     if method in ("ste", "sr-ste") and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
             f"{method} under {type(optimizer).__name__}: STEP (Lu et al., ICML 2023) finds that masks which still move "
@@ -140,85 +138,15 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 class Sparsifier:
     """Keeps the weights of a network N:M around every step of its optimizer. Made by `sparsify`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        rule: SelectionRule,
-        *,
-        method: Method,
-        decay: float,
-        refresh_every: int = 1,
-        dense_steps: int = 0,
-    ) -> None:
-        self.method = method
-        self._rule = rule
-        self._selected = rule.select(model)
-        sparse = [entry for entry in self._selected if entry.pattern is not None]
-        if not sparse:
-            reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in self._selected[:5])
-            raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", mend="use a smaller M")
-        self._weights = MaskedWeights(
-            model,
-            method=method,
-            decay=decay,
-            refresh_every=refresh_every,
-            dense_steps=dense_steps,
-            adopt=self._adopt,
-        )
-        self._hooks = StepHooks(optimizer, self._weights)
-        self._weights.end = self._hooks.remove
-        try:
-            self._take_in(sparse)
-        except BaseException:
-            self.remove()
-            raise
+    def __init__(self, weights: MaskedWeights, hooks: StepHooks, selection: LiveSelection) -> None:
+        self._weights = weights
+        self._hooks = hooks
+        self._selection = selection
 
-    def _take_in(self, entries: Sequence[Selected]) -> None:
-        """Make dense weights sparse."""
-        candidates = [entry.candidate for entry in entries]
-        check_owned(
-            [(candidate.name, candidate.parameter) for candidate in candidates],
-            self._hooks.optimizers,
-        )
-        layers = [
-            SparseLayer.of(
-                entry.candidate.name,
-                entry.candidate.parameter,
-                entry.candidate.axis,
-                entry.pattern,
-                with_residual=self.method in ("ste", "sr-ste"),
-            )
-            for entry in entries
-            if entry.pattern is not None and entry.candidate.axis is not None
-        ]
-        for earlier in take_over([(candidate.module, candidate.parameter) for candidate in candidates]):
-            earlier.retire()
-        self._weights.add(zip(layers, [candidate.module for candidate in candidates], strict=True))
-
-    def _adopt(self, missing: Sequence[SparseLayer]) -> None:
-        """The model has other parameters in the place of these layers'."""
-        self._selected = self._rule.for_model(self._weights.model).select(self._weights.model)
-        entries = {entry.candidate.name: entry for entry in self._selected}
-        for layer in missing:
-            if layer.name not in entries:
-                raise ConfigError(
-                    "its weight is no longer the model's",
-                    where=f"layer {layer.name}",
-                    mend=f"call sparsifier.release_layers([{_module_of(layer)!r}])",
-                )
-        new = [entries[layer.name] for layer in missing if entries[layer.name].pattern is not None]
-        try:
-            check_owned([(entry.candidate.name, entry.candidate.parameter) for entry in new], self._hooks.optimizers)
-        except ConfigError as error:
-            raise ConfigError(
-                "its weight is no longer the model's: the model has another parameter there (a new module, or "
-                f"load_state_dict(assign=True)), and {error.what}",
-                where=f"layer {new[0].candidate.name}",
-                mend="give the optimizer the new parameter, or make it anew and call sparsify again",
-            ) from None
-        self._weights.drop(missing, restore=False)
-        self._take_in(new)
+    @property
+    def method(self) -> str:
+        """One of `METHODS`."""
+        return self._weights.method
 
     @property
     def steps(self) -> int:
@@ -267,29 +195,15 @@ class Sparsifier:
         layers = self._layers
         return {layer.name: layer.pattern for layer in layers} if self._weights.imposes else {}
 
+    def imposed(self) -> dict[str, tuple[NMPattern, int]]:
+        """(pattern, reduction axis) per parameter name of what `patterns` gives."""
+        layers = self._layers
+        return {layer.name: (layer.pattern, layer.axis) for layer in layers} if self._weights.imposes else {}
+
     def report(self) -> list[LayerReport]:
         """Every weight of two or more dimensions: its pattern, or why it stays dense."""
-        live = {layer.name for layer in self._layers}
-        return [
-            self._report_entry(entry)
-            for entry in self._selected
-            if entry.pattern is None or entry.candidate.name in live
-        ]
-
-    def _report_entry(self, entry: Selected) -> LayerReport:
-        reason, pattern = entry.reason, entry.pattern
-        if pattern is not None and self.method == "dense":
-            reason, pattern = f"recorded as {pattern}, not imposed", None
-        elif pattern is not None and not self._weights.imposes:
-            reason, pattern = f"dense for {self._weights.dense_steps} steps, then {pattern}", None
-        return LayerReport(
-            name=entry.candidate.name,
-            module=entry.candidate.module_name,
-            kind=entry.candidate.kind,
-            shape=tuple(entry.candidate.parameter.shape),
-            pattern=None if pattern is None else str(pattern),
-            reason=reason,
-        )
+        self._layers  # noqa: B018 -- lets the layers follow, or raises
+        return self._selection.report()
 
     @torch.no_grad()
     def sad(self) -> Sad:
@@ -356,29 +270,12 @@ class Sparsifier:
             ConfigError: None can be, or the optimizer does not own one.
         """
         named = check_patterns(
-            layers if isinstance(layers, Mapping) else dict.fromkeys(check_globs(layers, "layers"), self._rule.pattern)
+            layers
+            if isinstance(layers, Mapping)
+            else dict.fromkeys(check_globs(layers, "layers"), self._selection.rule.pattern)
         )
-        live = {layer.name for layer in self._layers}
-        rule = replace(
-            self._rule,
-            layers={**self._rule.layers, **named},
-            exclude=[glob for glob in self._rule.exclude if glob not in named],
-        )
-        selected = rule.for_model(self._weights.model).select(self._weights.model)
-        meant = [
-            entry
-            for entry in selected
-            if any(matches(entry.candidate.module_name, glob) for glob in named) and entry.candidate.name not in live
-        ]
-        new = [entry for entry in meant if entry.pattern is not None]
-        if not new:
-            reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in meant[:5])
-            raise ConfigError(
-                f"no layer can become sparse ({reasons or 'none of these names is a dense layer'})", where="layers"
-            )
-        self._take_in(new)
-        self._rule, self._selected = rule, selected
-        return [entry.candidate.name for entry in new]
+        self._layers  # noqa: B018 -- lets the layers follow, or raises
+        return self._selection.add(named)
 
     def release_layers(self, layers: Sequence[str]) -> list[str]:
         """Let layers train dense from now on, from their dense weights W~ + R.
@@ -392,18 +289,7 @@ class Sparsifier:
         Raises:
             ConfigError: None of them is sparse.
         """
-        globs = check_globs(layers, "layers")
-        gone = [layer for layer in self._weights.layers if any(matches(_module_of(layer), glob) for glob in globs)]
-        if not gone:
-            raise ConfigError(f"no sparse layer matches {', '.join(map(repr, globs))}", where="layers")
-        names = {layer.name for layer in gone}
-        self._weights.drop(gone, restore=True)
-        self._rule = replace(self._rule, exclude=[*self._rule.exclude, *globs])
-        self._selected = [
-            replace(entry, pattern=None, reason="released") if entry.candidate.name in names else entry
-            for entry in self._selected
-        ]
-        return sorted(names)
+        return self._selection.release(check_globs(layers, "layers"))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied."""
@@ -451,21 +337,17 @@ class Sparsifier:
         optimizer = self._hooks.given()
         if optimizer is None:
             raise ConfigError(
-                "its optimizer is gone, so the sparsifier cannot be copied", mend="call sparsify on a copy"
+                "its optimizer is gone, so the sparsifier cannot be copied", mend="call sparsify on a copy of the model"
             )
-        live = self._weights
-        owners = {entry.candidate.name: entry.candidate.module for entry in self._selected}
-        copied = Sparsifier.__new__(Sparsifier)
-        memo[id(self)] = copied
-        copied.method = self.method
-        copied._rule, copied._selected = copy.deepcopy((self._rule, self._selected), memo)
-        copied._weights = live.copied(copy.deepcopy(live.model, memo), copied._adopt)
-        copied._hooks = StepHooks(copy.deepcopy(optimizer, memo), copied._weights)
-        copied._weights.end = copied._hooks.remove
-        copied._weights.add(
-            [(layer.copied(memo), copy.deepcopy(owners[layer.name], memo)) for layer in self._layers], split=False
+        layers, owners = self._layers, self._selection.owners()
+        weights = self._weights.copied(copy.deepcopy(self._weights.model, memo))
+        hooks = StepHooks(copy.deepcopy(optimizer, memo), weights)
+        selection = LiveSelection(
+            *copy.deepcopy((self._selection.rule, self._selection.selected), memo), weights, hooks
         )
-        if live.is_detached:
+        weights.add([(layer.copied(memo), copy.deepcopy(owners[layer.name], memo)) for layer in layers], split=False)
+        copied = Sparsifier(weights, hooks, selection)
+        if self._weights.is_detached:
             copied.remove()
         return copied
 
@@ -474,7 +356,3 @@ class Sparsifier:
             "a sparsifier cannot be pickled, since it acts on a live optimizer",
             mend="save sparsifier.state_dict(), and copy.deepcopy((model, optimizer, sparsifier)) for a copy",
         )
-
-
-def _module_of(layer: SparseLayer) -> str:
-    return layer.name.rpartition(".")[0]

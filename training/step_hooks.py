@@ -30,6 +30,9 @@ _MODES = ("eval", "train")
 class StepActions(Protocol):
     """What `StepHooks` calls; each may raise."""
 
+    end: Callable[[], None]
+    """Set by `StepHooks` to what takes its hooks off again."""
+
     def open_weights(self) -> None:
         """Before the outermost step."""
 
@@ -124,6 +127,7 @@ class StepHooks:
 
     def __init__(self, optimizer: object, actions: StepActions) -> None:
         self._actions = actions
+        actions.end = self.remove
         chain = optimizer_chain(optimizer)
         self.given = weakref.ref(optimizer)
         self._inner = {id(one) for one in innermost(chain)}
@@ -200,7 +204,8 @@ class StepHooks:
         original = getattr(target, name)
         bound = getattr(original, "__self__", None) is target
         function: Callable[..., Any] = original.__func__ if bound else original
-        whole = name != _STEP or not _has_hooks(target)
+        # timm's Lookahead has the attributes for hooks, but no base class that calls them.
+        whole = name != _STEP or not (_has_hooks(target) and getattr(type(target).step, "hooked", False))
 
         @functools.wraps(function)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -210,7 +215,7 @@ class StepHooks:
             return mine._run(self, function, arguments, kwargs, whole=whole)
 
         guarded: Any = method
-        guarded._step_hooks, guarded._before = self, before
+        guarded._step_hooks, guarded._before = self, before  # noqa: SLF001
         setattr(target, name, types.MethodType(method, target))
 
     def _is_of(self, target: object) -> bool:
