@@ -240,6 +240,7 @@ def _users(tensor: torch.Tensor) -> int:
 
 _USERS_OF_ONE = _users(torch.zeros(1))
 
+
 def restore_all(layers: Sequence[SparseLayer]) -> None:
     """`SparseLayer.restore` of all layers; on a GPU by torch's multi-tensor kernels, a few launches for any number."""
     grown = [layer for layer in layers if layer.residual is not None and not layer.is_open]

@@ -116,7 +116,9 @@ class LiveSelection:
         if not new:
             reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in meant[:5])
             raise ConfigError(
-                f"no layer can become sparse ({reasons or 'none of these names is a dense layer'})", where="layers"
+                f"no layer can become sparse ({reasons or 'none of these names is a dense layer'})",
+                where=f"layers {', '.join(map(repr, named))}",
+                mend="sparsifier.report() lists the layers",
             )
         self.take_in(new)
         self.rule, self.selected = rule, selected

@@ -326,6 +326,7 @@ class Sparsifier:
             layer.flips.copy_(saved["flips"])
             if layer.residual is not None:
                 layer.residual.copy_(saved["residual"])
+        self._weights.remember(layers)
 
     def remove(self) -> None:
         """Take the hooks off; the model keeps its N:M weights."""

@@ -254,7 +254,8 @@ class StepHooks:
                 with torch.no_grad(), uninterrupted():
                     self._actions.alter_gradients(optimizer)
         # torch hands the hook the arguments of the unbound step, so the optimizer itself comes first.
-        return self._with_closure(args, kwargs, offset=1)
+        given = self._with_closure(args, kwargs, offset=1)
+        return None if given == (args, kwargs) else given
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if id(optimizer) in self._inner and self._inner_depth:
