@@ -43,10 +43,8 @@ class LayerHook:
 
 def attach(module: nn.Module, layer: SparseLayer, loaded: Loaded) -> RemovableHandle:
     """Put a `LayerHook` on a module."""
-    handle: RemovableHandle = module.register_load_state_dict_post_hook(
-        LayerHook(layer, weakref.WeakMethod(loaded))  # type: ignore[arg-type]
-    )
-    return handle
+    register: Callable[[LayerHook], RemovableHandle] = module.register_load_state_dict_post_hook
+    return register(LayerHook(layer, weakref.WeakMethod(loaded)))
 
 
 def attached(module: nn.Module, parameter: nn.Parameter) -> list[LayerHook]:

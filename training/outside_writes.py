@@ -105,7 +105,7 @@ def classify(layer: SparseLayer) -> Found:
     if not strays:
         return Found(layer, Write.UNEVEN)
     pattern = layer.pattern
-    groups = (weight != 0).unflatten(layer.axis, (-1, pattern.m)).sum(layer.axis + 1)
+    groups = (weight != 0).movedim(layer.axis, -1).reshape(-1, pattern.m).sum(1)
     if int(groups.max()) <= pattern.n:
         return Found(layer, Write.SPARSE)
     pruned = weight.numel() * (1 - pattern.density)

@@ -77,10 +77,10 @@ def select_by_axis(
         ConfigError: A glob matches no parameter, there is no such axis, or M does not divide it.
     """
     names = [entry.candidate.name for entry in selected]
-    for glob in axes:
-        if not any(matches(name, glob) for name in names):
+    for unmatched in axes:
+        if not any(matches(name, unmatched) for name in names):
             raise ConfigError(
-                f"no parameter matches {glob!r}", where="axes", mend=f"the parameters are {', '.join(names[:8])}"
+                f"no parameter matches {unmatched!r}", where="axes", mend=f"the parameters are {', '.join(names[:8])}"
             )
     decided = []
     for entry in selected:

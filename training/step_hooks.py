@@ -175,7 +175,7 @@ class StepHooks:
         for ref in self._chain:
             one = ref()
             for name in (_STEP, *_MODES):
-                function = getattr(getattr(one, "__dict__", {}).get(name), "__func__", None)
+                function: Any = getattr(getattr(one, "__dict__", {}).get(name), "__func__", None)
                 if one is not None and getattr(function, "_step_hooks", None) is self:
                     # Somebody's wrapper that was there before comes back; else the class's own method.
                     if function._before is None:  # noqa: SLF001 -- our own function
@@ -185,13 +185,16 @@ class StepHooks:
 
     def _register(self, optimizer: torch.optim.Optimizer) -> None:
         # Hooks stay outside of torch.compile(optimizer.step): a compiler cannot trace the pass over the weights.
-        pre = optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step))
-        post = optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
-        # Other people's hooks see N:M weights and the task's gradients, whenever they were registered.
-        optimizer._optimizer_step_post_hooks.move_to_end(post.id, last=False)  # noqa: SLF001 -- no public order
+        before, after = (
+            torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+            for hook in (self._before_step, self._after_step)
+        )
+        pre, post = optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
         self._handles.append((weakref.ref(optimizer), pre, post))
+        self._order(optimizer)
 
-    def _put_last(self, optimizer: object) -> None:
+    def _order(self, optimizer: object) -> None:
+        """Come last before a step and first after it, so that others see N:M weights whenever they registered."""
         for ref, pre, post in self._handles:
             if ref() is optimizer:
                 hooks: Any = optimizer
@@ -229,7 +232,7 @@ class StepHooks:
         depths = self._depth, self._inner_depth
         self._running += 1
         try:
-            self._put_last(target)
+            self._order(target)
             if not whole:
                 return function(*args, **kwargs)
             self._enter()

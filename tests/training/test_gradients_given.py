@@ -177,7 +177,7 @@ def test_a_step_that_clears_gradients_clears_the_tasks(how):
 
 
 def test_a_parameter_without_a_gradient_is_left_alone():
-    net, optimizer, sparsifier = started(decay=0.5)
+    _, optimizer, sparsifier = started(decay=0.5)
     optimizer.zero_grad()
     before = sparsifier.dense_weights()
     optimizer.step()
