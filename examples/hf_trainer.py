@@ -52,9 +52,7 @@ class SparsifyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
         """Start, or go on from the checkpoint that the Trainer has just loaded."""
-        # The Trainer wraps the optimizer, and steps the one inside.
-        optimizer = getattr(objects["optimizer"], "optimizer", objects["optimizer"])
-        self.sparsifier = sparsify(objects["model"], optimizer, self.pattern, "sr-ste", decay=self.decay)
+        self.sparsifier = sparsify(objects["model"], objects["optimizer"], self.pattern, "sr-ste", decay=self.decay)
         if state.global_step:
             saved = torch.load(self._path(args, state), weights_only=True)
             self.sparsifier.load_state_dict(saved)

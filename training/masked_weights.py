@@ -186,8 +186,14 @@ class MaskedWeights:
         """Before a step: the parameters hold W."""
         self.follow(is_step=True)
         self.is_open = True
-        if self.imposes and (self._dense_section or not self.frozen):
+        if not self.imposes or (self.frozen and not self._dense_section):
+            return
+        try:
             restore_all(self.layers)
+        except BaseException:
+            self.is_open = False
+            split_all([layer for layer in self.layers if layer.is_open], impose=True, hold=True, count=False)
+            raise
 
     def close_weights(self, *, stepped: bool) -> None:
         """After a step: the parameters hold W~, the residuals the rest."""

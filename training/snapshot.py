@@ -19,8 +19,8 @@ class Snapshot:
     """A tensor's version counter, its place in memory, and some of its values.
 
     torch counts in-place operations in `_version`, and `.data = other` shows in the address. What is written through
-    `.data` or by numpy shows in neither, so a thousand values in evenly spaced runs are compared on top; on a GPU only when
-    asked to, since that waits for the device.
+    `.data` or by numpy shows in neither, so a thousand values in evenly spaced runs are compared on top; on a GPU only
+    when asked to, since that waits for the device.
     """
 
     version: int = -1

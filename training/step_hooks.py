@@ -274,6 +274,8 @@ class StepHooks:
             self._stepped = False
             with torch.no_grad(), uninterrupted():
                 self._actions.open_weights()
+                self._depth = 1
+            return
         self._depth += 1
 
     def _leave(self) -> None:

@@ -524,3 +524,39 @@ def test_a_copied_model_is_its_owners_to_load_into():
         other.load_state_dict(state)
         assert torch.equal(other[0].weight, state["0.weight"])
     assert torch.equal(sparsifier.dense_weights()["0.weight"], before["0.weight"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("write", [by_copy, by_mul, None])
+def test_on_a_gpu_the_same_writes_lead_to_the_same_weights(write):
+    results = []
+    for device in ("cpu", "cuda"):
+        net = mlp().to(device)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        sparsifier = sparsify(net, optimizer, "2:4", decay=0.1)
+        state = {name: value.to(device) for name, value in mlp(seed=5).state_dict().items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for index, (x, y) in enumerate(batches_of(6)):
+                one_step(net, optimizer, x.to(device), y.to(device))
+                if write is by_mul:
+                    by_mul(net, 0.9)
+                elif write is not None and index == 2:
+                    write(net, state)
+        gradient = net[0].weight.grad
+        assert_split(net, sparsifier)
+        results.append({**sparsifier.dense_weights(), "gradient": gradient})
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name].cpu(), value, rtol=0, atol=1e-10)
+
+
+@pytest.mark.gpu
+def test_weights_moved_to_a_gpu_and_back_keep_their_residuals():
+    net, optimizer, sparsifier = started()
+    before = sparsifier.dense_weights()
+    for device in ("cuda", "cpu"):
+        net.to(device)
+        for name in WEIGHTS:
+            assert torch.equal(sparsifier.dense_weights()[name].cpu(), before[name])
+    one_step(net, optimizer, *batches_of(1)[0])
+    assert_split(net, sparsifier)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import signal
 import warnings
 
 import pytest
@@ -421,6 +422,83 @@ def test_schedule_free_swaps_w_and_evaluates_n_m_weights():
         assert_split(net, sparsifier)
         results.append(sparsifier.dense_weights())
     assert_equal(*results, tolerance=1e-12)
+
+
+class LightningLike:
+    """As Lightning's wrapper: the optimizer's attributes without its step, and a closure in every step."""
+
+    def __init__(self, optimizer):
+        self.__dict__ = {name: value for name, value in vars(optimizer).items() if name != "step"}
+        self.__class__ = type(f"Lightning{type(optimizer).__name__}", (type(self), type(optimizer)), {})
+        self._optimizer = optimizer
+
+    def step(self, closure=None):
+        return self._optimizer.step(closure=closure or (lambda: None))
+
+
+class Delegates:
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["optimizer"], name)
+
+
+class TwoInOne(torch.optim.Optimizer):
+    """Steps one optimizer for some parameters and one for the others, as Muon with AdamW is used."""
+
+    def __init__(self, first, second):
+        self.parts = [torch.optim.SGD(first, lr=0.1), torch.optim.SGD(second, lr=0.1)]
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: LightningLike(torch.optim.SGD(net.parameters(), lr=0.1)),
+        lambda net: Delegates(torch.optim.SGD(net.parameters(), lr=0.1)),
+        lambda net: Delegates(LightningLike(torch.optim.SGD(net.parameters(), lr=0.1))),
+        lambda net: TwoInOne(net[0].parameters(), net[2:].parameters()),
+    ],
+)
+def test_a_wrapper_that_changes_nothing_changes_nothing(make):
+    net = mlp()
+    optimizer = make(net)
+    sparsifier = sparsify(net, optimizer, "2:4", decay=DECAY)
+    for x, y in batches_of(5):
+        one_step(net, optimizer, x, y)
+        assert_split(net, sparsifier)
+    assert sparsifier.steps == 5
+    assert_equal(sparsifier.dense_weights(), plain_run())
+
+
+@pytest.mark.parametrize("within", ["restore_all", "split_all"])
+def test_ctrl_c_while_weights_are_moved_waits_until_they_are_whole(monkeypatch, within):
+    from nm2trt.training import masked_weights
+
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    sparsifier = sparsify(net, optimizer, "2:4", decay=DECAY)
+    before = sparsifier.dense_weights()
+    move = getattr(masked_weights, within)
+
+    def interrupted(layers, **options):
+        move(layers[:1], **options)
+        signal.raise_signal(signal.SIGINT)
+        move(layers[1:], **options)
+
+    monkeypatch.setattr(masked_weights, within, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one_step(net, optimizer, *batches_of(1)[0])
+    monkeypatch.undo()
+    assert_split(net, sparsifier)
+    assert_equal(sparsifier.dense_weights(), before)
+    one_step(net, optimizer, *batches_of(1)[0])
+    assert_equal(sparsifier.dense_weights(), before)
 
 
 def test_an_optimizer_whose_hooks_never_fire_is_named_when_somebody_asks():
