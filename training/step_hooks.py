@@ -207,15 +207,18 @@ class StepHooks:
         original = getattr(target, name)
         bound = getattr(original, "__self__", None) is target
         function: Callable[..., Any] = original.__func__ if bound else original
-        # timm's Lookahead has the attributes for hooks, but no base class that calls them.
-        whole = name != _STEP or not (_has_hooks(target) and getattr(type(target).step, "hooked", False))
+        # timm's Lookahead has the attributes for hooks but no base class that calls them, and who has replaced the
+        # method of one object may call it or not.
+        hooked = _has_hooks(target) and getattr(type(target).step, "hooked", False)
+        known = before is None or hasattr(before, "_wrapped_by_lr_sched") or hasattr(before, "_step_hooks")
+        whole = name != _STEP or not (hooked and known)
 
         @functools.wraps(function)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             arguments = (self, *args) if bound else args
             if not mine._is_of(self):
                 return function(*arguments, **kwargs)
-            return mine._run(self, function, arguments, kwargs, whole=whole)
+            return mine._run(self, function, arguments, kwargs, whole=whole, is_step=name == _STEP)
 
         guarded: Any = method
         guarded._step_hooks, guarded._before = self, before  # noqa: SLF001
@@ -226,7 +229,14 @@ class StepHooks:
         return self._active and any(ref() is target for ref in self._chain)
 
     def _run(
-        self, target: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, whole: bool
+        self,
+        target: Any,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        whole: bool,
+        is_step: bool,
     ) -> Any:
         """Call a guarded method; `whole`: torch calls no hooks around it, so this does."""
         depths = self._depth, self._inner_depth
@@ -235,10 +245,10 @@ class StepHooks:
             self._order(target)
             if not whole:
                 return function(*args, **kwargs)
-            self._enter()
+            self._begin(target if is_step else None)
             args, kwargs = self._with_closure(args, kwargs, offset=int(bool(args) and args[0] is target))
             result = function(*args, **kwargs)
-            self._leave()
+            self._finish(target if is_step else None)
             return result  # noqa: TRY300 -- the step ends before its result is known to be one
         except BaseException:
             self._unwind(*depths)
@@ -250,17 +260,23 @@ class StepHooks:
         if self._depth and not self._running and _torch_steps_running() <= self._depth:
             # A step that was called past the guard, and raised.
             self._unwind(0, 0)
+        self._begin(optimizer)
+        # torch hands the hook the arguments of the unbound step, so the optimizer itself comes first.
+        given = self._with_closure(args, kwargs, offset=1)
+        return None if given == (args, kwargs) else given
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._finish(optimizer)
+
+    def _begin(self, optimizer: Any) -> None:
         self._enter()
         if id(optimizer) in self._inner:
             self._inner_depth += 1
             if self._inner_depth == 1:
                 with torch.no_grad(), uninterrupted():
                     self._actions.alter_gradients(optimizer)
-        # torch hands the hook the arguments of the unbound step, so the optimizer itself comes first.
-        given = self._with_closure(args, kwargs, offset=1)
-        return None if given == (args, kwargs) else given
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _finish(self, optimizer: Any) -> None:
         if id(optimizer) in self._inner and self._inner_depth:
             self._inner_depth -= 1
             if self._inner_depth == 0:

@@ -476,6 +476,31 @@ def test_a_wrapper_that_changes_nothing_changes_nothing(make):
     assert_equal(sparsifier.dense_weights(), plain_run())
 
 
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_step_that_somebody_has_replaced_on_the_object(calls):
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    original = optimizer.step
+
+    @torch.no_grad()
+    def mine():
+        if calls:
+            original()
+            return
+        for parameter in net.parameters():
+            parameter.sub_(parameter.grad, alpha=0.1)
+
+    optimizer.step = mine
+    sparsifier = sparsify(net, optimizer, "2:4", decay=DECAY)
+    for x, y in batches_of(5):
+        one_step(net, optimizer, x, y)
+        assert_split(net, sparsifier)
+    assert sparsifier.steps == 5
+    assert_equal(sparsifier.dense_weights(), plain_run(), tolerance=1e-14)
+    sparsifier.remove()
+    assert optimizer.step is mine
+
+
 @pytest.mark.parametrize("within", ["restore_all", "split_all"])
 def test_ctrl_c_while_weights_are_moved_waits_until_they_are_whole(monkeypatch, within):
     from nm2trt.training import masked_weights
