@@ -27,6 +27,15 @@ from nm2trt.pattern import NMPattern
 from nm2trt.training.layer_state import SparseLayer, restore_all, split_all, zero_pruned
 from nm2trt.training.sad import LayerSad, Sad
 from nm2trt.training.selection import Selected, select_weights
+from nm2trt.training.shards import (
+    align_gradient,
+    as_sharded,
+    check_shards,
+    count_as_sharded,
+    own_count,
+    part_of,
+    sum_over_shards,
+)
 
 Method = Literal["dense", "ste", "sr-ste", "asp"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -88,6 +97,7 @@ def sparsify(
     per_layer = {
         glob: NMPattern.parse(value) if isinstance(value, str) else value for glob, value in (layers or {}).items()
     }
+    check_shards(model)
     selected = select_weights(_unwrapped(model), wanted, per_layer, exclude)
     if method in ("ste", "sr-ste") and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
@@ -176,6 +186,8 @@ class Sparsifier:
             return
         # Fused optimizers unscale inside their kernel, so what is added to the gradient has to be scaled too.
         scale = getattr(optimizer, "grad_scale", None)
+        for layer in self._layers:
+            align_gradient(layer.parameter)
         if not self._frozen:
             restore_all(self._layers, self.decay, scale)
             return
@@ -192,24 +204,57 @@ class Sparsifier:
             zero_pruned(self._layers)
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """Bool tensor per parameter name, True = kept."""
-        return {layer.name: layer.mask() for layer in self._layers}
+        """Bool tensor per parameter name, True = kept; a DTensor where the parameter is one."""
+        return {layer.name: as_sharded(layer.mask(), layer.parameter) for layer in self._layers}
 
     def residuals(self) -> dict[str, torch.Tensor]:
-        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp"."""
-        return {layer.name: layer.residual for layer in self._layers if layer.residual is not None}
+        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp".
+
+        A DTensor with the parameter's placements where the parameter is one.
+        """
+        return {
+            layer.name: as_sharded(layer.residual, layer.parameter)
+            for layer in self._layers
+            if layer.residual is not None
+        }
 
     @torch.no_grad()
     def dense_weights(self) -> dict[str, torch.Tensor]:
-        """W = W~ + R per parameter name, copied."""
-        weights = {layer.name: layer.weight().clone() for layer in self._layers}
-        for name, residual in self.residuals().items():
-            weights[name] += residual
-        return weights
+        """W = W~ + R per parameter name, copied; a DTensor with the parameter's placements where it is one."""
+        return {layer.name: self._dense(layer) for layer in self._layers}
 
-    def dense_state_dict(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The model's state dict with the dense weights W~ + R in place of the sparse ones."""
-        return {**model.state_dict(), **self.dense_weights()}
+    def _dense(self, layer: SparseLayer) -> torch.Tensor:
+        weight = layer.weight().clone()
+        if layer.residual is not None:
+            weight += layer.residual
+        return as_sharded(weight, layer.parameter)
+
+    @torch.no_grad()
+    def dense_state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """The model's state dict with the dense weights W~ + R in place of the sparse ones.
+
+        Args:
+            model: What `sparsify` was given, or a wrapper around it or inside it (torch.compile, DDP, Lightning). Its
+                own names are kept; a weight of several names is replaced under each.
+
+        Raises:
+            ConfigError: The model does not hold a sparse weight, so it is another one.
+        """
+        state = dict(model.state_dict(keep_vars=True))
+        left = {id(layer.parameter): layer for layer in self._layers}
+        dense: dict[int, torch.Tensor] = {}
+        for name, value in state.items():
+            layer = left.get(id(value))
+            if layer is not None:
+                state[name] = dense.setdefault(id(value), self._dense(layer))
+            elif isinstance(value, torch.Tensor):
+                state[name] = value.detach()
+        if missing := [layer.name for key, layer in left.items() if key not in dense]:
+            raise ConfigError(
+                f"this model's state dict does not hold the sparse weight of {', '.join(missing[:3])}",
+                mend="give the model that sparsify was given",
+            )
+        return state
 
     def patterns(self) -> dict[str, NMPattern]:
         """The pattern that is imposed, per parameter name. Empty for "dense"."""
@@ -239,10 +284,7 @@ class Sparsifier:
         """
         layers = []
         for layer in self._layers:
-            counts = layer.counts()
-            group = layer.shard_group()
-            if group is not None:
-                torch.distributed.all_reduce(counts, group=group)
+            counts = sum_over_shards(layer.counts(), layer.parameter)
             weights, previous, start, flips = counts.tolist()
             layers.append(LayerSad(layer=layer.name, weights=weights, previous=previous, start=start, flips=flips))
         return Sad(step=self.steps, layers=layers)
@@ -252,7 +294,11 @@ class Sparsifier:
         self._frozen = True
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied."""
+        """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied.
+
+        Where parameters are DTensors, so are all tensors here, with the same placements: torch.distributed.checkpoint
+        saves and loads them for any number of processes. No collective is called.
+        """
         return {
             "method": self.method,
             "steps": self.steps,
@@ -260,9 +306,9 @@ class Sparsifier:
             "layers": {
                 layer.name: {
                     "pattern": str(layer.pattern),
-                    "residual": layer.residual,
-                    "bits": layer.bits,
-                    "flips": layer.flips,
+                    "residual": None if layer.residual is None else as_sharded(layer.residual, layer.parameter),
+                    "bits": as_sharded(layer.bits, layer.parameter),
+                    "flips": count_as_sharded(layer.flips, layer.parameter),
                 }
                 for layer in self._layers
             },
@@ -271,6 +317,8 @@ class Sparsifier:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave; load the model's own state dict first.
+
+        Tensors may be DTensors of any placements, or whole, as `torch.distributed.checkpoint.state_dict` gathers them.
 
         Raises:
             ConfigError: The state is of another method, other layers or other patterns.
@@ -288,10 +336,10 @@ class Sparsifier:
         self.steps, self._frozen = int(state["steps"]), bool(state["frozen"])
         for layer in self._layers:
             saved = state["layers"][layer.name]
-            layer.bits.copy_(saved["bits"])
-            layer.flips.copy_(saved["flips"])
+            layer.bits.copy_(part_of(saved["bits"], layer.parameter))
+            layer.flips.copy_(own_count(saved["flips"], layer.parameter))
             if layer.residual is not None:
-                layer.residual.copy_(saved["residual"])
+                layer.residual.copy_(part_of(saved["residual"], layer.parameter))
 
     def remove(self) -> None:
         """Take the hooks off; the model keeps its N:M weights."""

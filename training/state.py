@@ -20,7 +20,7 @@ from nm2trt.artifacts import write_atomic
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.training.history import History
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.sharding import is_sharded, like, own_sparsifier_state, whole, whole_sparsifier_state
+from nm2trt.training.sharding import like, whole
 from nm2trt.training.sparsifier import Sparsifier
 
 FILE = "state/last.pt"
@@ -59,9 +59,7 @@ def save_state(folder: Path, parts: Parts, position: Position, history: History)
     """
     generators = gather_object([_generators()])
     model = parts.accelerator.unwrap_model(parts.model)
-    sparsifier = parts.sparsifier.state_dict()
-    if is_sharded(model):
-        sparsifier = whole_sparsifier_state(sparsifier, model)
+    sparsifier = whole(parts.sparsifier.state_dict())
     model_state, optimizer_state = whole(model.state_dict()), whole(parts.optimizer.state_dict())
     if not parts.accelerator.is_main_process:
         return
@@ -131,8 +129,7 @@ def restore(content: dict[str, Any], parts: Parts) -> History:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the state is of another network: {reason[:200]}") from None
     parts.optimizer.load_state_dict(_placed(content["optimizer"], parts.optimizer))
-    sparsifier = content["sparsifier"]
-    parts.sparsifier.load_state_dict(own_sparsifier_state(sparsifier, model) if is_sharded(model) else sparsifier)
+    parts.sparsifier.load_state_dict(content["sparsifier"])
     _set_schedule(parts.schedule, content["schedule"]["last_epoch"], content["optimizer"])
     if parts.accelerator.scaler is not None and content["scaler"]:
         parts.accelerator.scaler.load_state_dict(content["scaler"])
