@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,17 @@ class Parts:
     sparsifier: Sparsifier
 
 
-def save_state(folder: Path, parts: Parts, position: Position, history: History) -> None:
+def save_state(
+    folder: Path, parts: Parts, position: Position, history: History, *, settings: Mapping[str, Any]
+) -> None:
     """Write `folder/state/last.pt`; until the rename, the state before stays as it is. Every process calls this.
+
+    Args:
+        folder: The run's.
+        parts: What is saved.
+        position: Where the run is.
+        history: Its records.
+        settings: The configuration, in plain values.
 
     Raises:
         OSError: The disk is full; the state before is untouched.
@@ -67,6 +77,8 @@ def save_state(folder: Path, parts: Parts, position: Position, history: History)
     content = {
         "schema": SCHEMA,
         "processes": parts.accelerator.num_processes,
+        "settings": dict(settings),
+        "threads": torch.get_num_threads(),
         "position": asdict(position),
         "model": model_state,
         "optimizer": optimizer_state,
