@@ -79,6 +79,7 @@ class Trainer:
     ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._task: Task = data.task
+        self._input_shape = data.input_shape
         self._calls = NetworkCalls(config.model)
         if not torch.distributed.is_initialized():
             # accelerate keeps one device and precision for the whole process; each run chooses its own.
@@ -117,6 +118,7 @@ class Trainer:
 
     def _sparsify(self, method: Method) -> Sparsifier:
         config = self._config
+        example_BX = torch.zeros(1, *self._input_shape, device=self._accelerator.device)
         return sparsify(
             self._accelerator.unwrap_model(self._model),
             self._bare,
@@ -126,6 +128,7 @@ class Trainer:
             layers=config.layers,
             exclude=config.exclude,
             refresh_every=config.refresh_every,
+            example_inputs=example_BX,
         )
 
     def _prune_once(self) -> None:

@@ -26,7 +26,7 @@ from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.layer_state import SparseLayer, restore_all, split_all, zero_pruned
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.selection import Selected, select_weights
+from nm2trt.training.selection import Selected, select_weights, watched
 from nm2trt.training.shards import (
     align_gradient,
     as_sharded,
@@ -36,6 +36,7 @@ from nm2trt.training.shards import (
     part_of,
     sum_over_shards,
 )
+from nm2trt.training.uses import FirstForward, UseTrace
 
 Method = Literal["dense", "ste", "sr-ste", "asp"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -64,6 +65,7 @@ def sparsify(
     layers: Mapping[str, str | NMPattern] | None = None,
     exclude: Sequence[str] = (),
     refresh_every: int = 1,
+    example_inputs: Any = None,
 ) -> Sparsifier:
     """Make a network N:M sparse from now on, in any training loop.
 
@@ -77,6 +79,8 @@ def sparsify(
         layers: Glob on module names -> pattern of these layers.
         exclude: Globs on module names that stay dense.
         refresh_every: Optimizer steps between new masks; in between, the last one is held.
+        example_inputs: A batch (a tensor, a tuple of positional or a dict of keyword arguments) that the network is run
+            on once, to see how each weight is used. Without it the first forward pass of training is watched.
 
     Returns:
         The sparsifier; the model conforms from this moment on (except with "dense").
@@ -98,16 +102,19 @@ def sparsify(
         glob: NMPattern.parse(value) if isinstance(value, str) else value for glob, value in (layers or {}).items()
     }
     check_shards(model)
-    selected = select_weights(_unwrapped(model), wanted, per_layer, exclude)
+    selected = select_weights(_unwrapped(model), wanted, per_layer, exclude, example_inputs=example_inputs)
     if method in ("ste", "sr-ste") and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
             f"{method} under {type(optimizer).__name__}: STEP (Lu et al., ICML 2023) finds that masks which still move "
             "spoil Adam's second moments; compare with SGD, or freeze() the masks early",
             stacklevel=2,
         )
-    return Sparsifier(
+    sparsifier = Sparsifier(
         optimizer, selected, method=method, decay=decay if method == "sr-ste" else 0.0, refresh_every=refresh_every
     )
+    if example_inputs is None and not hasattr(model, "_orig_mod"):
+        sparsifier.watch_uses(_unwrapped(model))
+    return sparsifier
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -155,6 +162,8 @@ class Sparsifier:
             split_all(self._layers, impose=method != "dense", hold=False)
             for layer in self._layers:
                 layer.begin()
+        self._misused: dict[str, str] = {}
+        self._first_forward: FirstForward | None = None
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -202,6 +211,20 @@ class Sparsifier:
             split_all(self._layers, impose=impose, hold=self.steps % self.refresh_every != 0)
         elif impose:
             zero_pruned(self._layers)
+
+    def watch_uses(self, model: nn.Module) -> None:
+        """Watch the next eager forward pass of the model for weights that its operators read otherwise."""
+        entries = [entry for entry in self._selected if entry.pattern is not None]
+        patterns = {entry.candidate.name: entry.pattern for entry in entries if entry.pattern is not None}
+        trace = UseTrace(watched([entry.candidate for entry in entries], patterns), masked=self.method != "dense")
+        self._first_forward = FirstForward(model, trace, self._uses_seen)
+
+    def _uses_seen(self, trace: UseTrace) -> None:
+        self._misused = dict(trace.findings)
+        for name, words in self._misused.items():
+            warnings.warn(
+                f"{name} is not sparse where it is used: {words}; exclude {name.rpartition('.')[0]!r}", stacklevel=2
+            )
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Bool tensor per parameter name, True = kept; a DTensor where the parameter is one."""
@@ -258,7 +281,9 @@ class Sparsifier:
 
     def patterns(self) -> dict[str, NMPattern]:
         """The pattern that is imposed, per parameter name. Empty for "dense"."""
-        return {} if self.method == "dense" else {layer.name: layer.pattern for layer in self._layers}
+        if self.method == "dense":
+            return {}
+        return {layer.name: layer.pattern for layer in self._layers if layer.name not in self._misused}
 
     def report(self) -> list[LayerReport]:
         """Every weight of two or more dimensions: its pattern, or why it stays dense."""
@@ -268,13 +293,20 @@ class Sparsifier:
                 module=entry.candidate.module_name,
                 kind=entry.candidate.kind,
                 shape=tuple(entry.candidate.parameter.shape),
-                pattern=str(entry.pattern) if entry.pattern is not None and self.method != "dense" else None,
-                reason=f"recorded as {entry.pattern}, not imposed"
-                if entry.pattern is not None and self.method == "dense"
-                else entry.reason,
+                pattern=self._reported(entry),
+                reason=self._reason(entry),
             )
             for entry in self._selected
         ]
+
+    def _reported(self, entry: Selected) -> str | None:
+        imposed = self.method != "dense" and entry.candidate.name not in self._misused
+        return str(entry.pattern) if entry.pattern is not None and imposed else None
+
+    def _reason(self, entry: Selected) -> str:
+        if entry.pattern is not None and self.method == "dense":
+            return f"recorded as {entry.pattern}, not imposed"
+        return self._misused.get(entry.candidate.name, entry.reason)
 
     @torch.no_grad()
     def sad(self) -> Sad:
@@ -343,6 +375,8 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Take the hooks off; the model keeps its N:M weights."""
+        if self._first_forward is not None:
+            self._first_forward.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
