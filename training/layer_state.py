@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.projection import Split, project_all
+from nm2trt.training.shards import check_whole_groups
 from nm2trt.training.snapshot import Snapshot
 
 _NOW, _PREVIOUS, _START = 1, 2, 4
@@ -56,15 +56,9 @@ class SparseLayer:
         """Make the state of a dense weight; nothing is projected yet.
 
         Raises:
-            ConfigError: The weight is sharded along its reduction axis, which would cut groups.
+            ConfigError: The weight is sharded along its reduction axis and some shard's border cuts a group.
         """
-        for placement in getattr(parameter, "placements", ()):
-            if placement.is_shard(axis):
-                raise ConfigError(
-                    f"sharded along its reduction axis {axis}, which cuts groups of {pattern.m}",
-                    where=f"layer {name}",
-                    mend="shard another axis, or exclude the layer",
-                )
+        check_whole_groups(name, parameter, axis, pattern.m)
         weight = local(parameter.detach())
         return cls(
             name=name,
@@ -222,14 +216,6 @@ class SparseLayer:
         self.bits.bitwise_and_(_NOW | _START).bitwise_or_(now * _PREVIOUS)
         weights = torch.tensor(self.bits.numel(), device=self.bits.device)
         return torch.stack([weights, previous, start, self.flips])
-
-    def shard_group(self) -> Any:
-        """The process group over which the parameter is sharded, or None."""
-        sharded: Any = self.parameter
-        for index, placement in enumerate(getattr(sharded, "placements", ())):
-            if placement.is_shard():
-                return sharded.device_mesh.get_group(index)
-        return None
 
 
 def _users(tensor: torch.Tensor) -> int:

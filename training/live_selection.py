@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,10 +12,11 @@ from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.masked_weights import MaskedWeights, check_owned
-from nm2trt.training.selection import Selected
+from nm2trt.training.selection import Selected, watched
 from nm2trt.training.selection_rule import SelectionRule, matches
 from nm2trt.training.step_hooks import StepHooks
 from nm2trt.training.takeover import take_over
+from nm2trt.training.uses import FirstForward, UseTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,28 @@ class LiveSelection:
         self._weights = weights
         self._hooks = hooks
         weights.adopt = self._adopt
+        self.misused: dict[str, str] = {}
+        """Parameter name -> why an operator does not read its pattern, as the first forward pass showed."""
+        self._first_forward: FirstForward | None = None
+
+    def watch_uses(self) -> None:
+        """Watch the next eager forward pass of the model for weights that its operators read otherwise."""
+        entries = [entry for entry in self.selected if entry.pattern is not None]
+        patterns = {entry.candidate.name: entry.pattern for entry in entries if entry.pattern is not None}
+        trace = UseTrace(watched([entry.candidate for entry in entries], patterns), masked=self._weights.imposes)
+        self._first_forward = FirstForward(self._weights.model, trace, self._uses_seen)
+
+    def stop_watching(self) -> None:
+        """Take the hooks of `watch_uses` off."""
+        if self._first_forward is not None:
+            self._first_forward.remove()
+
+    def _uses_seen(self, trace: UseTrace) -> None:
+        self.misused = dict(trace.findings)
+        for name, words in self.misused.items():
+            warnings.warn(
+                f"{name} is not sparse where it is used: {words}; exclude {name.rpartition('.')[0]!r}", stacklevel=2
+            )
 
     def take_in(self, entries: Sequence[Selected]) -> None:
         """Make dense weights sparse.
@@ -158,6 +182,8 @@ class LiveSelection:
         reason, pattern = entry.reason, entry.pattern
         if pattern is not None and self._weights.method == "dense":
             reason, pattern = f"recorded as {pattern}, not imposed", None
+        elif entry.candidate.name in self.misused:
+            reason, pattern = self.misused[entry.candidate.name], None
         elif pattern is not None and not self._weights.imposes:
             reason, pattern = f"dense for {self._weights.dense_steps} steps, then {pattern}", None
         return LayerReport(

@@ -12,6 +12,7 @@ from nm2trt.errors import ConfigError
 from nm2trt.training.attachment import ModelLinks, attach
 from nm2trt.training.layer_state import SparseLayer, alter_gradients, restore_all, split_all, zero_pruned
 from nm2trt.training.outside_writes import Write, classify, find_writes, follow_writes, take_weights
+from nm2trt.training.shards import align_gradient
 from nm2trt.training.snapshot import take_snapshots
 
 _STEPS_BETWEEN_GPU_CHECKS = 100
@@ -221,6 +222,8 @@ class MaskedWeights:
         if not self.imposes:
             return
         mine = self._stepped_by(optimizer)
+        for layer, _ in mine:
+            align_gradient(layer.parameter)
         if self.frozen:
             for layer, _ in mine:
                 layer.mask_gradient()

@@ -9,6 +9,7 @@ import torch
 
 from nm2trt.errors import ConfigError
 from nm2trt.training.layer_state import SparseLayer
+from nm2trt.training.shards import own_count, part_of
 
 _KEYS = ("pattern", "residual", "bits", "flips")
 
@@ -42,6 +43,21 @@ def check_saved(state: Any, method: str, layers: Sequence[SparseLayer]) -> None:
                 where=f"layer {layer.name}",
                 mend=again,
             )
+
+
+def own_parts(entry: Mapping[str, Any], layer: SparseLayer) -> dict[str, torch.Tensor]:
+    """This process's "bits", "flips" and, where there is one, "residual" of a saved entry.
+
+    Raises:
+        ConfigError: The shapes do not fit.
+    """
+    parts = {
+        "bits": part_of(entry["bits"], layer.parameter),
+        "flips": own_count(entry["flips"], layer.parameter),
+    }
+    if layer.residual is not None:
+        parts["residual"] = part_of(entry["residual"], layer.parameter)
+    return parts
 
 
 def check_parts(parts: Sequence[tuple[SparseLayer, Mapping[str, torch.Tensor]]]) -> None:

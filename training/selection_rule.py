@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -25,13 +26,13 @@ class SelectionRule:
     exclude: list[str] = field(default_factory=list)
     axes: dict[str, int] = field(default_factory=dict)
 
-    def select(self, model: nn.Module) -> list[Selected]:
-        """Decide for every weight of two or more dimensions.
+    def select(self, model: nn.Module, *, example_inputs: Any = None) -> list[Selected]:
+        """Decide for every weight of two or more dimensions; `example_inputs` as for `select_weights`.
 
         Raises:
             ConfigError: A name matches nothing, or a pattern does not fit.
         """
-        selected = select_weights(model, self.pattern, self.layers, self.exclude)
+        selected = select_weights(model, self.pattern, self.layers, self.exclude, example_inputs=example_inputs)
         if not self.axes:
             return selected
         return select_by_axis(selected, self.axes, self.pattern, self.layers, self.exclude)

@@ -35,12 +35,14 @@ from nm2trt.training.arguments import (
     check_pattern,
     check_patterns,
 )
+from nm2trt.training.dense_state import dense_state_dict, dense_weight
 from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.live_selection import LayerReport, LiveSelection
 from nm2trt.training.masked_weights import MaskedWeights
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.saved_layers import check_parts, check_saved
+from nm2trt.training.saved_layers import check_parts, check_saved, own_parts
 from nm2trt.training.selection_rule import SelectionRule
+from nm2trt.training.shards import as_sharded, check_shards, count_as_sharded, sum_over_shards
 from nm2trt.training.step_hooks import StepHooks
 
 Method = Literal["dense", "ste", "sr-ste", "asp"]
@@ -60,6 +62,7 @@ def sparsify(
     axes: Mapping[str, int] | None = None,
     refresh_every: int = 1,
     dense_steps: int = 0,
+    example_inputs: Any = None,
 ) -> Sparsifier:
     """Make a network N:M sparse from now on, in any training loop.
 
@@ -79,6 +82,8 @@ def sparsify(
             one parameter of [E, N, K].
         refresh_every: Optimizer steps between new masks; in between, the last one is held.
         dense_steps: Optimizer steps before the first masks are imposed; until then the network trains dense.
+        example_inputs: A batch (a tensor, a tuple of positional or a dict of keyword arguments) that the network is run
+            on once, to see how each weight is used. Without it the first forward pass of training is watched.
 
     Returns:
         The sparsifier; the model conforms from this moment on (with "dense" never, with `dense_steps` after them).
@@ -94,8 +99,9 @@ def sparsify(
     rule = SelectionRule(
         check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
     )
+    check_shards(model)
     network = _unwrapped(model)
-    selected = rule.select(network)
+    selected = rule.select(network, example_inputs=example_inputs)
     sparse = [entry for entry in selected if entry.pattern is not None]
     if not sparse:
         reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in selected[:5])
@@ -115,6 +121,8 @@ def sparsify(
     except BaseException:
         sparsifier.remove()
         raise
+    if example_inputs is None and not hasattr(model, "_orig_mod"):
+        selection.watch_uses()
     if method in ("ste", "sr-ste") and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
             f"{method} under {type(optimizer).__name__}: STEP (Lu et al., ICML 2023) finds that masks which still move "
@@ -174,31 +182,48 @@ class Sparsifier:
         return self._weights.layers
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """Bool tensor per parameter name, True = kept."""
-        return {layer.name: layer.mask() for layer in self._layers}
+        """Bool tensor per parameter name, True = kept; a DTensor where the parameter is one."""
+        return {layer.name: as_sharded(layer.mask(), layer.parameter) for layer in self._layers}
 
     def residuals(self) -> dict[str, torch.Tensor]:
-        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp"."""
-        return {layer.name: layer.residual for layer in self._layers if layer.residual is not None}
+        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp".
+
+        A DTensor with the parameter's placements where the parameter is one.
+        """
+        return {
+            layer.name: as_sharded(layer.residual, layer.parameter)
+            for layer in self._layers
+            if layer.residual is not None
+        }
 
     @torch.no_grad()
     def dense_weights(self) -> dict[str, torch.Tensor]:
-        """W = W~ + R per parameter name, copied."""
-        return {layer.name: layer.dense_weight() for layer in self._layers}
+        """W = W~ + R per parameter name, copied; a DTensor with the parameter's placements where it is one."""
+        return {layer.name: dense_weight(layer) for layer in self._layers}
 
-    def dense_state_dict(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The model's state dict with the dense weights W~ + R in place of the sparse ones."""
-        return {**model.state_dict(), **self.dense_weights()}
+    def dense_state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """The model's state dict with the dense weights W~ + R in place of the sparse ones.
+
+        Args:
+            model: What `sparsify` was given, or a wrapper around it or inside it (torch.compile, DDP, Lightning). Its
+                own names are kept; a weight of several names is replaced under each.
+
+        Raises:
+            ConfigError: The model does not hold a sparse weight, so it is another one.
+        """
+        return dense_state_dict(model, self._layers)
 
     def patterns(self) -> dict[str, NMPattern]:
         """The pattern that is imposed, per parameter name. Empty for "dense", and while `dense_steps` last."""
-        layers = self._layers
-        return {layer.name: layer.pattern for layer in layers} if self._weights.imposes else {}
+        return {name: pattern for name, (pattern, _) in self.imposed().items()}
 
     def imposed(self) -> dict[str, tuple[NMPattern, int]]:
         """(pattern, reduction axis) per parameter name of what `patterns` gives."""
         layers = self._layers
-        return {layer.name: (layer.pattern, layer.axis) for layer in layers} if self._weights.imposes else {}
+        misused = self._selection.misused
+        if not self._weights.imposes:
+            return {}
+        return {layer.name: (layer.pattern, layer.axis) for layer in layers if layer.name not in misused}
 
     def report(self) -> list[LayerReport]:
         """Every weight of two or more dimensions: its pattern, or why it stays dense."""
@@ -213,10 +238,7 @@ class Sparsifier:
         """
         layers = []
         for layer in self._layers:
-            counts = layer.counts()
-            group = layer.shard_group()
-            if group is not None:
-                torch.distributed.all_reduce(counts, group=group)
+            counts = sum_over_shards(layer.counts(), layer.parameter)
             weights, previous, start, flips = counts.tolist()
             layers.append(LayerSad(layer=layer.name, weights=weights, previous=previous, start=start, flips=flips))
         return Sad(step=self.steps, layers=layers)
@@ -292,7 +314,11 @@ class Sparsifier:
         return self._selection.release(check_globs(layers, "layers"))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied."""
+        """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied.
+
+        Where parameters are DTensors, so are all tensors here, with the same placements: torch.distributed.checkpoint
+        saves and loads them for any number of processes. No collective is called.
+        """
         layers = self._layers
         return {
             "method": self.method,
@@ -301,9 +327,9 @@ class Sparsifier:
             "layers": {
                 layer.name: {
                     "pattern": str(layer.pattern),
-                    "residual": layer.residual,
-                    "bits": layer.bits,
-                    "flips": layer.flips,
+                    "residual": None if layer.residual is None else as_sharded(layer.residual, layer.parameter),
+                    "bits": as_sharded(layer.bits, layer.parameter),
+                    "flips": count_as_sharded(layer.flips, layer.parameter),
                 }
                 for layer in layers
             },
@@ -313,13 +339,15 @@ class Sparsifier:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave; load the model's own state dict first.
 
+        Tensors may be DTensors of any placements, or whole, as `torch.distributed.checkpoint.state_dict` gathers them.
+
         Raises:
             ConfigError: The state is of another method, other layers or other patterns, or of a moment when the model
                 had other weights.
         """
         layers = self._layers
         check_saved(state, self.method, layers)
-        parts = [(layer, state["layers"][layer.name]) for layer in layers]
+        parts = [(layer, own_parts(state["layers"][layer.name], layer)) for layer in layers]
         self._weights.set_position(int(state["steps"]), frozen=bool(state["frozen"]), check=lambda: check_parts(parts))
         for layer, saved in parts:
             layer.bits.copy_(saved["bits"])
@@ -330,6 +358,7 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Take the hooks off; the model keeps its N:M weights."""
+        self._selection.stop_watching()
         self._hooks.remove()
         self._weights.detach()
 

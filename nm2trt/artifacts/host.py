@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from nm2trt.threads import available_cpus
 
 _PACKAGES = (
     "torch",
@@ -56,13 +57,6 @@ def host_record() -> HostRecord:
         cpu_count=available_cpus(),
         packages={name: version for name, version in versions.items() if version is not None},
     )
-
-
-def available_cpus() -> int:
-    """CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import (
+    force_option,
+    json_option,
+    output_option,
+    say_threads,
+    stderr_console,
+    stdout_console,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.server_report import OutputsRecord, ServerReportDocument
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set's files are.")
 @output_option("REPORT", "Folder to write: server.json, server.html.", required=False)
 @force_option
+@threads_option()
 @json_option
 def command(build: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> int:
     """Check that a running server serves a build: description, outputs, load.
@@ -68,6 +77,7 @@ def command(build: Path, output: Path | None, force: bool, as_json: bool, **opti
         check_output(output, force=force)
     protocols: dict[str, tuple[Literal["http", "grpc"], ...]] = {"http": ("http",), "grpc": ("grpc",)}
     config = CheckConfig(build=build, protocols=protocols.get(options.pop("protocol"), ("http", "grpc")), **options)
+    say_threads()
     console = stderr_console()
     if console.is_terminal:
         with console.status("asking the server") as status:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from nm2trt.artifacts.host import available_cpus
 from nm2trt.artifacts.report import DeviceState
+from nm2trt.threads import available_cpus
 
 _THROTTLES = {
     0x4: "power cap",

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nm2trt.threads import settle_session
+
 _DYNAMIC_SIZES = (64, 32, 16, 224, 8)
 """Tried in turn for axes of unknown size other than the first, which gets a batch of 2, then of 1."""
 _TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1, "int8": 5e-2, "uint8": 5e-2}
@@ -57,6 +59,8 @@ def compare_outputs(original: Path, changed: Path, dtypes: set[str]) -> OutputCo
     except ImportError:
         return OutputComparison("unchecked", None, "ONNX Runtime is not installed")
     plain, unoptimised = ort.SessionOptions(), ort.SessionOptions()
+    settle_session(plain)
+    settle_session(unoptimised)
     plain.log_severity_level = unoptimised.log_severity_level = 4
     unoptimised.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
