@@ -148,17 +148,25 @@ class MaskedWeights:
         """
         if self.is_open or self.is_detached:
             return
+        self.follow_model()
+        if not self.imposes:
+            return
+        wait = not is_step or self.steps % _STEPS_BETWEEN_GPU_CHECKS == 0
+        if found := find_writes(self.layers, wait=wait):
+            follow_writes(found, loaded=False, is_step=is_step, has_stepped=self.steps > 0)
+
+    def follow_model(self) -> None:
+        """Let the layers follow modules and parameters that were replaced.
+
+        Raises:
+            ConfigError: No optimizer steps the new parameter, or there is none; names the layer.
+        """
         if self._links is None or not self._links.hold():
             self._links = ModelLinks(self.model, self.layers)
             if self._links.missing:
                 missing, self._links = self._links.missing, None
                 self.adopt(missing)
                 self._links = ModelLinks(self.model, self.layers)
-        if not self.imposes:
-            return
-        wait = not is_step or self.steps % _STEPS_BETWEEN_GPU_CHECKS == 0
-        if found := find_writes(self.layers, wait=wait):
-            follow_writes(found, loaded=False, is_step=is_step, has_stepped=self.steps > 0)
 
     def _loaded(self, layer: SparseLayer) -> None:
         """After load_state_dict of the module that has this layer."""

@@ -167,7 +167,14 @@ def follow_writes(found: Sequence[Found], *, loaded: bool, is_step: bool, has_st
 
 
 def take_weights(layers: Sequence[SparseLayer], *, begin: bool) -> None:
-    """Make W what the parameters hold, with new masks; `begin` starts the record of masks anew."""
+    """Make W what the parameters hold, with new masks; `begin` starts the record of masks anew.
+
+    Residuals and masks get new memory: a state that was given out shares the old one, and is often loaded into next.
+    """
+    for layer in layers:
+        layer.bits = layer.bits.clone()
+        if layer.residual is not None:
+            layer.residual = torch.empty_like(layer.residual)
     split_all(layers, impose=True, hold=False, count=False)
     if begin:
         for layer in layers:

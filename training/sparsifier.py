@@ -174,12 +174,15 @@ class Sparsifier:
     @property
     def _layers(self) -> list[SparseLayer]:
         """The layers, after they have followed whatever happened to the parameters."""
+        self._check_in_use()
+        self._weights.follow(is_step=False)
+        return self._weights.layers
+
+    def _check_in_use(self) -> None:
         if self._weights.is_retired:
             raise ConfigError(
                 "a later call of sparsify has taken these layers over", mend="use the sparsifier that it returned"
             )
-        self._weights.follow(is_step=False)
-        return self._weights.layers
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Bool tensor per parameter name, True = kept; a DTensor where the parameter is one."""
@@ -345,7 +348,10 @@ class Sparsifier:
             ConfigError: The state is of another method, other layers or other patterns, or of a moment when the model
                 had other weights.
         """
-        layers = self._layers
+        self._check_in_use()
+        self._weights.follow_model()
+        # Not what was written to the parameters: the state says what they are to hold.
+        layers = self._weights.layers
         check_saved(state, self.method, layers)
         parts = [(layer, own_parts(state["layers"][layer.name], layer)) for layer in layers]
         self._weights.set_position(int(state["steps"]), frozen=bool(state["frozen"]), check=lambda: check_parts(parts))

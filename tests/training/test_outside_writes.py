@@ -204,6 +204,29 @@ def test_loading_what_is_there_already_keeps_the_residual():
         assert torch.equal(sparsifier.dense_weights()[name], before[name])
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_state_that_was_given_out_survives_what_is_loaded_in_between(in_place):
+    """As torch.distributed.checkpoint: it fills the tensors of both live states, then both are loaded."""
+    net, _, sparsifier = started(steps=6)
+    saved = copy.deepcopy((net.state_dict(), sparsifier.state_dict(), sparsifier.dense_weights()))
+    other, optimizer, resumed = started(steps=2)
+    live = resumed.state_dict()
+    with torch.no_grad():
+        for name, entry in live["layers"].items():
+            for key in ("residual", "bits", "flips"):
+                entry[key].copy_(saved[1]["layers"][name][key])
+        if in_place:
+            for name, value in other.state_dict().items():
+                value.copy_(saved[0][name])
+    if not in_place:
+        other.load_state_dict(saved[0])
+    resumed.load_state_dict({**live, "steps": 6})
+    for name in WEIGHTS:
+        assert torch.equal(resumed.dense_weights()[name], saved[2][name])
+    one_step(other, optimizer, *batches_of(1)[0])
+    assert_split(other, resumed)
+
+
 def test_the_dense_state_dict_loaded_again_changes_nothing():
     net, _, sparsifier = started()
     dense, sparse = sparsifier.dense_state_dict(net), copy.deepcopy(net.state_dict())
