@@ -148,11 +148,11 @@ def _candidates(model: nn.Module) -> Iterator[Candidate]:
         for local, parameter in module.named_parameters(recurse=False)
         if parameter.dim() >= 2
     ]
+    roles = [_role(module, local, parameter) for _, _, module, local, parameter in owned]
     uses: dict[int, list[tuple[str, int | None]]] = {}
-    for name, _, module, local, parameter in owned:
-        uses.setdefault(id(parameter), []).append((name, _role(module, local, parameter)[0]))
-    for name, module_name, module, local, parameter in owned:
-        axis, kind, why_not = _role(module, local, parameter)
+    for (name, _, _, _, parameter), (axis, _, _) in zip(owned, roles, strict=True):
+        uses.setdefault(id(parameter), []).append((name, axis))
+    for (name, module_name, module, _, parameter), (axis, kind, why_not) in zip(owned, roles, strict=True):
         (first, _), *others = shared = uses[id(parameter)]
         if others and any(other != axis for _, other in shared):
             # Groups along one use's reduction axis mean nothing to the other.
@@ -215,6 +215,8 @@ def _why_no_axis(module: nn.Module, kind: str, local: str, parameter: torch.Tens
         return "Bilinear multiplies by two inputs at once, so it has no single reduction axis"
     if isinstance(module, nn.MultiheadAttention):
         return f"{kind}.{local} is added to keys or values, no matrix product"
+    if parameter.numel() == max(parameter.shape):
+        return f"{kind}.{local} is a vector, no matrix"
     if not type(module).__module__.startswith("torch.nn."):
         shape = "x".join(map(str, parameter.shape))
         return f"{kind} uses {local} ({shape}) in a forward of its own, which does not tell a reduction axis"

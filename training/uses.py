@@ -31,7 +31,9 @@ _PLAIN_FORWARDS = {
 }
 _PLAIN_CONVOLUTIONS = {kind._conv_forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}  # noqa: SLF001
 _PROBE_BATCH = 2
-_PROBE_KEPT = 0.5
+_PROBE_VALUES = 13
+_MASKED = 1
+"""An input that the trial masks."""
 
 # Position of the weight among the arguments, and the axis that is reduced.
 _OPERATORS: dict[Any, tuple[int, int, str]] = {
@@ -108,24 +110,27 @@ def computed_weight(module: nn.Module, local: str) -> str | None:
     parameter = module.weight
     if shape is None or not isinstance(parameter, nn.Parameter) or parameter.is_meta:
         return None
-    drawn = torch.Generator().manual_seed(0)
-    values = torch.randn(parameter.shape, generator=drawn).to(parameter)
-    mask = (torch.rand(parameter.shape, generator=drawn) < _PROBE_KEPT).to(parameter.device)
-    reads: list[tuple[str, torch.Tensor]] = []
+    # Every second input is masked in every row, and no value that is kept is 0.
+    row = torch.arange(parameter.shape[1], device=parameter.device)
+    row = torch.where(row % 2 == 0, (row % _PROBE_VALUES + 1) / _PROBE_VALUES, 0).to(parameter.dtype)
+    masked = row.view(1, -1, *[1] * (parameter.dim() - 2)).expand(parameter.shape).contiguous()
+    if parameter.shape[1] <= _MASKED:
+        return None
+    reads: list[tuple[str, bool]] = []
 
     def see(operator: str, operand: torch.Tensor, _axis: int | None) -> None:
-        if operand.shape == mask.shape:
-            reads.append((operator, operand))
+        if operand.shape == parameter.shape:
+            reads.append((operator, bool(operand[:, _MASKED].any())))
 
-    x = torch.randn(shape, generator=drawn).to(parameter)
+    x = torch.ones(shape, dtype=parameter.dtype, device=parameter.device)
     try:
-        with _as_found(module), _swapped(module, local, nn.Parameter(values * mask, requires_grad=False)):
+        with _as_found(module), _swapped(module, local, nn.Parameter(masked, requires_grad=False)):
             module.eval()
             with torch.no_grad(), torch.random.fork_rng(devices=[]), WeightReads(see):
                 module.forward(x)
     except Exception:  # noqa: BLE001 -- a forward with other arguments, other shapes, other devices
         return None
-    dense = [operator for operator, operand in reads if bool(operand[~mask].any())]
+    dense = [operator for operator, is_dense in reads if is_dense]
     if reads and len(dense) == len(reads):
         kind = type(module).__name__
         return f"{kind} computes its weight in the forward pass, and {dense[0]} is given a dense one"
@@ -246,7 +251,8 @@ class UseTrace:
         groups = (operand != 0).movedim(axis, -1)
         if groups.shape[-1] % weight.pattern.m:
             return
-        most = int(groups.unflatten(-1, (-1, weight.pattern.m)).sum(-1).max()) if groups.numel() else 0
+        in_groups = groups.reshape(*groups.shape[:-1], groups.shape[-1] // weight.pattern.m, weight.pattern.m)
+        most = int(in_groups.sum(-1).max()) if groups.numel() else 0
         if most > weight.pattern.n:
             self.findings.setdefault(
                 weight.name,
@@ -339,8 +345,9 @@ def _masked(weights: Sequence[Watched]) -> Iterator[None]:
 
 
 def _part(parameter: Any) -> torch.Tensor:
-    part: torch.Tensor = parameter.detach()
-    return part.to_local() if is_dtensor(part) else part
+    detached = parameter.detach()
+    part: torch.Tensor = detached.to_local() if is_dtensor(detached) else detached
+    return part
 
 
 def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watched]) -> UseTrace:
@@ -365,7 +372,8 @@ def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watch
         for part, mode in modes.items():
             part.training = mode
         # FSDP2 leaves weights gathered after a forward pass without a backward pass.
-        for part in model.modules():
-            if isinstance(getattr(type(part), "reshard", None), FunctionType):
-                part.reshard()
+        for module in model.modules():
+            gather_again: Any = getattr(type(module), "reshard", None)
+            if isinstance(gather_again, FunctionType):
+                gather_again(module)
     return trace
