@@ -118,9 +118,9 @@ def computed_weight(module: nn.Module, local: str) -> str | None:
         return None
     reads: list[tuple[str, bool]] = []
 
-    def see(operator: str, operand: torch.Tensor, _axis: int | None) -> None:
-        if operand.shape == parameter.shape:
-            reads.append((operator, bool(operand[:, _MASKED].any())))
+    def see(operator: str, operand: torch.Tensor, axis: int | None) -> None:
+        if axis is not None and operand.numel() == parameter.numel() and operand.shape[axis] == parameter.shape[1]:
+            reads.append((operator, bool(operand.select(axis, _MASKED).any())))
 
     x = torch.ones(shape, dtype=parameter.dtype, device=parameter.device)
     try:

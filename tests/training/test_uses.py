@@ -113,7 +113,12 @@ class Named(nn.Linear):
         return F.linear(x, self.weight, self.bias) * scale
 
 
-@pytest.mark.parametrize("layer", [Equalized(16, 16), Padded(16, 16, 3), Named(16, 16)])
+class ByHand(nn.Linear):
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight.t())
+
+
+@pytest.mark.parametrize("layer", [Equalized(16, 16), Padded(16, 16, 3), Named(16, 16), ByHand(16, 16), ByHand(16, 8)])
 def test_a_forward_of_ones_own_that_keeps_the_zeros_is_sparse(layer):
     model = nn.ModuleDict({"own": layer, "head": nn.Linear(16, 4)})
     assert found(model)["own.weight"][0] == "2:4"
