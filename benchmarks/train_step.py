@@ -37,6 +37,7 @@ DECAY = 2e-4
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-5}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SHAPES = {"resnet18-cifar": (3, 32, 32), "resnet50": (3, 224, 224)}
+_LINEAR = {"resnet18-cifar": ["fc"], "resnet50": ["fc"]}
 GB_PER_SAMPLE = {"resnet18-cifar": 0.02, "resnet50": 0.13}
 """What activations take; 2 GB more are torch, three models and their optimizers."""
 
@@ -149,22 +150,55 @@ def steps(name: str, batch: int, words: str, rounds: int) -> None:
         )
 
 
+def bare_hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The update alone: gradient += decay * R, weight += R, step, split. Nothing is watched, restored or counted."""
+    splits = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels % 4 == 0:
+            weight = module.weight.detach()
+            residual, bits = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.uint8)
+            splits.append((module.weight, Split(weight, residual, bits, NMPattern(2, 4), 1, impose=True)))
+    project_all([split for _, split in splits])
+
+    @torch.no_grad()
+    def before(*_: object) -> None:
+        for parameter, split in splits:
+            parameter.grad.add_(split.residual, alpha=DECAY)
+            split.weight.add_(split.residual)
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(lambda *_: project_all([split for _, split in splits]) and None)
+
+
 def hooks(rounds: int) -> None:
-    """What `sparsify` does before and after the optimizer's step, beside the optimizer's step itself."""
-    print("Least of all rounds, clock / processor ms")
+    """The optimizer's step alone, with the bare update around it, and with `sparsify`, in turn in one process."""
+    print("Median ms of the step; added: least of all rounds less the least of the step alone; clock / processor")
     for name in SHAPES:
         for words, layout in LAYOUTS.items():
-            model, optimizer = model_and_optimizer(name, layout)
-            for parameter in model.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            plain = least([seconds(optimizer.step) for _ in range(rounds)])
-            sparsify(model, optimizer, "2:4", "sr-ste", decay=DECAY)
-            ours = least([seconds(optimizer.step) for _ in range(rounds)])
-            print(
-                f"{name:15} {words:14} optimizer {1e3 * plain.clock:6.1f} / {1e3 * plain.processor:6.1f}"
-                f"   with sparsify {1e3 * ours.clock:6.1f} / {1e3 * ours.processor:6.1f}",
-                flush=True,
-            )
+            optimizers = {}
+            for kind in ("alone", "bare", "sparsify"):
+                torch.manual_seed(0)
+                model, optimizer = model_and_optimizer(name, layout)
+                for parameter in model.parameters():
+                    parameter.grad = torch.randn_like(parameter)
+                if kind == "bare":
+                    bare_hooks(model, optimizer)
+                if kind == "sparsify":
+                    sparsify(model, optimizer, "2:4", "sr-ste", decay=DECAY, exclude=_LINEAR[name])
+                optimizers[kind] = (model, optimizer)
+            taken: dict[str, list[Taken]] = {kind: [] for kind in optimizers}
+            for index in range(rounds + 1):
+                for kind in optimizers if index % 2 else reversed(optimizers):
+                    taken[kind].append(seconds(optimizers[kind][1].step))
+            best = {kind: least(values[1:]) for kind, values in taken.items()}
+            print(f"{name:15} {words:14}", end="")
+            for kind in optimizers:
+                median = statistics.median(one.clock for one in taken[kind][1:])
+                print(f"  {kind} {1e3 * median:6.1f}", end="")
+                if kind != "alone":
+                    added = [one - other for one, other in zip(best[kind], best["alone"], strict=True)]
+                    print(f" (added {1e3 * added[0]:5.1f} / {1e3 * added[1]:5.1f})", end="")
+            print(f"  sparsify to bare {best['sparsify'].clock / best['bare'].clock:.3f}x", flush=True)
 
 
 def least(taken: list[Taken]) -> Taken:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from nm2trt.calibration.graph import Graph
 from nm2trt.errors import InputError
+from nm2trt.threads import settle_session
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -37,8 +37,7 @@ class Runner:
         options.enable_cpu_mem_arena = False
         # The CPU's INT8 kernels may saturate where TensorRT's do not, so Q/DQ stay what they say: rounding in float.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if threads := os.environ.get("OMP_NUM_THREADS", ""):
-            options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
+        settle_session(options)
         content = (
             str(model) if isinstance(model, Path) else model if isinstance(model, bytes) else model.SerializeToString()
         )

@@ -52,12 +52,13 @@ class SparsifyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
         """Start, or go on from the checkpoint that the Trainer has just loaded."""
-        # The Trainer wraps the optimizer, and steps the one inside.
-        optimizer = getattr(objects["optimizer"], "optimizer", objects["optimizer"])
-        self.sparsifier = sparsify(objects["model"], optimizer, self.pattern, "sr-ste", decay=self.decay)
+        self.sparsifier = sparsify(objects["model"], objects["optimizer"], self.pattern, "sr-ste", decay=self.decay)
         if state.global_step:
-            saved = torch.load(self._path(args, state), weights_only=True)
-            self.sparsifier.load_state_dict(saved)
+            saved = self._path(args, state)
+            # transformers 5 saves a ViT under other names than it has, and the Trainer resumes without what it misses.
+            model = objects["model"]
+            model.load_state_dict(type(model).from_pretrained(saved.parent).state_dict())
+            self.sparsifier.load_state_dict(torch.load(saved, weights_only=True))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any

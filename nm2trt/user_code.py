@@ -97,7 +97,19 @@ def _import(module_name: str, option: str) -> Any:
 
 
 def describe(error: Exception) -> str:
-    """Say what a user's code raised and in which line."""
+    """Say what a user's code raised and in which line: the innermost one that is neither a library's nor ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    at = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    theirs = [frame for frame in frames if not _is_library(frame.filename)] or frames
+    at = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {error}{at}"
+
+
+def _is_library(filename: str) -> bool:
+    parts = Path(filename).parts
+    ours = Path(__file__).resolve().parent
+    return bool({"site-packages", "dist-packages"} & set(parts)) or _sits_in(filename, ours) or filename.startswith("<")
+
+
+def _sits_in(filename: str, folder: Path) -> bool:
+    path = Path(filename).resolve()
+    return folder in path.parents or (folder.parent / "training") in path.parents

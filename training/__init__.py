@@ -4,8 +4,22 @@ if __name__ != "nm2trt.training":
     # Without this, a checkout on the path would offer the same files under two names.
     raise ImportError("this folder is imported as nm2trt.training (run: pip install -e .)")
 
+from nm2trt.training.averaging import project_average, sparse_average, sparse_average_state_dict
+from nm2trt.training.live_selection import LayerReport
 from nm2trt.training.masks import nm_mask
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.sparsifier import METHODS, PAPER_DECAY, LayerReport, Sparsifier, sparsify
+from nm2trt.training.sparsifier import METHODS, PAPER_DECAY, Sparsifier, sparsify
 
-__all__ = ["METHODS", "PAPER_DECAY", "LayerReport", "LayerSad", "Sad", "Sparsifier", "nm_mask", "sparsify"]
+__all__ = [
+    "METHODS",
+    "PAPER_DECAY",
+    "LayerReport",
+    "LayerSad",
+    "Sad",
+    "Sparsifier",
+    "nm_mask",
+    "project_average",
+    "sparse_average",
+    "sparse_average_state_dict",
+    "sparsify",
+]

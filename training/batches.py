@@ -11,7 +11,10 @@ from accelerate import skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nm2trt.data import DataSet, Samples
-from nm2trt.data.samples import Batch, draw
+from nm2trt.data.samples import ArraySamples, Batch, LazySamples, SampleError, draw, unusable
+from nm2trt.data.tasks import Classification
+from nm2trt.errors import InputError
+from nm2trt.user_code import describe
 
 _TEST_BATCH = 1024
 _TEST_BATCH_NUMBERS = 2**24
@@ -59,15 +62,44 @@ class EpochOrder(Sampler[int]):
 class _Batches(Dataset[Batch]):
     """Hands whole batches of keys on; per-sample fetches from memory dominate small networks."""
 
-    def __init__(self, samples: Samples, seed: int) -> None:
+    def __init__(self, samples: Samples, seed: int, data: DataSet) -> None:
         self._samples = samples
         self._seed = seed
+        self._data = data
+        self._checked = isinstance(samples, ArraySamples | LazySamples)
+        self._where = f"{data.name} {'train' if samples is data.train else 'test'}"
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
-        return self._samples.fetch(keys, self._seed)
+        if self._checked:
+            return self._samples.fetch(keys, self._seed)
+        try:
+            batch = self._samples.fetch(keys, self._seed)
+        except InputError as error:
+            raise SampleError(error.what, where=error.where, mend=error.mend) from None
+        except Exception as error:
+            raise SampleError(f"fetch raised {describe(error)}", where=self._where) from error
+        self._check(batch, keys)
+        return batch
+
+    def _check(self, batch: Any, keys: Sequence[int]) -> None:
+        """Check a batch of a class of the user's own."""
+        try:
+            x_BX, y_B = batch
+            shape = [len(keys), *self._data.input_shape]
+            if list(x_BX.shape) != shape or x_BX.dtype != torch.float32 or len(y_B) != len(keys):
+                found = f"x {list(x_BX.shape)} {x_BX.dtype} and {len(y_B)} labels"
+                raise SampleError(f"fetch returned {found}, not x {shape} float32 and labels", where=self._where)
+        except (TypeError, ValueError, AttributeError):
+            raise SampleError(f"fetch returned {type(batch).__name__}, not (x, labels)", where=self._where) from None
+        for index, (x_X, label) in enumerate(zip(x_BX, y_B, strict=True)):
+            where = f"{self._where} sample {int(keys[index]) % len(self)}"
+            if (words := unusable(x_X)) is not None:
+                raise SampleError(words, where=where)
+            if isinstance(self._data.task, Classification) and not 0 <= int(label) < self._data.classes:
+                raise SampleError(f"the label is {int(label)}, outside 0..{self._data.classes - 1}", where=where)
 
 
 def _already_a_batch(batch: Any) -> Any:
@@ -90,14 +122,14 @@ def train_loader(
     """
     # A last batch of a few samples would feed batch norm statistics of its own.
     drop_last = len(data.train) >= batch_size
-    return _loader(data.train, batch_size, seed, seed, drop_last, workers, pin_memory)
+    return _loader(data, data.train, batch_size, seed, seed, drop_last, workers, pin_memory)
 
 
 def evaluation_loader(data: DataSet, *, workers: int | None = None, pin_memory: bool = False) -> DataLoader[Batch]:
     """Loader of all test samples, in order."""
     size = max(1, int(torch.Size(data.input_shape).numel()))
     batch_size = max(1, min(_TEST_BATCH, _TEST_BATCH_NUMBERS // size))
-    return _loader(data.test, batch_size, None, 0, False, workers, pin_memory)
+    return _loader(data, data.test, batch_size, None, 0, False, workers, pin_memory)
 
 
 def epoch_batches(loader: Any, epoch: int, *, skip: int = 0) -> Any:
@@ -117,6 +149,7 @@ def epoch_batches(loader: Any, epoch: int, *, skip: int = 0) -> Any:
 
 
 def _loader(
+    data: DataSet,
     samples: Samples,
     batch_size: int,
     order_seed: int | None,
@@ -128,7 +161,7 @@ def _loader(
     count = _workers(samples) if workers is None else workers
     several: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": _PREFETCHED_BATCHES} if count else {}
     return DataLoader(
-        _Batches(samples, seed),
+        _Batches(samples, seed, data),
         batch_sampler=BatchSampler(EpochOrder(len(samples), order_seed), batch_size, drop_last),
         collate_fn=_already_a_batch,
         num_workers=count,

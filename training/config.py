@@ -33,7 +33,7 @@ FILE = "config.toml"
 class TrainConfig(BaseModel):
     """One training run. Defaults suit the bundled digits on a CPU."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recipe: Recipe | None = None
     """Settings to start from (`nm2trt.training.recipes`); those that are given beside it win."""
@@ -77,7 +77,8 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup_epochs: float = Field(default=1.0, ge=0)
     """Linear warm-up from 0, then cosine to 0."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of weights, order and augmentation; numpy takes 32 bits."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Automatic mixed precision of the forward pass; weights stay float32."""
     fsdp: bool = False
@@ -202,14 +203,38 @@ def resumed_config(run: Path, options: Mapping[str, Any], *, trust: bool = False
         raise InputError("there is no run to resume", where=run, mend="start one without --resume")
     _check_written(run / FILE, options, trust=trust)
     started, now = load_config(run / FILE, {}), load_config(run / FILE, options)
+    _check_same(started, now, run, mend="leave these out")
+    return now
+
+
+def check_unedited(saved: Mapping[str, Any], config: TrainConfig, run: Path) -> None:
+    """Compare a configuration with the one that a run's state was saved under.
+
+    Args:
+        saved: `TrainConfig.model_dump(mode="json")` of then.
+        config: Of now, from RUN/config.toml.
+        run: The folder, for the error line.
+
+    Raises:
+        ConfigError: Someone has edited config.toml; what was learned with other settings would be recorded as learned
+            with these.
+    """
+    try:
+        started = TrainConfig.model_validate(saved)
+    except ValidationError:
+        # Saved by a version that knew other settings: nothing can be compared.
+        return
+    _check_same(started, config, run / FILE, mend="put these back, or start another run with them")
+
+
+def _check_same(started: TrainConfig, now: TrainConfig, where: Path, *, mend: str) -> None:
     different = [
         f"{name} was {getattr(started, name)!r}, not {getattr(now, name)!r}"
         for name in TrainConfig.model_fields
         if name not in _FREE_ON_RESUME and getattr(started, name) != getattr(now, name)
     ]
     if different:
-        raise ConfigError(f"the run was started otherwise: {'; '.join(different)}", where=run, mend="leave these out")
-    return now
+        raise ConfigError(f"options differ from the original run: {'; '.join(different)}", where=where, mend=mend)
 
 
 def _check_written(path: Path, options: Mapping[str, Any], *, trust: bool) -> None:

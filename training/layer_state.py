@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.projection import Split, project_all
+from nm2trt.training.shards import check_whole_groups
+from nm2trt.training.snapshot import Snapshot
 
 _NOW, _PREVIOUS, _START = 1, 2, 4
 
@@ -22,7 +24,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if to_local is None else to_local()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SparseLayer:
     """One sparse weight."""
 
@@ -36,6 +38,16 @@ class SparseLayer:
     """uint8: bit 0 the mask now, bit 1 at the previous SAD record, bit 2 at the start."""
     flips: torch.Tensor
     """int64 scalar on the weight's device, so that counting never waits for the device."""
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    """Of the weight as the last step left it."""
+    is_open: bool = False
+    """Whether the parameter holds W at the moment, as it does while the optimizer steps."""
+    is_spent: bool = False
+    """Whether the residual's memory holds something else until the weight is split again."""
+    gradients: tuple[torch.Tensor, torch.Tensor, int] | None = None
+    """(the task's, the one that the optimizer is given, the latter's version) while it steps."""
+    is_rewritten: bool = False
+    """Whether somebody has replaced the weights between steps before."""
 
     @classmethod
     def of(
@@ -44,15 +56,9 @@ class SparseLayer:
         """Make the state of a dense weight; nothing is projected yet.
 
         Raises:
-            ConfigError: The weight is sharded along its reduction axis, which would cut groups.
+            ConfigError: The weight is sharded along its reduction axis and some shard's border cuts a group.
         """
-        for placement in getattr(parameter, "placements", ()):
-            if placement.is_shard(axis):
-                raise ConfigError(
-                    f"sharded along its reduction axis {axis}, which cuts groups of {pattern.m}",
-                    where=f"layer {name}",
-                    mend="shard another axis, or exclude the layer",
-                )
+        check_whole_groups(name, parameter, axis, pattern.m)
         weight = local(parameter.detach())
         return cls(
             name=name,
@@ -64,15 +70,33 @@ class SparseLayer:
             flips=torch.zeros((), dtype=torch.int64, device=weight.device),
         )
 
+    def copied(self, memo: dict[int, Any]) -> SparseLayer:
+        """The same state for the copy of the parameter that `copy.deepcopy` has made or makes."""
+        return SparseLayer(
+            name=self.name,
+            parameter=copy.deepcopy(self.parameter, memo),
+            axis=self.axis,
+            pattern=self.pattern,
+            residual=None if self.residual is None else self.residual.clone(),
+            bits=self.bits.clone(),
+            flips=self.flips.clone(),
+            is_rewritten=self.is_rewritten,
+        )
+
     def weight(self) -> torch.Tensor:
         """The local part of the parameter, without its graph; state follows if it moved in memory."""
         weight = local(self.parameter.detach())
-        if self.bits.stride() != weight.stride() or self.bits.device != weight.device:
+        residual = self.residual
+        if (
+            self.bits.stride() != weight.stride()
+            or self.bits.device != weight.device
+            or (residual is not None and residual.dtype != weight.dtype)
+        ):
             self._follow(weight)
         return weight
 
     def _follow(self, weight: torch.Tensor) -> None:
-        # After model.to(memory_format=...) or model.to(device).
+        # After model.to(memory_format=...), model.to(device) or model.to(dtype).
         self.bits = torch.empty_like(weight, dtype=torch.uint8).copy_(self.bits)
         self.flips = self.flips.to(weight.device)
         if self.residual is not None:
@@ -82,29 +106,102 @@ class SparseLayer:
         """Bool, True where kept."""
         return (self.bits & _NOW).bool()
 
-    def restore(self, decay: float, scale: torch.Tensor | None) -> None:
-        """Before a step: gradient += decay * R, weight += R.
+    def dense_weight(self) -> torch.Tensor:
+        """W = W~ + R of the local part, copied."""
+        weight = self.weight().clone()
+        if self.residual is not None and not self.is_open:
+            weight += self.residual
+        return weight
+
+    def restore(self) -> None:
+        """Before a step: weight += R."""
+        if self.residual is None or self.is_open:
+            return
+        self.weight().add_(self.residual)
+        self.is_open = True
+
+    def alter_gradient(self, decay: float, scale: torch.Tensor | None) -> None:
+        """Before a step: the optimizer is given gradient + decay * R, in the memory of R.
+
+        W holds all of R while the optimizer steps, so that this costs no memory, and the task's gradient stays as it
+        is for whoever reads it afterwards.
 
         Args:
-            decay: lambda.
+            decay: lambda, negated for an optimizer that maximizes.
             scale: Loss scale that the gradient still carries; None when it carries none.
         """
-        if self.residual is None:
+        gradient, residual = self.parameter.grad, self.residual
+        if gradient is None or residual is None or not decay or self.gradients is not None:
             return
-        weight = self.weight()
-        gradient = self.parameter.grad
-        if gradient is not None and decay:
-            pulled = local(gradient)
-            if scale is None:
-                pulled.add_(self.residual, alpha=decay)
-            else:
-                pulled.add_(self.residual * (decay * scale.to(pulled.device)))
-        weight.add_(self.residual)
+        weight, part = self.weight(), local(gradient)
+        if self.is_spent:
+            torch.where(self.mask(), weight.new_zeros(()), weight, out=residual)
+        if part.layout != torch.strided or part.dtype != residual.dtype or part.device != residual.device:
+            self._swap(
+                gradient, part + residual.to(part.device, part.dtype) * (decay if scale is None else decay * scale)
+            )
+            return
+        self.is_spent = True
+        if scale is None:
+            torch.add(part, residual, alpha=decay, out=residual)
+        else:
+            residual.mul_(decay * scale.to(residual.device)).add_(part)
+        self._swap(gradient, residual.detach())
+
+    def may_join(self) -> bool:
+        """Whether the residual is R and of the gradient's kind, so that many can be altered at once."""
+        gradient, residual = self.parameter.grad, self.residual
+        if gradient is None or residual is None or self.is_spent:
+            return False
+        part = local(gradient)
+        return part.layout == torch.strided and part.dtype == residual.dtype and part.device == residual.device
+
+    def give_residual(self) -> None:
+        """Give the optimizer the residual's memory as its gradient."""
+        if self.parameter.grad is not None and self.residual is not None:
+            self._swap(self.parameter.grad, self.residual.detach())
 
     def mask_gradient(self) -> None:
-        """Before a step with held masks: pruned weights get no gradient."""
-        if self.parameter.grad is not None:
-            local(self.parameter.grad).mul_(self.mask())
+        """Before a step with held masks: the optimizer is given no gradient for pruned weights."""
+        gradient = self.parameter.grad
+        if gradient is not None and self.gradients is None:
+            self._swap(gradient, local(gradient) * self.mask())
+
+    def _swap(self, gradient: torch.Tensor, altered: torch.Tensor) -> None:
+        whole: Any = gradient
+        if hasattr(whole, "to_local"):
+            altered = type(whole).from_local(
+                altered,
+                whole.device_mesh,
+                whole.placements,
+                run_check=False,
+                shape=whole.shape,
+                stride=whole.stride(),
+            )
+        self.gradients = (gradient, altered, altered._version)  # noqa: SLF001
+        self.parameter.grad = altered
+
+    def restore_gradient(self, unscale: torch.Tensor | None) -> None:
+        """After a step: the parameter's gradient is the task's again, unless the step has set another one.
+
+        Args:
+            unscale: What the optimizer has multiplied the gradient with in place; None where it did not.
+        """
+        if self.gradients is None:
+            return
+        gradient, altered, version = self.gradients
+        self.gradients = None
+        if self.parameter.grad is altered:
+            self.parameter.grad = gradient
+            if unscale is not None:
+                local(gradient).mul_(unscale)
+            elif altered._version != version and not local(altered).any():  # noqa: SLF001
+                # A step that ends with gradients of zero means the task's.
+                gradient.zero_()
+        del altered
+        if self.residual is not None and self.is_spent and _users(self.residual) > _USERS_OF_ONE:
+            # The optimizer has kept the gradient without copying it, so its memory is not ours any more.
+            self.residual = torch.empty_like(self.residual)
 
     def begin(self) -> None:
         """Make the mask of this moment the start and the previous record."""
@@ -120,41 +217,58 @@ class SparseLayer:
         weights = torch.tensor(self.bits.numel(), device=self.bits.device)
         return torch.stack([weights, previous, start, self.flips])
 
-    def shard_group(self) -> Any:
-        """The process group over which the parameter is sharded, or None."""
-        sharded: Any = self.parameter
-        for index, placement in enumerate(getattr(sharded, "placements", ())):
-            if placement.is_shard():
-                return sharded.device_mesh.get_group(index)
-        return None
+
+def _users(tensor: torch.Tensor) -> int:
+    """How many tensors share the memory."""
+    count: int = torch._C._storage_Use_Count(local(tensor).untyped_storage()._cdata)  # noqa: SLF001 -- torch counts them nowhere else
+    return count
 
 
-def restore_all(layers: Sequence[SparseLayer], decay: float, scale: torch.Tensor | None) -> None:
+_USERS_OF_ONE = _users(torch.zeros(1))
+
+
+def restore_all(layers: Sequence[SparseLayer]) -> None:
     """`SparseLayer.restore` of all layers; on a GPU by torch's multi-tensor kernels, a few launches for any number."""
-    grown = [layer for layer in layers if layer.residual is not None]
-    if scale is not None or not _all_on_gpu(grown):
-        # On a CPU this order finds the residual of a layer in cache the second time.
+    grown = [layer for layer in layers if layer.residual is not None and not layer.is_open]
+    if not _all_on_gpu(grown):
         for layer in grown:
-            layer.restore(decay, scale)
+            layer.restore()
         return
-    weights = [layer.weight() for layer in grown]
-    residuals = [layer.residual for layer in grown if layer.residual is not None]
+    if grown:
+        torch._foreach_add_(
+            [layer.weight() for layer in grown], [layer.residual for layer in grown if layer.residual is not None]
+        )
+    for layer in grown:
+        layer.is_open = True
+
+
+def alter_gradients(layers: Sequence[SparseLayer], decay: float, scale: torch.Tensor | None) -> None:
+    """`SparseLayer.alter_gradient` of all layers; on a GPU by torch's multi-tensor kernels, as `restore_all`."""
     pulled = [
-        (local(layer.parameter.grad), residual)
-        for layer, residual in zip(grown, residuals, strict=True)
-        if layer.parameter.grad is not None
+        layer
+        for layer in layers
+        if layer.residual is not None and layer.parameter.grad is not None and layer.gradients is None
     ]
-    if decay and pulled:
-        torch._foreach_add_([gradient for gradient, _ in pulled], [residual for _, residual in pulled], alpha=decay)
-    if weights:
-        torch._foreach_add_(weights, residuals)
+    if scale is not None or not decay or not _all_on_gpu(pulled) or not all(layer.may_join() for layer in pulled):
+        for layer in pulled:
+            layer.alter_gradient(decay, scale)
+        return
+    if pulled:
+        residuals = [layer.residual for layer in pulled if layer.residual is not None]
+        torch._foreach_mul_(residuals, decay)
+        torch._foreach_add_(
+            residuals, [local(layer.parameter.grad) for layer in pulled if layer.parameter.grad is not None]
+        )
+    for layer in pulled:
+        layer.is_spent = True
+        layer.give_residual()
 
 
 def _all_on_gpu(layers: Sequence[SparseLayer]) -> bool:
     return all(local(layer.parameter.detach()).is_cuda for layer in layers)
 
 
-def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool) -> None:
+def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool, count: bool = True) -> None:
     """After a step: split every W into W~ and R, by new masks or by the old ones, and count the flips."""
     changed = project_all(
         [
@@ -162,7 +276,10 @@ def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool) -> Non
             for layer in layers
         ]
     )
-    torch._foreach_add_([layer.flips for layer in layers], changed)
+    for layer in layers:
+        layer.is_open = layer.is_spent = False
+    if count:
+        torch._foreach_add_([layer.flips for layer in layers], changed)
 
 
 def zero_pruned(layers: Sequence[SparseLayer]) -> None:

@@ -17,8 +17,11 @@ from torch.utils.data import DataLoader
 
 from nm2trt.data import DataSet
 from nm2trt.data.tasks import Task
-from nm2trt.errors import EXIT_BAD_VERDICT, Nm2trtError
+from nm2trt.errors import EXIT_BAD_VERDICT, InputError, Nm2trtError
+from nm2trt.pattern import NMPattern
 from nm2trt.training.batches import epoch_batches, evaluation_loader, train_loader
+from nm2trt.training.blame import NetworkCalls, losses_of, points_of, workers_live
+from nm2trt.training.checkpoint import check_saveable
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.history import History
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
@@ -26,7 +29,7 @@ from nm2trt.training.optimizer import make_optimizer
 from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
 from nm2trt.training.sparsifier import Method, Sparsifier, sparsify
-from nm2trt.training.state import FILE, Parts, Position, position_of, read_state, restore, save_state
+from nm2trt.training.state import Parts, Position, position_of, restore, save_state
 from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
 
 _STEP_RECORDS_PER_EPOCH = 10
@@ -48,6 +51,8 @@ class Trained:
     state: dict[str, torch.Tensor]
     """The network's state dict, whole and on the CPU."""
     parameters: int
+    patterns: dict[str, NMPattern]
+    """Of every sparse weight, under each of its names."""
     sparsifier: Sparsifier
     history: History
     accelerator: Accelerator
@@ -74,6 +79,8 @@ class Trainer:
     ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._task: Task = data.task
+        self._input_shape = data.input_shape
+        self._calls = NetworkCalls(config.model)
         if not torch.distributed.is_initialized():
             # accelerate keeps one device and precision for the whole process; each run chooses its own.
             AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 -- it offers no public way
@@ -95,6 +102,7 @@ class Trainer:
             self._model = self._accelerator.prepare(model)
         self._bare = make_optimizer(config, model)
         self._optimizer, self._train, self._test = self._accelerator.prepare(self._bare, train, test)
+        check_saveable(self._accelerator.unwrap_model(self._model).state_dict(), f"model {config.model}")
         self._prune_after = config.phases()[0] if config.method == "asp" else None
         self._sparsifier = self._sparsify("dense" if self._prune_after else config.method)
         per_epoch = math.ceil(len(self._train) / config.accumulation)
@@ -110,6 +118,7 @@ class Trainer:
 
     def _sparsify(self, method: Method) -> Sparsifier:
         config = self._config
+        example_BX = torch.zeros(1, *self._input_shape, device=self._accelerator.device)
         return sparsify(
             self._accelerator.unwrap_model(self._model),
             self._bare,
@@ -119,6 +128,7 @@ class Trainer:
             layers=config.layers,
             exclude=config.exclude,
             refresh_every=config.refresh_every,
+            example_inputs=example_BX,
         )
 
     def _prune_once(self) -> None:
@@ -136,18 +146,20 @@ class Trainer:
         )
 
     @property
-    def has_state(self) -> bool:
-        """Whether there is something to go on from."""
-        return (self._folder / FILE).is_file()
+    def device(self) -> torch.device:
+        """Where the network is trained."""
+        device: torch.device = self._accelerator.device
+        return device
 
-    def resume(self) -> None:
-        """Take up the saved state.
+    def resume(self, content: dict[str, Any]) -> None:
+        """Take up a saved state.
+
+        Args:
+            content: From `read_state`.
 
         Raises:
-            InputError: It cannot be read.
             ConfigError: It is of another run.
         """
-        content = read_state(self._folder)
         self._position = position_of(content)
         if self._prune_after is not None and self._position.epoch > self._prune_after:
             self._prune_once()
@@ -177,6 +189,7 @@ class Trainer:
         return Trained(
             state={name: value.cpu() for name, value in whole(model.state_dict()).items()},
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            patterns=_patterns(model, self._sparsifier),
             sparsifier=self._sparsifier,
             history=self._history,
             accelerator=self._accelerator,
@@ -184,7 +197,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._history.seconds = time.perf_counter() - self._resumed_at
-        save_state(self._folder, self._parts(), self._position, self._history)
+        settings = self._config.model_dump(mode="json")
+        save_state(self._folder, self._parts(), self._position, self._history, settings=settings)
 
     def _epoch(self, request: StopRequest) -> None:
         """Finish the epoch at hand and move to the next."""
@@ -193,10 +207,11 @@ class Trainer:
         if epoch > self._config.epochs - self._config.freeze_epochs:
             self._sparsifier.freeze()
         self._model.train()
-        for x_BX, y_B in epoch_batches(self._train, epoch, skip=position.batch):
-            self._batch(x_BX, y_B)
-            if self._accelerator.sync_gradients and self._stop_asked(request) and position.batch < len(self._train):
-                self._stop(epoch)
+        with workers_live():
+            for x_BX, y_B in epoch_batches(self._train, epoch, skip=position.batch):
+                self._batch(x_BX, y_B)
+                if self._accelerator.sync_gradients and self._stop_asked(request) and position.batch < len(self._train):
+                    self._stop(epoch)
         mean = self._mean_loss()
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
@@ -222,7 +237,7 @@ class Trainer:
         sharded = is_sharded(self._accelerator.unwrap_model(self._model))
         if sharded:
             share_buffers(self._model)
-        found = evaluate(self._accelerator, self._model, self._test, self._task)
+        found = evaluate(self._accelerator, self._model, self._test, self._task, self._calls)
         if sharded:
             reshard(self._model)
         return found
@@ -240,8 +255,9 @@ class Trainer:
         position = self._position
         with self._accelerator.accumulate(self._model):
             with self._accelerator.autocast():
-                loss = self._task.losses(self._model(x_BX), y_B).mean()
-            self._accelerator.backward(loss)
+                output = self._calls.forward(self._model, x_BX)
+                loss = losses_of(self._task, output, y_B).mean()
+            self._calls.backward(self._accelerator, loss)
             self._optimizer.step()
             self._optimizer.zero_grad()
         value = float(loss.detach())
@@ -254,8 +270,7 @@ class Trainer:
         self._schedule.step()
         step = self._schedule.last_epoch
         if not math.isfinite(value):
-            where = f"epoch {position.epoch}"
-            raise DivergedError(f"the loss is {value} at step {step} of {self._steps}", where=where, mend="lower --lr")
+            raise _diverged(value, step, self._steps, position.epoch)
         if step % max(1, self._steps_per_epoch // _STEP_RECORDS_PER_EPOCH) == 0:
             self._history.metrics.append(
                 {"kind": "step", "step": step, "epoch": position.epoch, "loss": value, "lr": rate}
@@ -279,17 +294,42 @@ class Trainer:
         )
 
 
+def _patterns(model: nn.Module, sparsifier: Sparsifier) -> dict[str, NMPattern]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    by_weight = {id(named[name]): pattern for name, pattern in sparsifier.patterns().items()}
+    return {name: by_weight[id(weight)] for name, weight in named.items() if id(weight) in by_weight}
+
+
+def _diverged(value: float, step: int, steps: int, epoch: int) -> DivergedError:
+    if step == 1:
+        return DivergedError(
+            f"the loss is {value} before the first update, on samples that are all finite",
+            where="step 1",
+            mend="look at the network and its initial weights, not at --lr",
+        )
+    return DivergedError(f"the loss is {value} at step {step} of {steps}", where=f"epoch {epoch}", mend="lower --lr")
+
+
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: nn.Module, test: DataLoader[Any], task: Task) -> tuple[float, float]:
-    """Score (a share) and mean loss over all samples, gathered from every process."""
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, test: DataLoader[Any], task: Task, calls: NetworkCalls
+) -> tuple[float, float]:
+    """Score (a share) and mean loss over all samples, gathered from every process.
+
+    Raises:
+        InputError: The network or the task raised, or the score is no number.
+    """
     model.eval()
     points = possible = loss = 0.0
     samples = 0
     for x_BX, y_B in test:
-        output = model(x_BX)
-        points_B2, losses_B = accelerator.gather_for_metrics((task.score(output, y_B), task.losses(output, y_B)))
+        output = calls.forward(model, x_BX)
+        found = points_of(task, output, y_B), losses_of(task, output, y_B)
+        points_B2, losses_B = accelerator.gather_for_metrics(found)
         points += float(points_B2[:, 0].sum())
         possible += float(points_B2[:, 1].sum())
         loss += float(losses_B.sum())
         samples += len(losses_B)
+    if not possible or not math.isfinite(points / possible):
+        raise InputError(f"the score is {points} of {possible}", where=f"task {type(task).__name__}")
     return points / possible, loss / samples

@@ -39,7 +39,9 @@ def nm_mask(weight: torch.Tensor, pattern: NMPattern, axis: int) -> torch.Tensor
         Bool tensor of `weight`'s shape, True where kept; exactly N per group.
     """
     shape = weight.shape
-    magnitude = _magnitude(weight).reshape(*shape[:axis], -1, pattern.m, *shape[axis + 1 :])
+    # Not -1: of a shard without rows it could not be inferred.
+    groups = shape[axis] // pattern.m
+    magnitude = _magnitude(weight).reshape(*shape[:axis], groups, pattern.m, *shape[axis + 1 :])
     return _kept(magnitude, pattern, axis + 1).flatten(axis, axis + 1)
 
 

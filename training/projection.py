@@ -20,6 +20,7 @@ import torch
 from nm2trt.pattern import NMPattern
 from nm2trt.training.blocks import LARGEST_M, Ints, Scratch, kept
 from nm2trt.training.masks import INTEGERS, nm_masks
+from nm2trt.training.snapshot import is_gapless
 
 _BLOCK = 1 << 18
 """Weights per block: scratch arrays of this size stay in cache, and threads rarely wait for the interpreter."""
@@ -125,22 +126,10 @@ def _fits_blocks(split: Split) -> bool:
         and weight.dtype in INTEGERS
         and split.pattern.m <= LARGEST_M
         and weight.numel() > 0
-        and _is_dense(weight)
+        and is_gapless(weight)
         and split.bits.stride() == weight.stride()
         and (residual is None or (residual.stride() == weight.stride() and residual.dtype == weight.dtype))
     )
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill their memory without gaps, in any order of the axes."""
-    expected = 1
-    for stride, size in sorted(
-        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
-    ):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _flat(tensor: torch.Tensor, dtype: torch.dtype) -> Ints:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 
 from nm2trt.artifacts import (
     LayerRecord,
@@ -20,6 +23,7 @@ from nm2trt.artifacts import (
     RunDocument,
     RunResult,
     SadTotals,
+    ThreadsRecord,
     file_records,
     host_record,
     write_atomic,
@@ -27,19 +31,24 @@ from nm2trt.artifacts import (
 from nm2trt.artifacts.code_trust import code_names, record_written
 from nm2trt.data import DataSet, load_data
 from nm2trt.data.tasks import Task, better_of
+from nm2trt.errors import InputError
 from nm2trt.models import build_model
 from nm2trt.report.curves import Score, write_curves_png
+from nm2trt.threads import ThreadChoice, choose_threads, torch_threads
 from nm2trt.training import checkpoint
 from nm2trt.training.checkpoint import checkpoint_bytes
 from nm2trt.training.config import FILE as CONFIG
-from nm2trt.training.config import TrainConfig
+from nm2trt.training.config import TrainConfig, check_unedited
 from nm2trt.training.init import load_init
 from nm2trt.training.loop import Progress, Trained, Trainer
 from nm2trt.training.run_folder import run_folder
 from nm2trt.training.sad import COLUMNS, Sad
 from nm2trt.training.sharding import check_launch
+from nm2trt.training.state import FILE as STATE
+from nm2trt.training.state import read_state
 from nm2trt.training.tensorboard import FOLDER as TENSORBOARD
 from nm2trt.training.tensorboard import check_tensorboard
+from nm2trt.training.work import forward_gflop
 
 
 def train(
@@ -83,18 +92,28 @@ def train(
             # --resume asks whether this machine wrote it, where it names code or files.
             if code_names({"model": config.model, "data": config.data}) or config.data_dir or config.init:
                 record_written(content)
+        saved = read_state(folder) if (folder / STATE).is_file() else None
+        if saved is not None:
+            check_unedited(saved.get("settings", {}), config, folder)
         data = load_data(config.data, config.data_dir, image_size=config.image_size, randaugment=config.randaugment)
         set_seed(config.seed)
         model = build_model(config.model, data.input_shape, data.classes)
         if config.init is not None:
             load_init(model, config.init)
+        _check_weights(model, config)
+        gflop = config.batch_size * forward_gflop(model, data.input_shape)
         trainer = Trainer(config, data, model, folder=folder, progress=progress)
-        if trainer.has_state:
-            trainer.resume()
-        trained = trainer.run()
+        with ExitStack() as stack:
+            threads = None
+            if trainer.device.type == "cpu":
+                threads = choose_threads(gflop, before=saved.get("threads") if saved else None)
+                stack.enter_context(torch_threads(threads))
+            if saved is not None:
+                trainer.resume(saved)
+            trained = trainer.run()
         if main:
             _write_files(folder, config, data.task, trained)
-            _document(folder, config, data, trained).write(folder)
+            _document(folder, config, data, trained, threads).write(folder)
         trained.accelerator.wait_for_everyone()
     return RunDocument.read(output)
 
@@ -104,17 +123,34 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _check_weights(model: nn.Module, config: TrainConfig) -> None:
+    """Refuse a start from weights that are no numbers, which training would blame on the learning rate."""
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            count = int((~weight.isfinite()).sum())
+            raise InputError(
+                f"{count} of the {weight.numel()} values of {name} are NaN or infinite before training",
+                where=config.init or f"model {config.model}",
+            )
+
+
 def _write_files(folder: Path, config: TrainConfig, task: Task, trained: Trained) -> None:
     history = trained.history
-    content = checkpoint_bytes(trained.state, trained.sparsifier.patterns(), config.method)
+    content = checkpoint_bytes(trained.state, trained.patterns, config.method)
     write_atomic(folder / checkpoint.FILE, content)
-    write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history.metrics))
+    write_atomic(folder / "metrics.jsonl", "".join(json_row(row) for row in history.metrics))
     write_atomic(folder / "sad.csv", _csv(history.sad))
     score = Score(task.score_name, better_of(task))
     title = f"{config.model} on {config.data}, {config.method}"
     if config.method != "dense":
         title += f" {config.pattern}"
     write_curves_png(history.metrics, history.sad, folder / "curves.png", title, score=score)
+
+
+def json_row(row: Mapping[str, Any]) -> str:
+    """One line of metrics.jsonl; a number that is none becomes null, which JSON can hold."""
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _csv(rows: Iterable[dict[str, object]]) -> str:
@@ -125,7 +161,9 @@ def _csv(rows: Iterable[dict[str, object]]) -> str:
     return text.getvalue()
 
 
-def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained) -> RunDocument:
+def _document(
+    folder: Path, config: TrainConfig, data: DataSet, trained: Trained, threads: ThreadChoice | None
+) -> RunDocument:
     last: dict[str, Any] = [row for row in trained.history.metrics if row["kind"] == "epoch"][-1]
     return RunDocument(
         config=config.recorded(),
@@ -163,7 +201,8 @@ def _document(folder: Path, config: TrainConfig, data: DataSet, trained: Trained
             )
             for entry in trained.sparsifier.report()
         ],
-        device=_device(trained),
+        device=_device(trained, threads),
+        threads=ThreadsRecord(**asdict(threads)) if threads else None,
         # Event files go on growing when a run is resumed, and carry the machine's name.
         files={name: record for name, record in file_records(folder).items() if not name.startswith(f"{TENSORBOARD}/")},
         host=host_record(),
@@ -182,11 +221,11 @@ def _totals(sad: Sad | None) -> SadTotals | None:
     )
 
 
-def _device(trained: Trained) -> str:
+def _device(trained: Trained, threads: ThreadChoice | None) -> str:
     device = trained.accelerator.device
     if device.type == "cuda":
         return f"{trained.accelerator.num_processes} x {torch.cuda.get_device_name(device)}"
     processes = trained.accelerator.num_processes
     several = f"{processes} processes, each " if processes > 1 else ""
-    threads = torch.get_num_threads()
-    return f"{device.type}, {several}{threads} thread{'s' if threads > 1 else ''}"
+    count = threads.threads if threads else torch.get_num_threads()
+    return f"{device.type}, {several}{count} thread{'s' if count > 1 else ''}"

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
+from nm2trt.training.flow import output_linears, owns_weights
+from nm2trt.training.uses import Watched, computed_weight, trace_example
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OLD_STYLE = {
+    "g": "weight_norm",
+    "v": "weight_norm",
+    "orig": "torch.nn.utils.prune or spectral_norm",
+}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -45,6 +54,8 @@ def select_weights(
     pattern: NMPattern,
     layers: Mapping[str, NMPattern],
     exclude: Sequence[str],
+    *,
+    example_inputs: Any = None,
 ) -> list[Selected]:
     """Decide for every weight of two or more dimensions, in the order of the model's modules.
 
@@ -54,14 +65,44 @@ def select_weights(
         layers: Glob on module names -> pattern; the last match wins. Naming a layer also takes it out of the
             default exclusion of the classifier.
         exclude: Globs on module names that stay dense; beats `layers`.
+        example_inputs: What the network is run on once to see how each weight is used: a tensor, a tuple of positional
+            or a dict of keyword arguments. Without it, forward passes of modules are tried one by one.
 
     Raises:
         ConfigError: A glob matches no layer, or names a layer whose reduction axis its M does not divide.
     """
     candidates = list(_candidates(model))
     _check_globs([*layers, *exclude], [candidate.module_name for candidate in candidates])
-    classifier = _classifier(model)
-    return [_decide(candidate, pattern, layers, exclude, classifier) for candidate in candidates]
+    classifiers = _classifiers(model)
+    if example_inputs is not None:
+        candidates = _with_uses(model, example_inputs, candidates, pattern)
+    return [_decide(candidate, pattern, layers, exclude, classifiers) for candidate in candidates]
+
+
+def _with_uses(model: nn.Module, example: Any, candidates: list[Candidate], pattern: NMPattern) -> list[Candidate]:
+    """Take the weights out that the forward pass reads otherwise than along their reduction axis."""
+    found = trace_example(model, example, watched(candidates, {}, pattern)).findings
+    return [
+        replace(candidate, axis=None, why_not=found[candidate.name]) if candidate.name in found else candidate
+        for candidate in candidates
+    ]
+
+
+def watched(
+    candidates: Sequence[Candidate], patterns: Mapping[str, NMPattern], usual: NMPattern | None = None
+) -> list[Watched]:
+    """The candidates that have a reduction axis and a pattern, for `UseTrace`."""
+    return [
+        Watched(
+            name=candidate.name,
+            module=candidate.module,
+            local=candidate.name.rpartition(".")[2],
+            axis=candidate.axis,
+            pattern=found,
+        )
+        for candidate in candidates
+        if candidate.axis is not None and (found := patterns.get(candidate.name, usual)) is not None
+    ]
 
 
 def _decide(
@@ -69,13 +110,13 @@ def _decide(
     pattern: NMPattern,
     layers: Mapping[str, NMPattern],
     exclude: Sequence[str],
-    classifier: nn.Module | None,
+    classifiers: Mapping[int, str],
 ) -> Selected:
     def dense(reason: str) -> Selected:
         return Selected(candidate=candidate, pattern=None, reason=reason)
 
-    named = next((glob for glob in reversed(list(layers)) if fnmatchcase(candidate.module_name, glob)), None)
-    excluded = next((glob for glob in exclude if fnmatchcase(candidate.module_name, glob)), None)
+    named = next((glob for glob in reversed(list(layers)) if _matches(candidate.module_name, glob)), None)
+    excluded = next((glob for glob in exclude if _matches(candidate.module_name, glob)), None)
     if excluded is not None:
         return dense(f"excluded by {excluded!r}")
     if candidate.axis is None:
@@ -95,8 +136,8 @@ def _decide(
         return dense(reason)
     if candidate.why_not:
         return dense(candidate.why_not)
-    if candidate.module is classifier and named is None:
-        return dense("the classifier stays dense unless it is named")
+    if named is None and (words := classifiers.get(id(candidate.module))):
+        return dense(words)
     return Selected(candidate=candidate, pattern=wanted, reason=f"reduction axis of {size} divides by {wanted.m}")
 
 
@@ -107,11 +148,11 @@ def _candidates(model: nn.Module) -> Iterator[Candidate]:
         for local, parameter in module.named_parameters(recurse=False)
         if parameter.dim() >= 2
     ]
+    roles = [_role(module, local, parameter) for _, _, module, local, parameter in owned]
     uses: dict[int, list[tuple[str, int | None]]] = {}
-    for name, _, module, local, parameter in owned:
-        uses.setdefault(id(parameter), []).append((name, _role(module, local, parameter)[0]))
-    for name, module_name, module, local, parameter in owned:
-        axis, kind, why_not = _role(module, local, parameter)
+    for (name, _, _, _, parameter), (axis, _, _) in zip(owned, roles, strict=True):
+        uses.setdefault(id(parameter), []).append((name, axis))
+    for (name, module_name, module, _, parameter), (axis, kind, why_not) in zip(owned, roles, strict=True):
         (first, _), *others = shared = uses[id(parameter)]
         if others and any(other != axis for _, other in shared):
             # Groups along one use's reduction axis mean nothing to the other.
@@ -133,14 +174,18 @@ def _candidates(model: nn.Module) -> Iterator[Candidate]:
 def _role(module: nn.Module, local: str, parameter: torch.Tensor) -> tuple[int | None, str, str]:
     """Return (reduction axis, kind, reason against) of one parameter."""
     kind = type(module).__name__
+    if isinstance(module, ParametrizationList):
+        return None, kind, f"{_names(module)} computes the layer's weight from it, so its zeros are not what is read"
+    if (computed := _OLD_STYLE.get(local.rpartition("_")[2])) and hasattr(module, local.rpartition("_")[0]):
+        return None, kind, f"{computed} computes {local.rpartition('_')[0]} from it, so its zeros are not what is read"
     if isinstance(module, nn.Linear) and local == "weight":
-        return 1, kind, ""
+        return 1, kind, computed_weight(module, local) or ""
     if isinstance(module, _TRANSPOSED):
         return None, kind, "transposed convolutions never run sparse in TensorRT"
     if isinstance(module, _CONVOLUTIONS) and local == "weight":
         if module.groups > 1 and parameter.shape[1] == 1:
             return None, kind, "depthwise: one input channel per group"
-        return 1, kind, ""
+        return 1, kind, computed_weight(module, local) or ""
     if isinstance(module, nn.MultiheadAttention) and local in {
         "in_proj_weight",
         "q_proj_weight",
@@ -151,17 +196,56 @@ def _role(module: nn.Module, local: str, parameter: torch.Tensor) -> tuple[int |
     # Hugging Face's Conv1D is a Linear that stores its weight as [K, N].
     if kind == "Conv1D" and local == "weight" and type(module).__module__.startswith("transformers."):
         return 0, kind, ""
-    return None, kind, f"{kind}.{local} is no matrix product with a reduction axis"
+    return None, kind, _why_no_axis(module, kind, local, parameter)
 
 
-def _classifier(model: nn.Module) -> nn.Module | None:
-    """Return the last module with weights of its own, if it is a Linear: by convention it makes the logits."""
-    weighted = [module for module in model.modules() if any(p.dim() >= 2 for p in module.parameters(recurse=False))]
-    return weighted[-1] if len(weighted) > 1 and isinstance(weighted[-1], nn.Linear) else None
+def _names(module: nn.Module) -> str:
+    """What a parametrized weight is computed by."""
+    return (
+        ", ".join(dict.fromkeys(type(part).__name__.lstrip("_") for part in module.children())) or "a parametrization"
+    )
+
+
+def _why_no_axis(module: nn.Module, kind: str, local: str, parameter: torch.Tensor) -> str:
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"{kind} multiplies by it at every step inside one fused operator; recurrent weights stay dense"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return f"{kind}.{local} is a table to look up, no matrix product"
+    if isinstance(module, nn.Bilinear):
+        return "Bilinear multiplies by two inputs at once, so it has no single reduction axis"
+    if isinstance(module, nn.MultiheadAttention):
+        return f"{kind}.{local} is added to keys or values, no matrix product"
+    if parameter.numel() == max(parameter.shape):
+        return f"{kind}.{local} is a vector, no matrix"
+    if not type(module).__module__.startswith("torch.nn."):
+        shape = "x".join(map(str, parameter.shape))
+        return f"{kind} uses {local} ({shape}) in a forward of its own, which does not tell a reduction axis"
+    return f"{kind}.{local} is no matrix product with a reduction axis"
+
+
+def _classifiers(model: nn.Module) -> dict[int, str]:
+    """Linears that make the network's outputs, by the identity of the module: why they stay dense."""
+    weighted = [module for module in model.modules() if owns_weights(module)]
+    if len(weighted) < 2:
+        return {}
+    used = output_linears(model)
+    if used is None:
+        # The forward pass cannot be traced: by convention the last one defined makes the logits.
+        last = weighted[-1]
+        return {id(last): "the classifier stays dense unless it is named"} if isinstance(last, nn.Linear) else {}
+    modules = dict(model.named_modules())
+    words = "the classifier stays dense unless it is named"
+    several = "a classifier, one of several outputs, stays dense unless it is named"
+    return {id(modules[name]): words if len(used) == 1 else several for name in used}
+
+
+def _matches(name: str, glob: str) -> bool:
+    # A name always means itself, also one with brackets.
+    return name == glob or fnmatchcase(name, glob)
 
 
 def _check_globs(globs: Sequence[str], names: Sequence[str]) -> None:
-    unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    unmatched = [glob for glob in globs if not any(_matches(name, glob) for name in names)]
     if unmatched:
         raise ConfigError(
             f"no layer matches {', '.join(map(repr, unmatched))}",

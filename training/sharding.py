@@ -7,7 +7,7 @@ here the optimizer is made from the sharded parameters, and the sparsifier works
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -105,60 +105,5 @@ def like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """A whole tensor in the form of `target`: this process's part of it, where that is sharded."""
     if not isinstance(target, DTensor) or value.shape != target.shape:
         return value
-    return _distributed(value, target)
-
-
-def _distributed(value: torch.Tensor, target: DTensor) -> DTensor:
     # Every process has read the same file, so nothing needs to be sent.
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-
-
-def whole_sparsifier_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """A sparsifier's state with its parts gathered and its counts summed; every process must call this."""
-    layers = {}
-    for name, parameter, entry in _sharded_entries(state, model):
-        gathered = {}
-        for key, value in entry.items():
-            if isinstance(value, torch.Tensor) and value.dim():
-                value = _as_dtensor(value, parameter)
-            elif isinstance(value, torch.Tensor):
-                value = value.clone()
-                dist.all_reduce(value)
-            gathered[key] = whole(value)
-        layers[name] = gathered
-    return {**state, "layers": {**state["layers"], **layers}}
-
-
-def own_sparsifier_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """This process's part of what `whole_sparsifier_state` gave; the counts go to the first process."""
-    layers = {}
-    for name, parameter, entry in _sharded_entries(state, model):
-        own = {}
-        for key, value in entry.items():
-            if isinstance(value, torch.Tensor) and value.dim():
-                own[key] = _distributed(value, parameter).to_local()
-            elif isinstance(value, torch.Tensor):
-                own[key] = value if dist.get_rank() == 0 else torch.zeros_like(value)
-            else:
-                own[key] = value
-        layers[name] = own
-    return {**state, "layers": {**state["layers"], **layers}}
-
-
-def _sharded_entries(state: Mapping[str, Any], model: nn.Module) -> Iterator[tuple[str, DTensor, Mapping[str, Any]]]:
-    parameters: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    for name, entry in state["layers"].items():
-        parameter = parameters.get(name)
-        if isinstance(parameter, DTensor):
-            yield name, parameter, entry
-
-
-def _as_dtensor(part: torch.Tensor, parameter: DTensor) -> DTensor:
-    return DTensor.from_local(
-        part.contiguous(),
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )

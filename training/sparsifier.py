@@ -4,19 +4,21 @@ Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From S
 dense weights W and lets the forward pass see E * W. Here the module's parameter *is* W~ = E * W, and what was pruned
 waits in a residual R = (1 - E) * W. Their supports are disjoint, so W = W~ + R is exact in floating point:
 
-    step pre-hook    grad += decay * R;  parameter += R
+    before the step   the optimizer is given grad + decay * R;  parameter += R
     optimizer.step()
-    step post-hook   E = mask(parameter);  R = (1 - E) * parameter;  parameter = E * parameter
+    after it          E = mask(parameter);  R = (1 - E) * parameter;  parameter = E * parameter
 
 The decay term enters once per optimizer step, after unscaling, clipping and all-reduce, so it depends neither on
-the loss scale nor on the number of micro-batches or processes.
+the loss scale nor on the number of micro-batches or processes. What else may touch weights, gradients and hooks:
+docs/weights.md.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,25 +26,28 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
-from nm2trt.training.layer_state import SparseLayer, restore_all, split_all, zero_pruned
+from nm2trt.training.arguments import (
+    check_axes,
+    check_count,
+    check_globs,
+    check_number,
+    check_objects,
+    check_pattern,
+    check_patterns,
+)
+from nm2trt.training.dense_state import dense_state_dict, dense_weight
+from nm2trt.training.layer_state import SparseLayer
+from nm2trt.training.live_selection import LayerReport, LiveSelection
+from nm2trt.training.masked_weights import MaskedWeights
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.selection import Selected, select_weights
+from nm2trt.training.saved_layers import check_parts, check_saved, own_parts
+from nm2trt.training.selection_rule import SelectionRule
+from nm2trt.training.shards import as_sharded, check_shards, count_as_sharded, sum_over_shards
+from nm2trt.training.step_hooks import StepHooks
 
 Method = Literal["dense", "ste", "sr-ste", "asp"]
 METHODS: tuple[str, ...] = get_args(Method)
 PAPER_DECAY = 2e-4
-
-
-@dataclass(frozen=True, slots=True)
-class LayerReport:
-    """Why one weight is sparse or dense."""
-
-    name: str
-    module: str
-    kind: str
-    shape: tuple[int, ...]
-    pattern: str | None
-    reason: str
 
 
 def sparsify(
@@ -54,50 +59,77 @@ def sparsify(
     decay: float = PAPER_DECAY,
     layers: Mapping[str, str | NMPattern] | None = None,
     exclude: Sequence[str] = (),
+    axes: Mapping[str, int] | None = None,
     refresh_every: int = 1,
+    dense_steps: int = 0,
+    example_inputs: Any = None,
 ) -> Sparsifier:
     """Make a network N:M sparse from now on, in any training loop.
 
+    Layers that an earlier call made sparse are taken over with their dense weights; the earlier sparsifier ends.
+
     Args:
         model: The network, on its device; compiled, wrapped by DDP or sharded by FSDP2's `fully_shard` is fine.
-        optimizer: The optimizer that steps its parameters; not a wrapper around one.
+        optimizer: The optimizer that steps its parameters, or a wrapper that has it as an attribute (accelerate's,
+            Lookahead, SAM).
         pattern: N kept of every M consecutive weights along the reduction axis.
         method: "sr-ste"; "ste" (no decay); "asp" (masks of the current magnitudes, held from the start);
             "dense" (imposes nothing, records the SAD that magnitude masks would have).
         decay: lambda of SR-STE, 2e-4 in the paper; pruned weights shrink by it.
         layers: Glob on module names -> pattern of these layers.
         exclude: Globs on module names that stay dense.
+        axes: Glob on parameter names -> reduction axis, for weights that no rule knows, such as a mixture's experts in
+            one parameter of [E, N, K].
         refresh_every: Optimizer steps between new masks; in between, the last one is held.
+        dense_steps: Optimizer steps before the first masks are imposed; until then the network trains dense.
+        example_inputs: A batch (a tensor, a tuple of positional or a dict of keyword arguments) that the network is run
+            on once, to see how each weight is used. Without it the first forward pass of training is watched.
 
     Returns:
-        The sparsifier; the model conforms from this moment on (except with "dense").
+        The sparsifier; the model conforms from this moment on (with "dense" never, with `dense_steps` after them).
 
     Raises:
-        ConfigError: Unknown method, bad pattern, a glob without a match, no layer that could be sparse, an
-            optimizer that does not own a layer's weight.
+        ConfigError: A wrong argument, a glob without a match, no layer that could be sparse, an optimizer that does
+            not own a layer's weight or whose steps cannot be seen.
     """
+    check_objects(model, optimizer)
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}", where="method", mend=f"choose from {', '.join(METHODS)}")
-    if decay < 0:
-        raise ConfigError(
-            f"decay {decay} is negative and would grow the pruned weights", where="decay", mend="use 2e-4"
-        )
-    if refresh_every < 1:
-        raise ConfigError(f"refresh_every = {refresh_every}", where="refresh_every", mend="use 1 or more")
-    wanted = NMPattern.parse(pattern) if isinstance(pattern, str) else pattern
-    per_layer = {
-        glob: NMPattern.parse(value) if isinstance(value, str) else value for glob, value in (layers or {}).items()
-    }
-    selected = select_weights(_unwrapped(model), wanted, per_layer, exclude)
+    decay = check_number(decay, "decay", "2e-4")
+    rule = SelectionRule(
+        check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
+    )
+    check_shards(model)
+    network = _unwrapped(model)
+    selected = rule.select(network, example_inputs=example_inputs)
+    sparse = [entry for entry in selected if entry.pattern is not None]
+    if not sparse:
+        reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in selected[:5])
+        raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", mend="use a smaller M")
+    weights = MaskedWeights(
+        network,
+        method=method,
+        decay=decay if method == "sr-ste" else 0.0,
+        refresh_every=check_count(refresh_every, "refresh_every", 1),
+        dense_steps=check_count(dense_steps, "dense_steps", 0),
+    )
+    hooks = StepHooks(optimizer, weights)
+    selection = LiveSelection(rule, selected, weights, hooks)
+    sparsifier = Sparsifier(weights, hooks, selection)
+    try:
+        selection.take_in(sparse)
+    except BaseException:
+        sparsifier.remove()
+        raise
+    if example_inputs is None and not hasattr(model, "_orig_mod"):
+        selection.watch_uses()
     if method in ("ste", "sr-ste") and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
             f"{method} under {type(optimizer).__name__}: STEP (Lu et al., ICML 2023) finds that masks which still move "
             "spoil Adam's second moments; compare with SGD, or freeze() the masks early",
             stacklevel=2,
         )
-    return Sparsifier(
-        optimizer, selected, method=method, decay=decay if method == "sr-ste" else 0.0, refresh_every=refresh_every
-    )
+    return sparsifier
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -114,122 +146,92 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 class Sparsifier:
     """Keeps the weights of a network N:M around every step of its optimizer. Made by `sparsify`."""
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        selected: Sequence[Selected],
-        *,
-        method: Method,
-        decay: float,
-        refresh_every: int = 1,
-    ) -> None:
-        self.method = method
-        self.decay = decay
-        self.refresh_every = refresh_every
-        self.steps = 0
-        self._selected = selected
-        self._frozen = method == "asp"
-        self._check(optimizer)
-        self._layers = [
-            SparseLayer.of(
-                entry.candidate.name,
-                entry.candidate.parameter,
-                entry.candidate.axis,
-                entry.pattern,
-                with_residual=method in ("ste", "sr-ste"),
-            )
-            for entry in selected
-            if entry.pattern is not None and entry.candidate.axis is not None
-        ]
-        with torch.no_grad():
-            split_all(self._layers, impose=method != "dense", hold=False)
-            for layer in self._layers:
-                layer.begin()
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+    def __init__(self, weights: MaskedWeights, hooks: StepHooks, selection: LiveSelection) -> None:
+        self._weights = weights
+        self._hooks = hooks
+        self._selection = selection
 
-    def _check(self, optimizer: torch.optim.Optimizer) -> None:
-        sparse = [entry.candidate for entry in self._selected if entry.pattern is not None]
-        if not sparse:
-            reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in self._selected[:5])
-            raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", mend="use a smaller M")
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        missing = [candidate.name for candidate in sparse if id(candidate.parameter) not in owned]
-        if missing:
+    @property
+    def method(self) -> str:
+        """One of `METHODS`."""
+        return self._weights.method
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were seen."""
+        return self._weights.steps
+
+    @property
+    def decay(self) -> float:
+        """lambda; 0 for methods without it."""
+        return self._weights.decay
+
+    @property
+    def refresh_every(self) -> int:
+        """Optimizer steps between new masks."""
+        return self._weights.refresh_every
+
+    @property
+    def _layers(self) -> list[SparseLayer]:
+        """The layers, after they have followed whatever happened to the parameters."""
+        self._check_in_use()
+        self._weights.follow(is_step=False)
+        return self._weights.layers
+
+    def _check_in_use(self) -> None:
+        if self._weights.is_retired:
             raise ConfigError(
-                f"the optimizer does not own {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
-                mend="make it from this model's parameters, or exclude these layers",
+                "a later call of sparsify has taken these layers over", mend="use the sparsifier that it returned"
             )
-
-    @torch.no_grad()
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # torch hands the hook the arguments of the unbound step, so the optimizer itself comes first.
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is not None:
-            raise ConfigError(
-                f"{type(optimizer).__name__}.step was given a closure, which would see dense weights",
-                mend="call backward() first and step() without arguments",
-            )
-        if self.method == "dense":
-            return
-        # Fused optimizers unscale inside their kernel, so what is added to the gradient has to be scaled too.
-        scale = getattr(optimizer, "grad_scale", None)
-        if not self._frozen:
-            restore_all(self._layers, self.decay, scale)
-            return
-        for layer in self._layers:
-            layer.mask_gradient()
-
-    @torch.no_grad()
-    def _after_step(self, *_: object) -> None:
-        self.steps += 1
-        impose = self.method != "dense"
-        if not self._frozen:
-            split_all(self._layers, impose=impose, hold=self.steps % self.refresh_every != 0)
-        elif impose:
-            zero_pruned(self._layers)
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """Bool tensor per parameter name, True = kept."""
-        return {layer.name: layer.mask() for layer in self._layers}
+        """Bool tensor per parameter name, True = kept; a DTensor where the parameter is one."""
+        return {layer.name: as_sharded(layer.mask(), layer.parameter) for layer in self._layers}
 
     def residuals(self) -> dict[str, torch.Tensor]:
-        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp"."""
-        return {layer.name: layer.residual for layer in self._layers if layer.residual is not None}
+        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp".
+
+        A DTensor with the parameter's placements where the parameter is one.
+        """
+        return {
+            layer.name: as_sharded(layer.residual, layer.parameter)
+            for layer in self._layers
+            if layer.residual is not None
+        }
 
     @torch.no_grad()
     def dense_weights(self) -> dict[str, torch.Tensor]:
-        """W = W~ + R per parameter name, copied."""
-        weights = {layer.name: layer.weight().clone() for layer in self._layers}
-        for name, residual in self.residuals().items():
-            weights[name] += residual
-        return weights
+        """W = W~ + R per parameter name, copied; a DTensor with the parameter's placements where it is one."""
+        return {layer.name: dense_weight(layer) for layer in self._layers}
 
-    def dense_state_dict(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The model's state dict with the dense weights W~ + R in place of the sparse ones."""
-        return {**model.state_dict(), **self.dense_weights()}
+    def dense_state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """The model's state dict with the dense weights W~ + R in place of the sparse ones.
+
+        Args:
+            model: What `sparsify` was given, or a wrapper around it or inside it (torch.compile, DDP, Lightning). Its
+                own names are kept; a weight of several names is replaced under each.
+
+        Raises:
+            ConfigError: The model does not hold a sparse weight, so it is another one.
+        """
+        return dense_state_dict(model, self._layers)
 
     def patterns(self) -> dict[str, NMPattern]:
-        """The pattern that is imposed, per parameter name. Empty for "dense"."""
-        return {} if self.method == "dense" else {layer.name: layer.pattern for layer in self._layers}
+        """The pattern that is imposed, per parameter name. Empty for "dense", and while `dense_steps` last."""
+        return {name: pattern for name, (pattern, _) in self.imposed().items()}
+
+    def imposed(self) -> dict[str, tuple[NMPattern, int]]:
+        """(pattern, reduction axis) per parameter name of what `patterns` gives."""
+        layers = self._layers
+        misused = self._selection.misused
+        if not self._weights.imposes:
+            return {}
+        return {layer.name: (layer.pattern, layer.axis) for layer in layers if layer.name not in misused}
 
     def report(self) -> list[LayerReport]:
         """Every weight of two or more dimensions: its pattern, or why it stays dense."""
-        return [
-            LayerReport(
-                name=entry.candidate.name,
-                module=entry.candidate.module_name,
-                kind=entry.candidate.kind,
-                shape=tuple(entry.candidate.parameter.shape),
-                pattern=str(entry.pattern) if entry.pattern is not None and self.method != "dense" else None,
-                reason=f"recorded as {entry.pattern}, not imposed"
-                if entry.pattern is not None and self.method == "dense"
-                else entry.reason,
-            )
-            for entry in self._selected
-        ]
+        self._layers  # noqa: B018 -- lets the layers follow, or raises
+        return self._selection.report()
 
     @torch.no_grad()
     def sad(self) -> Sad:
@@ -239,32 +241,100 @@ class Sparsifier:
         """
         layers = []
         for layer in self._layers:
-            counts = layer.counts()
-            group = layer.shard_group()
-            if group is not None:
-                torch.distributed.all_reduce(counts, group=group)
+            counts = sum_over_shards(layer.counts(), layer.parameter)
             weights, previous, start, flips = counts.tolist()
             layers.append(LayerSad(layer=layer.name, weights=weights, previous=previous, start=start, flips=flips))
         return Sad(step=self.steps, layers=layers)
 
     def freeze(self) -> None:
-        """Hold the masks from here on: pruned weights get no gradient and stay zero."""
-        self._frozen = True
+        """Hold the masks from here on: pruned weights get no gradient and stay zero.
+
+        With "dense", which imposes no masks, the record goes on.
+        """
+        self._weights.frozen = True
+
+    def unfreeze(self) -> None:
+        """Let the masks move again, and pruned weights grow from the values that `freeze` left them with.
+
+        Raises:
+            ConfigError: The method is "asp", which keeps no such values.
+        """
+        if self.method == "asp":
+            raise ConfigError("asp holds its masks from the start", where="method", mend='use method="ste"')
+        self._weights.frozen = False
+
+    @contextmanager
+    def dense_parameters(self) -> Iterator[None]:
+        """The model's parameters hold W inside, so that whatever is written to them acts on W; N:M again after it.
+
+        For clamping, decay by hand, averages with other weights (Lookahead), or reading W in place.
+
+        Raises:
+            ConfigError: Weights were written before in a way that cannot be reconciled.
+        """
+        if not self._weights.is_open:
+            self._layers  # noqa: B018 -- lets the layers follow, or raises
+            self._weights.open_section()
+        with self._hooks.opened():
+            yield
+
+    def take_weights(self) -> None:
+        """Make W what the parameters hold now; what was pruned before is gone."""
+        self._weights.take()
+
+    def add_layers(self, layers: Mapping[str, str | NMPattern] | Sequence[str]) -> list[str]:
+        """Make more layers sparse from now on.
+
+        Args:
+            layers: Globs on module names, with a pattern each or with the pattern of `sparsify`.
+
+        Returns:
+            The names of the weights that became sparse.
+
+        Raises:
+            ConfigError: None can be, or the optimizer does not own one.
+        """
+        named = check_patterns(
+            layers
+            if isinstance(layers, Mapping)
+            else dict.fromkeys(check_globs(layers, "layers"), self._selection.rule.pattern)
+        )
+        self._layers  # noqa: B018 -- lets the layers follow, or raises
+        return self._selection.add(named)
+
+    def release_layers(self, layers: Sequence[str]) -> list[str]:
+        """Let layers train dense from now on, from their dense weights W~ + R.
+
+        Args:
+            layers: Globs on module names.
+
+        Returns:
+            The names of the weights that became dense.
+
+        Raises:
+            ConfigError: None of them is sparse.
+        """
+        return self._selection.release(check_globs(layers, "layers"))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied."""
+        """All that a resumed run needs beside the model's and the optimizer's state; tensors are not copied.
+
+        Where parameters are DTensors, so are all tensors here, with the same placements: torch.distributed.checkpoint
+        saves and loads them for any number of processes. No collective is called.
+        """
+        layers = self._layers
         return {
             "method": self.method,
             "steps": self.steps,
-            "frozen": self._frozen,
+            "frozen": self._weights.frozen,
             "layers": {
                 layer.name: {
                     "pattern": str(layer.pattern),
-                    "residual": layer.residual,
-                    "bits": layer.bits,
-                    "flips": layer.flips,
+                    "residual": None if layer.residual is None else as_sharded(layer.residual, layer.parameter),
+                    "bits": as_sharded(layer.bits, layer.parameter),
+                    "flips": count_as_sharded(layer.flips, layer.parameter),
                 }
-                for layer in self._layers
+                for layer in layers
             },
         }
 
@@ -272,29 +342,53 @@ class Sparsifier:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave; load the model's own state dict first.
 
+        Tensors may be DTensors of any placements, or whole, as `torch.distributed.checkpoint.state_dict` gathers them.
+
         Raises:
-            ConfigError: The state is of another method, other layers or other patterns.
+            ConfigError: The state is of another method, other layers or other patterns, or of a moment when the model
+                had other weights.
         """
-        mine = {layer.name: str(layer.pattern) for layer in self._layers}
-        theirs = {name: entry["pattern"] for name, entry in state["layers"].items()}
-        if state["method"] != self.method or mine != theirs:
-            different = sorted(set(mine.items()) ^ set(theirs.items()))[:2]
-            raise ConfigError(
-                f"the saved state is of {state['method']!r}, this run of {self.method!r}"
-                if state["method"] != self.method
-                else f"the saved state has other sparse layers: {different}",
-                mend="resume with the configuration that the run was started with",
-            )
-        self.steps, self._frozen = int(state["steps"]), bool(state["frozen"])
-        for layer in self._layers:
-            saved = state["layers"][layer.name]
+        self._check_in_use()
+        self._weights.follow_model()
+        # Not what was written to the parameters: the state says what they are to hold.
+        layers = self._weights.layers
+        check_saved(state, self.method, layers)
+        parts = [(layer, own_parts(state["layers"][layer.name], layer)) for layer in layers]
+        self._weights.set_position(int(state["steps"]), frozen=bool(state["frozen"]), check=lambda: check_parts(parts))
+        for layer, saved in parts:
             layer.bits.copy_(saved["bits"])
             layer.flips.copy_(saved["flips"])
             if layer.residual is not None:
                 layer.residual.copy_(saved["residual"])
+        self._weights.remember(layers)
 
     def remove(self) -> None:
         """Take the hooks off; the model keeps its N:M weights."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._selection.stop_watching()
+        self._hooks.remove()
+        self._weights.detach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
+        """A sparsifier of the copied model and optimizer: copy the three in one `copy.deepcopy((...))`."""
+        optimizer = self._hooks.given()
+        if optimizer is None:
+            raise ConfigError(
+                "its optimizer is gone, so the sparsifier cannot be copied", mend="call sparsify on a copy of the model"
+            )
+        layers, owners = self._layers, self._selection.owners()
+        weights = self._weights.copied(copy.deepcopy(self._weights.model, memo))
+        hooks = StepHooks(copy.deepcopy(optimizer, memo), weights)
+        selection = LiveSelection(
+            *copy.deepcopy((self._selection.rule, self._selection.selected), memo), weights, hooks
+        )
+        weights.add([(layer.copied(memo), copy.deepcopy(owners[layer.name], memo)) for layer in layers], split=False)
+        copied = Sparsifier(weights, hooks, selection)
+        if self._weights.is_detached:
+            copied.remove()
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise ConfigError(
+            "a sparsifier cannot be pickled, since it acts on a live optimizer",
+            mend="save sparsifier.state_dict(), and copy.deepcopy((model, optimizer, sparsifier)) for a copy",
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from nm2trt.artifacts import write_atomic
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.training.history import History
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.sharding import is_sharded, like, own_sparsifier_state, whole, whole_sparsifier_state
+from nm2trt.training.sharding import like, whole
 from nm2trt.training.sparsifier import Sparsifier
 
 FILE = "state/last.pt"
@@ -51,17 +52,24 @@ class Parts:
     sparsifier: Sparsifier
 
 
-def save_state(folder: Path, parts: Parts, position: Position, history: History) -> None:
+def save_state(
+    folder: Path, parts: Parts, position: Position, history: History, *, settings: Mapping[str, Any]
+) -> None:
     """Write `folder/state/last.pt`; until the rename, the state before stays as it is. Every process calls this.
+
+    Args:
+        folder: The run's.
+        parts: What is saved.
+        position: Where the run is.
+        history: Its records.
+        settings: The configuration, in plain values.
 
     Raises:
         OSError: The disk is full; the state before is untouched.
     """
     generators = gather_object([_generators()])
     model = parts.accelerator.unwrap_model(parts.model)
-    sparsifier = parts.sparsifier.state_dict()
-    if is_sharded(model):
-        sparsifier = whole_sparsifier_state(sparsifier, model)
+    sparsifier = whole(parts.sparsifier.state_dict())
     model_state, optimizer_state = whole(model.state_dict()), whole(parts.optimizer.state_dict())
     if not parts.accelerator.is_main_process:
         return
@@ -69,6 +77,8 @@ def save_state(folder: Path, parts: Parts, position: Position, history: History)
     content = {
         "schema": SCHEMA,
         "processes": parts.accelerator.num_processes,
+        "settings": dict(settings),
+        "threads": torch.get_num_threads(),
         "position": asdict(position),
         "model": model_state,
         "optimizer": optimizer_state,
@@ -131,8 +141,7 @@ def restore(content: dict[str, Any], parts: Parts) -> History:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the state is of another network: {reason[:200]}") from None
     parts.optimizer.load_state_dict(_placed(content["optimizer"], parts.optimizer))
-    sparsifier = content["sparsifier"]
-    parts.sparsifier.load_state_dict(own_sparsifier_state(sparsifier, model) if is_sharded(model) else sparsifier)
+    parts.sparsifier.load_state_dict(content["sparsifier"])
     _set_schedule(parts.schedule, content["schedule"]["last_epoch"], content["optimizer"])
     if parts.accelerator.scaler is not None and content["scaler"]:
         parts.accelerator.scaler.load_state_dict(content["scaler"])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         ReportDocument,
         RunnerRecord,
     )
-    from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals
+    from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals, ThreadsRecord
 
 __all__ = [
     "ARMS",
@@ -64,6 +64,7 @@ __all__ = [
     "RunResult",
     "RunnerRecord",
     "SadTotals",
+    "ThreadsRecord",
     "check_plan",
     "file_records",
     "host_record",
@@ -100,7 +101,7 @@ _HOMES = {
         "ReportDocument",
         "RunnerRecord",
     ),
-    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals"),
+    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals", "ThreadsRecord"),
 }
 
 

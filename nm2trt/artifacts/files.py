@@ -74,7 +74,12 @@ def check_output(target: Path, *, force: bool) -> None:
     Raises:
         ConfigError: The path is a file, or a folder that exists and `force` is off, or that nm2trt did not write.
     """
-    if not target.exists() and not target.is_symlink():
+    try:
+        exists = target.exists() or target.is_symlink()
+    except OSError as error:
+        raise ConfigError(f"cannot be a folder: {error.strerror}", where=target, mend="choose another -o") from None
+    if not exists:
+        _check_parents(target)
         return
     if not target.is_dir() or target.is_symlink():
         raise ConfigError("the output path exists and is no plain folder", where=target, mend="choose another -o")
@@ -90,6 +95,14 @@ def check_output(target: Path, *, force: bool) -> None:
             where=target,
             mend="choose another -o",
         )
+
+
+def _check_parents(target: Path) -> None:
+    for parent in target.parents:
+        if parent.is_dir():
+            return
+        if parent.exists():
+            raise ConfigError("is a file, and no folder can be made below it", where=parent, mend="choose another -o")
 
 
 @contextmanager

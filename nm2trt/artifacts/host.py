@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from nm2trt.threads import available_cpus
 
 _PACKAGES = (
     "torch",
@@ -70,13 +71,6 @@ def redact_machine(text: str) -> str:
     Serial numbers, UUIDs, board, bus and process ids, host names, and packages installed from a local path.
     """
     return "".join(line for line in text.splitlines(keepends=True) if not _IDENTIFYING.search(line))
-
-
-def available_cpus() -> int:
-    """CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.files import FileRecord
@@ -63,17 +64,37 @@ class RunResult(BaseModel):
     test_score: float = Field(validation_alias=AliasChoices("test_score", "test_accuracy"))
     """Measured on the test samples with the weights of the checkpoint; 0 to 1 for shares.
     `test_accuracy` in older run.json files."""
-    test_loss: float
-    train_loss: float
+    test_loss: float | None
+    """None where it was no number, which JSON cannot hold."""
+    train_loss: float | None
     epochs: int
     steps: int
     seconds: float
     sad: SadTotals | None
 
+    @field_validator("test_loss", "train_loss", mode="before")
+    @classmethod
+    def _number_or_none(cls, value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
     @property
     def score(self) -> str:
         """Name and value, such as "accuracy 97.80%"."""
         return f"{self.score_name} {self.test_score:.2%}"
+
+
+class ThreadsRecord(BaseModel):
+    """How many threads torch used on the CPU, and why so many."""
+
+    model_config = _FROZEN
+
+    threads: int
+    source: Literal["option", "environment", "state", "work", "cores"]
+    """`--threads`; OMP_NUM_THREADS; what the run was started with; the work of a batch; all cores."""
+    waiting: Literal["sleep", "spin"]
+    """What idle threads do."""
+    gflop: float | None = None
+    """Work of one batch's forward pass, 1e9 floating-point operations, where the choice followed from it."""
 
 
 class RunDocument(Document):
@@ -94,6 +115,8 @@ class RunDocument(Document):
     layers: list[LayerRecord]
     device: str
     """What the training ran on."""
+    threads: ThreadsRecord | None = None
+    """Of the last session, on a CPU; None on a GPU and in older run.json files."""
     files: dict[str, FileRecord]
     host: HostRecord
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import json_option, stderr_console
+from nm2trt.cli.common import json_option, say_threads, stderr_console, threads_option
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.calibration import CalibrationDocument
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     "--plot", type=click.Path(path_type=Path), metavar="F.png", help="Draw the range of every tensor, and clipping."
 )
 @click.option("--force", is_flag=True, help="Replace OUT.onnx, if nm2trt wrote it.")
+@threads_option()
 @json_option
 def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_json: bool, **options: Any) -> int:
     """Quantise a float ONNX model to INT8 Q/DQ, keep its N:M pattern, and prove both.
@@ -108,6 +109,7 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
     from nm2trt.calibration.settings import Settings
 
     settings = Settings(**options)
+    say_threads()
     with _watching() as progress:
         document = calibrate_file(model, output, settings, builder=builder, sm=sm, force=force, progress=progress)
     if plot is not None:

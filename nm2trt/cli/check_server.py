@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, schema_option, stderr_console, stdout_console
+from nm2trt.cli.common import (
+    force_option,
+    json_option,
+    output_option,
+    say_threads,
+    schema_option,
+    stderr_console,
+    stdout_console,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.server_report import OutputsRecord, ServerReportDocument
@@ -103,6 +112,7 @@ def _document() -> type[ServerReportDocument]:
 @output_option("REPORT", "Folder to write: server.json, server.html.", required=False)
 @schema_option(_document, "server.json")
 @force_option
+@threads_option()
 @json_option
 @click.pass_context
 def command(
@@ -126,6 +136,7 @@ def command(
     if output is not None:
         check_output(output, force=force)
     config = _config(build, options)
+    say_threads()
     console = stderr_console()
     if console.is_terminal:
         with console.status("asking the server") as status:

@@ -43,6 +43,35 @@ json_option = click.option(
 )
 
 
+def threads_option(*, sleep: bool = True) -> Callable[[F], F]:
+    """`--threads`: settled while options are read, before anything that loads torch is imported.
+
+    Args:
+        sleep: Let idle threads sleep; off where torch's own behavior is what is measured.
+    """
+
+    def prepare(_context: click.Context, _option: click.Parameter, value: int | None) -> None:
+        from nm2trt.threads import prepare_threads
+
+        prepare_threads(value, sleep=sleep)
+
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        callback=prepare,
+        expose_value=False,
+        help="CPU threads of torch and ONNX Runtime. Default: OMP_NUM_THREADS, else by the work at hand.",
+    )
+
+
+def say_threads() -> None:
+    """Say on stderr how many CPU threads were chosen, and by whom."""
+    from nm2trt.threads import choose_threads
+
+    click.echo(f"CPU: {choose_threads()}", err=True)
+
+
 def stdout_console() -> Console:
     """Console for results; wide where nobody's window limits it."""
     from rich.console import Console

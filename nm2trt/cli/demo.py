@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console, threads_option
 from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ Say = Callable[[str], object]
 @click.option("--duration", default=4.0, show_default=True, metavar="S", help="Seconds of timing per batch size.")
 @output_option("DIR", "Folder for everything.", required=False, default=Path("nm2trt-demo"))
 @force_option
+@threads_option()
 @json_option
 def command(
     data: str,

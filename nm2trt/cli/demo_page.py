@@ -165,7 +165,7 @@ def _training_section(stages: Stages, folder: Path) -> Section:
             (
                 Badge(f"{run.method} {run.config['seed']}"),
                 f"{run.result.test_score:.2%}",
-                f"{run.result.test_loss:.4f}",
+                f"{run.result.test_loss:.4f}" if run.result.test_loss is not None else "no number",
                 f"{run.result.sad.flips_per_weight:.2f}" if run.result.sad else "",
                 f"{run.result.seconds:.1f}",
             )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from nm2trt.artifacts import BuildDocument, ReportDocument, RunDocument
 from nm2trt.cli.export import export_run
@@ -57,8 +54,7 @@ def run_stages(settings: DemoSettings, folder: Path, *, say: Say, doing: Say) ->
         say: Called with a line when a step is done.
         doing: Called with what is being done.
     """
-    with _one_thread():
-        runs = _train(settings, folder / "runs", say, doing)
+    runs = _train(settings, folder / "runs", say, doing)
     sparse_folders = [folder / "runs" / f"sr-ste-{seed}" for seed in range(settings.seeds)]
     verified = [verify_path(path, source=f"runs/{path.name}") for path in sparse_folders]
     for document in verified:
@@ -89,18 +85,6 @@ def run_stages(settings: DemoSettings, folder: Path, *, say: Say, doing: Say) ->
     )
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Networks this small gain a fifth from a second thread where nothing else runs; where something does, threads that
-    # spin for each other took forty times as long. And every machine trains the same bytes.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _train(settings: DemoSettings, folder: Path, say: Say, doing: Say) -> dict[str, list[RunDocument]]:
     folder.mkdir()
     runs: dict[str, list[RunDocument]] = {"dense": [], "sr-ste": []}
@@ -110,7 +94,8 @@ def _train(settings: DemoSettings, folder: Path, say: Say, doing: Say) -> dict[s
             config = settings.config.model_copy(update={"method": method, "seed": seed})
             document = train(config, folder / name, progress=_training(doing, name))
             documents.append(document)
-            say(f"train {name}: {document.result.score} in {document.result.seconds:.1f} s")
+            threads = f" with {document.threads.threads} CPU thread(s)" if document.threads else ""
+            say(f"train {name}: {document.result.score} in {document.result.seconds:.1f} s{threads}")
     return runs
 
 

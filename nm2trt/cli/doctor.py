@@ -117,7 +117,7 @@ def _triton() -> Finding:
 
 
 def _findings() -> list[Finding]:
-    from nm2trt.artifacts.host import available_cpus
+    from nm2trt.threads import available_cpus
 
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     return [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console
+from nm2trt.cli.common import force_option, json_option, output_option, say_threads, stderr_console, threads_option
 from nm2trt.cli.export_engines import engine_options
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def _source_options(command: F) -> F:
     help="Largest output error, relative to the largest output. Default: 1e-4 fp32, 1e-2 fp16, 5e-2 bf16 and INT8.",
 )
 @force_option
+@threads_option()
 @json_option
 def command(
     source: Path,
@@ -175,11 +176,15 @@ def command(
         about={name: value for name, value in others.items() if name in _ABOUT_SOURCE},
         engine={name: value for name, value in others.items() if name not in _ABOUT_SOURCE},
     )
-    if console.is_terminal:
-        with console.status("starting") as status:
-            document = work(progress=status.update)
-    else:
-        document = work()
+    from nm2trt.threads import choose_threads, torch_threads
+
+    say_threads()
+    with torch_threads(choose_threads()):
+        if console.is_terminal:
+            with console.status("starting") as status:
+                document = work(progress=status.update)
+        else:
+            document = work()
     if as_json:
         click.echo(document.to_json(), nl=False)
     else:

@@ -36,6 +36,8 @@ COMMANDS = (
 """In the order a network passes through them; each lives in nm2trt/cli/NAME.py as `command`."""
 
 _INTERRUPTED = 130
+_PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_PATH_ERRNOS = frozenset({errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.EINVAL, errno.ENXIO})
 
 
 class _Commands(click.Group):
@@ -76,7 +78,8 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.Abort:
-        return _INTERRUPTED
+        # What click makes of KeyboardInterrupt, and so of SIGTERM.
+        return _say("interrupted; nothing half-written was left", _INTERRUPTED)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -90,7 +93,7 @@ def run(arguments: list[str] | None = None) -> int:
                 f"{error.filename or 'output'}: the disk is full; free space or choose another -o",
                 EXIT_MACHINE,
             )
-        if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        if isinstance(error, _PATH_ERRORS) or (error.filename and error.errno in _PATH_ERRNOS):
             return _say(f"{error.filename}: {error.strerror}", EXIT_INPUT)
         return _bug()
     except Exception:  # noqa: BLE001 -- the outermost frame

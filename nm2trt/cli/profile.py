@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console
+from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, threads_option
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import ReportDocument
@@ -79,6 +79,7 @@ _PATH = click.Path(path_type=Path)
 )
 @output_option("REPORT", "Folder to write: report.json, report.html.")
 @force_option
+@threads_option(sleep=False)
 @json_option
 @click.pass_context
 def command(context: click.Context, /, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
@@ -220,7 +221,10 @@ def _measured(options: dict[str, Any], config: Any) -> ReportDocument:
         report = profile(
             options["source"], config, dense=options["dense"], reference=options["reference"], progress=progress.update
         )
-    stderr_console().print(f"backend: {report.backend_choice}", style="dim", markup=False, soft_wrap=True)
+    words = f"backend: {report.backend_choice}"
+    if report.runner.threads is not None:
+        words += f"; CPU threads: {report.runner.threads}"
+    stderr_console().print(words, style="dim", markup=False, soft_wrap=True)
     return report
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import json_option, layer_pattern, output_option, stderr_console, stdout_console
+from nm2trt.cli.common import (
+    json_option,
+    layer_pattern,
+    output_option,
+    say_threads,
+    stderr_console,
+    stdout_console,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     pass
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     help="Work of the search, on a usual core; the same everywhere, since operations are counted.",
 )
 @click.option("--force", is_flag=True, help="Replace the output file.")
+@threads_option()
 @json_option
 def command(
     path: Path,
@@ -70,6 +79,8 @@ def command(
         layer_patterns=dict(layer_pattern(text) for text in layers),
         exclude=exclude,
     )
+    if permute:
+        say_threads()
     with _watching() as watch:
         document = prune_path(
             path,

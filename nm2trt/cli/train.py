@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option
+from nm2trt.cli.common import force_option, json_option, output_option, threads_option
+from nm2trt.errors import Nm2trtError
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def _given(**options: Any) -> dict[str, Any]:
     "--tensorboard/--no-tensorboard", default=None, help="Record live in RUN/tensorboard, too (extra tensorboard)."
 )
 @click.option("--device", metavar="NAME", help="auto (default) or cpu.")
+@threads_option()
 @click.option("--seed", metavar="N", help="Default 0.")
 @click.option("--resume", is_flag=True, help="Go on from the state in RUN, to the end it would have come to.")
 @click.option(
@@ -107,8 +109,11 @@ def command(
 
     given = _given(layers=layers or None, **options)
     settings = resumed_config(output, given, trust=trust) if resume else load_config(config, given)
-    with training_progress(settings.method) as progress:
-        document = train(settings, output, force=force, resume=resume, progress=progress)
+    try:
+        with training_progress(settings.method) as progress:
+            document = train(settings, output, force=force, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        raise _interrupted(output) from None
     if not is_first_process():
         return 0
     if as_json:
@@ -116,6 +121,18 @@ def command(
         return 0
     _print(document, output)
     return 0
+
+
+def _interrupted(output: Path) -> Nm2trtError:
+    """Say what an interruption outside of the steps leaves."""
+    from nm2trt.training.interruption import InterruptedRunError
+    from nm2trt.training.state import FILE
+
+    if (output / FILE).is_file():
+        return InterruptedRunError(
+            "interrupted; its last saved state is whole", where=output, mend="go on with --resume"
+        )
+    return InterruptedRunError("interrupted before anything was saved; nothing was left", where=output)
 
 
 def _print(document: Any, output: Path) -> None:
@@ -132,6 +149,12 @@ def _print(document: Any, output: Path) -> None:
         for layer in document.layers:
             if not layer.pattern:
                 click.echo(f"  dense: {layer.name} {list(layer.shape)}: {layer.reason}")
+    if document.threads is not None:
+        from nm2trt.threads import ThreadChoice
+
+        click.echo(f"CPU: {ThreadChoice(**document.threads.model_dump())}")
+    if None in (result.test_loss, result.train_loss):
+        click.echo("the last epoch's loss is no number; run.json has null there")
     if result.sad is not None:
         click.echo(
             f"SAD from the first mask to the last: {result.sad.from_start} bits "

@@ -23,6 +23,7 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 Convert = Callable[[torch.Tensor], torch.Tensor]
 
 _NUMPY_SEED_BITS = 32
+_CHECKED_AT_ONCE = 1024
 
 
 @runtime_checkable
@@ -74,7 +75,7 @@ class ArraySamples:
         augment: Applied to the stored batch before `convert`, with a generator of its own.
 
     Raises:
-        InputError: The counts differ or there is no sample.
+        InputError: The counts differ, there is no sample, or one holds NaN or infinity.
     """
 
     in_memory = True
@@ -91,6 +92,7 @@ class ArraySamples:
         if len(x_NX) != len(y_N) or not len(y_N):
             raise InputError(f"{len(x_NX)} samples and {len(y_N)} labels", where=name)
         self.x = _as_tensor(x_NX)
+        _check_finite(self.x, name)
         self.y = _as_tensor(y_N)
         self._convert = convert
         self._augment = augment
@@ -181,7 +183,10 @@ class LazySamples:
                 where=where,
                 mend="bring all samples to one shape",
             )
-        return torch.Tensor(x.detach().to(torch.float32))
+        found = x.detach().to(torch.float32)
+        if (words := unusable(found)) is not None:
+            raise SampleError(words, where=where, mend="leave the sample out, or repair it")
+        return torch.Tensor(found)
 
     def _checked_label(self, label: Any, index: int) -> int:
         where = f"{self._name} sample {index}"
@@ -192,6 +197,14 @@ class LazySamples:
         if not 0 <= label < self._classes:
             raise SampleError(f"the label is {label}, outside 0..{self._classes - 1}", where=where)
         return int(label)
+
+
+def unusable(x_X: torch.Tensor) -> str | None:
+    """Name the first value of a sample that is no finite number, with its place; None where all are."""
+    if not x_X.is_floating_point() or bool(x_X.isfinite().all()):
+        return None
+    place = tuple(int(index) for index in torch.nonzero(~x_X.isfinite())[0])
+    return f"x holds {float(x_X[place])} at {list(place)}"
 
 
 @contextmanager
@@ -213,6 +226,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _as_tensor(array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
     return array.contiguous() if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _check_finite(x_NX: torch.Tensor, name: str) -> None:
+    if not x_NX.is_floating_point():
+        return
+    for start in range(0, len(x_NX), _CHECKED_AT_ONCE):
+        piece = x_NX[start : start + _CHECKED_AT_ONCE]
+        if bool(piece.isfinite().all()):
+            continue
+        for index, x_X in enumerate(piece, start):
+            if (words := unusable(x_X)) is not None:
+                raise InputError(words, where=f"{name} sample {index}", mend="leave the sample out, or repair it")
 
 
 def _dtype(x: torch.Tensor) -> str:

@@ -184,7 +184,7 @@ def _is_stored_weight(leaf: ir.Value) -> bool:
     tensor = leaf.const_value
     floating = leaf.dtype is None or leaf.dtype.is_floating_point() or leaf.dtype.name in _QUANTISED
     # A row or a column is no matrix of weights.
-    return tensor is None or (floating and sum(int(size) > 1 for size in tensor.shape) > 1)
+    return tensor is None or (floating and sum(size != 1 for size in tensor.shape) > 1)
 
 
 def _layout_only(value: ir.Value) -> bool:

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from nm2trt.artifacts.host import available_cpus
 from nm2trt.artifacts.report import DeviceState
+from nm2trt.threads import available_cpus
 
 _LOOK_EVERY_S = 0.25
 _THROTTLES = {

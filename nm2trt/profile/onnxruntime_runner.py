@@ -15,11 +15,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from nm2trt.artifacts import RunnerRecord
-from nm2trt.artifacts.host import available_cpus
 from nm2trt.errors import InputError
 from nm2trt.profile.graph import precision_of
 from nm2trt.profile.onnxruntime_layers import OnnxRuntimeLayers
 from nm2trt.profile.onnxruntime_providers import PROVIDERS
+from nm2trt.threads import threads_to_measure
 
 _CPU_NOTE = (
     "ONNX Runtime's CPU provider has no 2:4 kernels: it multiplies stored zeros like any other value, "
@@ -71,7 +71,7 @@ class OnnxRuntimeRunner:
         self._seed = seed
         self._sparsity = sparsity
         self._given = dict(shapes or {})
-        self._threads = available_cpus()
+        self._threads = threads_to_measure()
         self._profile: dict[str, list[int]] = {}
         """With TensorRT's provider, the shapes that its engines are tuned for."""
         self._session: Any = self._open()

@@ -12,10 +12,10 @@ from torch import nn
 
 from nm2trt.artifacts import RunDocument, RunnerRecord, sha256_of
 from nm2trt.artifacts.code_trust import check_code
-from nm2trt.artifacts.host import available_cpus
 from nm2trt.errors import InputError
 from nm2trt.models import build_model, load_strict
 from nm2trt.profile.runner import LayerProfiler
+from nm2trt.threads import threads_to_measure
 
 _CHECKPOINT = "checkpoint.safetensors"
 _NOTE = (
@@ -88,7 +88,7 @@ class TorchRunner:
             InputError: The network cannot take this batch, or cannot be compiled.
         """
         if self._device == "cpu":
-            torch.set_num_threads(available_cpus())
+            torch.set_num_threads(threads_to_measure())
         generator = torch.Generator(self._device).manual_seed(self._seed)
         self._input = torch.randn((batch, *self._shape), generator=generator, device=self._device)
         try:

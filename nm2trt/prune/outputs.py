@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nm2trt.ort import Reason, first_failure
 from nm2trt.ort import compare_outputs as compare_arrays
+from nm2trt.threads import settle_session
 
 _DYNAMIC_SIZES = (64, 32, 16, 224, 8)
 """Tried in turn for axes of unknown size other than the first, which gets a batch of 2, then of 1."""
@@ -60,6 +61,8 @@ def compare_outputs(original: Path, changed: Path, dtypes: set[str]) -> OutputCo
     except ImportError:
         return OutputComparison("unchecked", None, "ONNX Runtime is not installed")
     plain, unoptimised = ort.SessionOptions(), ort.SessionOptions()
+    settle_session(plain)
+    settle_session(unoptimised)
     plain.log_severity_level = unoptimised.log_severity_level = 4
     unoptimised.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

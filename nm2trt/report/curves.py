@@ -98,7 +98,9 @@ def curves_label(metrics: Rows, sad: Rows, *, score: Score = ACCURACY) -> str:
     if not epochs:
         return "Training curves: no epoch was recorded."
     last = epochs[-1]
-    words = f"Training curves over {int(last['step'])} steps: test loss {float(last['test_loss']):.3f}"
+    loss = last["test_loss"]
+    shown = "no number" if loss is None else f"{float(loss):.3f}"
+    words = f"Training curves over {int(last['step'])} steps: test loss {shown}"
     words += f", test {score.name} {100 * float(last['test_score']):.2f} % at the end"
     layers = {str(row["layer"]) for row in sad} - {_TOTAL}
     return f"{words}; SAD of {len(layers)} layers." if layers else f"{words}."

@@ -9,7 +9,7 @@ from test_masks import slow_mask
 
 from nm2trt.pattern import NMPattern
 from nm2trt.training import projection, sparsify
-from nm2trt.training.layer_state import SparseLayer, restore_all
+from nm2trt.training.layer_state import SparseLayer, alter_gradients, restore_all
 from nm2trt.training.projection import Split, project, project_all
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -194,7 +194,8 @@ def test_restoring_by_multi_tensor_kernels_is_restoring_each(monkeypatch):
             if layer.residual is not None:
                 layer.residual.normal_()
             layers.append(layer)
-        restore_all(layers, 0.25, None)
+        restore_all(layers)
+        alter_gradients(layers, 0.25, None)
         results.append([tensor for layer in layers for tensor in (layer.parameter.detach(), layer.parameter.grad)])
     for one, other in zip(*results, strict=True):
         assert one is None or torch.equal(one, other)

@@ -343,14 +343,6 @@ def test_remove_leaves_a_plain_optimizer():
     assert (net.fc.weight == 0).sum() < before
 
 
-def test_a_closure_is_refused():
-    net = Net()
-    optimizer = sgd(net)
-    sparsify(net, optimizer, "2:4")
-    with pytest.raises(ConfigError, match="closure"):
-        optimizer.step(lambda: torch.zeros(()))
-
-
 def test_an_optimizer_of_another_model_is_refused():
     with pytest.raises(ConfigError, match=r"does not own conv\.weight"):
         sparsify(Net(), sgd(Net()), "2:4")

@@ -1,0 +1,227 @@
+"""Weights that were written between two steps, and the one rule by which the residual follows them.
+
+| what the parameter holds | what it means |
+|---|---|
+| the same values, or the same but for rounding | nothing happened (swapped away and back, moved, cast) |
+| kept values all times one factor, pruned ones zero | W was scaled: the residual is scaled, too |
+| dense or N:M values | new weights: they become W, once, with a warning |
+| anything else | refused: how it would have changed the pruned values is not known |
+
+`load_state_dict` is seen where it happens, and always gives new weights.
+"""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nm2trt.errors import ConfigError
+from nm2trt.training.layer_state import SparseLayer, split_all, zero_pruned
+from nm2trt.training.snapshot import take_snapshots
+
+_DENSE_FROM = 0.9
+"""Share of pruned places with a value from which on weights are dense: trained ones have few zeros."""
+
+_ROUNDINGS = 64
+_SCALE_ROUNDINGS = 4
+
+
+class Write(enum.Enum):
+    """What a parameter holds that is not what the last step left."""
+
+    SAME = enum.auto()
+    SCALED = enum.auto()
+    DENSE = enum.auto()
+    SPARSE = enum.auto()
+    UNEVEN = enum.auto()
+    """Kept weights have changed by different factors."""
+    MIXED = enum.auto()
+    """Some pruned weights have values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A layer that was written to."""
+
+    layer: SparseLayer
+    write: Write
+    factor: float = 1.0
+    """Of SCALED."""
+
+
+def find_writes(layers: Sequence[SparseLayer], *, wait: bool) -> list[Found]:
+    """Classify the weights that changed since their snapshots.
+
+    Args:
+        layers: The layers.
+        wait: Compare values on a GPU, too.
+
+    Raises:
+        ConfigError: A parameter has another shape, or no values (meta device).
+    """
+    changed = [layer for layer in layers if layer.snapshot.has_changed(layer.parameter, wait=wait)]
+    return [classify(layer) for layer in changed]
+
+
+@torch.no_grad()
+def classify(layer: SparseLayer) -> Found:
+    """Compare a weight with its mask and with what is remembered of it.
+
+    Raises:
+        ConfigError: The parameter has another shape, or no values (meta device).
+    """
+    shape = tuple(getattr(layer.parameter, "_local_tensor", layer.parameter).shape)
+    if layer.parameter.is_meta or shape != tuple(layer.bits.shape):
+        raise ConfigError(
+            "is on the meta device, without values"
+            if layer.parameter.is_meta
+            else f"has the shape {list(shape)} now, {list(layer.bits.shape)} when it was made sparse",
+            where=f"layer {layer.name}",
+            mend="call sparsify again on the model as it is now",
+        )
+    samples = layer.snapshot.values(layer.parameter)
+    weight = layer.weight()
+    if not weight.numel():
+        return Found(layer, Write.SAME)
+    stray = (weight != 0) & ~layer.mask()
+    strays = int(stray.count_nonzero())
+    if samples is not None and not strays:
+        if _equal(*samples):
+            return Found(layer, Write.SAME)
+        factor = _common_factor(*samples)
+        if factor is not None:
+            return Found(layer, Write.SCALED, factor)
+    rounding = _ROUNDINGS * torch.finfo(weight.dtype).eps * float(weight.abs().max())
+    if samples is None:
+        is_same = not strays
+    else:
+        is_same = float((weight * stray).abs().max()) <= rounding and _are_close(*samples, rounding)
+    if is_same:
+        return Found(layer, Write.SAME)
+    if not strays:
+        return Found(layer, Write.UNEVEN)
+    pattern = layer.pattern
+    groups = (weight != 0).movedim(layer.axis, -1).reshape(-1, pattern.m).sum(1)
+    if int(groups.max()) <= pattern.n:
+        return Found(layer, Write.SPARSE)
+    pruned = weight.numel() * (1 - pattern.density)
+    return Found(layer, Write.DENSE if strays >= _DENSE_FROM * pruned else Write.MIXED)
+
+
+def _equal(then: torch.Tensor, now: torch.Tensor) -> bool:
+    return bool(((then == now) | (then.isnan() & now.isnan())).all())
+
+
+def _are_close(then: torch.Tensor, now: torch.Tensor, tolerance: float) -> bool:
+    return bool(((then - now).abs() <= tolerance).all())
+
+
+def _common_factor(then: torch.Tensor, now: torch.Tensor) -> float | None:
+    """The factor by which all values were multiplied; None where there is no such factor."""
+    used = then != 0
+    if bool(now[~used].any()) or not bool(used.any()):
+        return None
+    ratios = now[used].double() / then[used].double()
+    factor = float(ratios.mean())
+    tolerance = _SCALE_ROUNDINGS * torch.finfo(now.dtype).eps * abs(factor)
+    return factor if bool(((ratios - factor).abs() <= tolerance).all()) else None
+
+
+@torch.no_grad()
+def follow_writes(found: Sequence[Found], *, loaded: bool, is_step: bool, has_stepped: bool) -> None:
+    """Let the residuals follow what was written.
+
+    Args:
+        found: From `find_writes`.
+        loaded: By `load_state_dict`.
+        is_step: A step begins; otherwise somebody reads the sparsifier.
+        has_stepped: A step was seen before. Until then, new weights also begin the record of masks anew.
+
+    Raises:
+        ConfigError: What was written cannot be reconciled; names the layers.
+    """
+    new = {Write.DENSE, Write.SPARSE} | ({Write.SCALED, Write.UNEVEN, Write.MIXED} if loaded else set())
+    if not loaded:
+        _refuse(found, is_step=is_step)
+    same = [entry.layer for entry in found if entry.write is Write.SAME]
+    zero_pruned(same)
+    for entry in found:
+        if entry.write is Write.SCALED and not loaded and entry.layer.residual is not None:
+            entry.layer.weight()
+            entry.layer.residual.mul_(entry.factor)
+    taken = [entry.layer for entry in found if entry.write in new]
+    take_weights(taken, begin=not has_stepped)
+    take_snapshots([(entry.layer.snapshot, entry.layer.parameter) for entry in found])
+    for layer in taken:
+        layer.is_rewritten = not loaded
+    if taken and not loaded:
+        warnings.warn(
+            f"the weights of {_names(taken)} were replaced outside of the optimizer's step: they are the dense weights "
+            "now, and the pruned values from before are gone; load_state_dict or sparsifier.dense_parameters() say so",
+            stacklevel=2,
+        )
+
+
+def take_weights(layers: Sequence[SparseLayer], *, begin: bool) -> None:
+    """Make W what the parameters hold, with new masks; `begin` starts the record of masks anew.
+
+    Residuals and masks get new memory: a state that was given out shares the old one, and is often loaded into next.
+    """
+    for layer in layers:
+        layer.bits = layer.bits.clone()
+        if layer.residual is not None:
+            layer.residual = torch.empty_like(layer.residual)
+    split_all(layers, impose=True, hold=False, count=False)
+    if begin:
+        for layer in layers:
+            layer.begin()
+
+
+def _names(layers: Sequence[SparseLayer]) -> str:
+    return ", ".join(layer.name for layer in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+
+
+def _refuse(found: Sequence[Found], *, is_step: bool) -> None:
+    taken = [entry.layer for entry in found if entry.write in (Write.DENSE, Write.SPARSE)]
+    inside = (
+        "do it inside `with sparsifier.dense_parameters():`, by which it acts on the dense weights, or call "
+        "sparsifier.take_weights() to go on from what the parameters hold"
+    )
+    for write, words in (
+        (Write.UNEVEN, "kept weights were changed outside of the optimizer's step, the pruned values were not"),
+        (Write.MIXED, "some pruned weights were given values outside of the optimizer's step"),
+    ):
+        if layers := [entry.layer for entry in found if entry.write is write]:
+            raise ConfigError(words, where=f"layer {_names(layers)}", mend=inside)
+    if not taken:
+        return
+    where = f"layer {_names(taken)}"
+    if not is_step and any(layer.parameter.grad is not None for layer in taken):
+        raise ConfigError(
+            "the weights were changed with gradients at hand, but no step of the optimizer was seen, so they are not "
+            "kept N:M",
+            where=where,
+            mend="give sparsify the optimizer whose step() updates them, or call sparsifier.take_weights()",
+        )
+    if any(layer.is_rewritten for layer in taken):
+        raise ConfigError(
+            "the weights were replaced outside of the optimizer's step for the second time, which leaves the network "
+            "dense in between",
+            where=where,
+            mend=inside,
+        )
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and _processes() > 1:
+        raise ConfigError(
+            "this process's weights were replaced outside of the optimizer's step, as DistributedDataParallel does "
+            "when it is made; the other processes would go on with other pruned values",
+            where=where,
+            mend="wrap the model first and call sparsify then, or load_state_dict in every process",
+        )
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size()
