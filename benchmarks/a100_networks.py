@@ -76,7 +76,8 @@ def _bert(**sizes: int) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         from transformers import BertConfig, BertModel
 
-        return BertModel(BertConfig(**sizes), add_pooling_layer=False)
+        # With its pooler, as `nm2trt export --model transformers:BertModel` makes it.
+        return BertModel(BertConfig(**sizes))
 
     return make
 

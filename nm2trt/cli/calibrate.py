@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import json_option, say_threads, stderr_console, threads_option
+from nm2trt.cli.common import say_threads, stderr_console, threads_option
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.calibration import CalibrationDocument
@@ -117,7 +118,7 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
 
         write_ranges_png(document, plot)
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         from nm2trt.cli.calibrate_table import print_calibration
 

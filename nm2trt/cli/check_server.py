@@ -10,7 +10,6 @@ import click
 
 from nm2trt.cli.common import (
     force_option,
-    json_option,
     output_option,
     say_threads,
     schema_option,
@@ -18,6 +17,7 @@ from nm2trt.cli.common import (
     stdout_console,
     threads_option,
 )
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.server_report import OutputsRecord, ServerReportDocument
@@ -150,7 +150,7 @@ def command(
             report.write(folder)
             (folder / "server.html").write_text(server_page(report), encoding="utf-8")
     if as_json:
-        click.echo(report.to_json(), nl=False)
+        print_json(report.to_json())
     else:
         _show(report, output)
     if report.problems:

@@ -38,9 +38,6 @@ force_option = click.option(
     is_flag=True,
     help="Replace the output folder, if nm2trt wrote it. Never touches other folders.",
 )
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, and nothing else there."
-)
 
 
 def threads_option(*, sleep: bool = True) -> Callable[[F], F]:

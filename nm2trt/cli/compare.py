@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import json_option, stdout_console
+from nm2trt.cli.common import stdout_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.profile.comparison import ComparisonDocument
@@ -29,7 +30,7 @@ def command(first: Path, second: Path, as_json: bool) -> int:
 
     comparison = compare_reports(first, second)
     if as_json:
-        click.echo(comparison.to_json(), nl=False)
+        print_json(comparison.to_json())
     else:
         _show(comparison)
     return 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, stdout_console, threads_option
+from nm2trt.cli.common import force_option, output_option, stderr_console, stdout_console, threads_option
+from nm2trt.cli.json_output import json_option, print_json
 from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def command(
     else:
         document = _demo(settings, output, force=force, say=lambda line: click.echo(line, err=True))
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         _print(document, output)
     for problem in document.problems:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import json_option, stdout_console
+from nm2trt.cli.common import stdout_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.tensorrt_api import Flavor
@@ -174,7 +175,7 @@ def command(*, as_json: bool) -> int:
             "findings": [asdict(finding) for finding in findings],
             "abilities": abilities,
         }
-        click.echo(json.dumps(document, indent=2))
+        print_json(json.dumps(document, indent=2))
         return 0
     from rich.table import Table
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import json_option, stderr_console
+from nm2trt.cli.common import stderr_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.estimate.gpus import GpuSpec
@@ -104,7 +105,7 @@ def command(
     if as_json:
         from nm2trt.estimate.document import estimate_document
 
-        click.echo(estimate_document(str(model), estimate, assumed=assume).to_json(), nl=False)
+        print_json(estimate_document(str(model), estimate, assumed=assume).to_json())
         return EXIT_OK
     from nm2trt.cli.common import stdout_console
     from nm2trt.cli.estimate_table import print_estimate

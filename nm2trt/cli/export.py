@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, say_threads, stderr_console, threads_option
+from nm2trt.cli.common import force_option, output_option, say_threads, stderr_console, threads_option
 from nm2trt.cli.export_engines import engine_options
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import BatchRange, BuildDocument, EngineRecord, GraphPort, NumericsRecord
@@ -186,7 +187,7 @@ def command(
         else:
             document = work()
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         from nm2trt.cli.export_table import print_build
 

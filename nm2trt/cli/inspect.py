@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import json_option, stdout_console
+from nm2trt.cli.common import stdout_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import LayerEvidence
@@ -64,7 +65,7 @@ def command(
     document = inspect_build(build) if build is not None else inspect_files(layers, log, onnx)
     shown = _shown(document, arm)
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         for engine in shown:
             _print_engine(engine, all_layers=all_layers)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, schema_option, stderr_console, stdout_console
+from nm2trt.cli.common import force_option, output_option, schema_option, stderr_console, stdout_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.build import Arm
@@ -212,7 +213,7 @@ def _change(
         changed = roll_back(output, name, keep_config=keep, on_wait=_tell)
     written = _around(output, changed.document, _surroundings("triton", options))
     if as_json:
-        click.echo(changed.document.to_json(), nl=False)
+        print_json(changed.document.to_json())
         return 0
     for note in changed.notes:
         _tell(note)
@@ -293,7 +294,7 @@ def _repository(builds: tuple[Path, ...], server: str, output: Path, as_json: bo
 
         documents = [one.document.model_dump(mode="json", by_alias=True) for one in packaged]
         head = {"schema": "nm2trt.packages/1", "nm2trt_version": documents[0]["nm2trt_version"]}
-        click.echo(json.dumps({**head, "models": documents, "files": written.files}, indent=2))
+        print_json(json.dumps({**head, "models": documents, "files": written.files}, indent=2))
     else:
         _show(packaged, output, written)
     return 0
@@ -348,7 +349,7 @@ def _folder(
             document = package_onnxruntime(builds[0], folder, name=name, arm=arm)
         document.write(folder)
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         console = stdout_console()
         names = ", ".join(sorted([*document.versions[0].files, "package.json"]))

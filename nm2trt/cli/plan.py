@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import json_option
 from nm2trt.cli.estimate import network_options, run_estimate
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.estimate.plan import Plan
@@ -60,7 +60,7 @@ def command(
 
         document = plan_document(str(model), plan)
         document = document.model_copy(update={"notes": (*((note,) if note else ()), *document.notes)})
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         click.echo("\n".join(lines_of(str(model), plan, note)))
     return EXIT_OK if plan.reached and plan.sparse else EXIT_BAD_VERDICT

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, stderr_console, threads_option
+from nm2trt.cli.common import force_option, output_option, schema_option, stderr_console, threads_option
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import ReportDocument
 
 _PATH = click.Path(path_type=Path)
+
+
+def _document() -> type[ReportDocument]:
+    from nm2trt.artifacts import ReportDocument
+
+    return ReportDocument
 
 
 @click.command()
@@ -69,14 +76,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--trtexec-again", metavar="PREFIX", type=_PATH, help="A second run of the sparse engine: the noise.")
 @click.option("--layer-times", metavar="F.csv", type=_PATH, help="Report on a table of layer times instead.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of inputs, order of the runs, and statistics.")
-@click.option(
-    "--schema",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, on: _schema(ctx, on),
-    help="Print the JSON schema of report.json and exit.",
-)
+@schema_option(_document, "report.json")
 @output_option("REPORT", "Folder to write: report.json, report.html.")
 @force_option
 @threads_option(sleep=False)
@@ -107,7 +107,7 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
         report.write(folder)
         (folder / "report.html").write_text(profile_page(report), encoding="utf-8")
     if as_json:
-        click.echo(report.to_json(), nl=False)
+        print_json(report.to_json())
     else:
         from nm2trt.cli.profile_table import show
 
@@ -150,17 +150,6 @@ def _is_measurement(path: Path) -> bool:
         return recognize(path).kind not in (FileKind.OTHER_JSON, FileKind.OTHER_TEXT)
     except InputError:
         return False
-
-
-def _schema(context: click.Context, asked: bool) -> None:
-    if not asked:
-        return
-    import json
-
-    from nm2trt.artifacts import ReportDocument
-
-    click.echo(json.dumps(ReportDocument.json_schema(), indent=2))
-    context.exit()
 
 
 def _given(context: click.Context, name: str) -> bool:

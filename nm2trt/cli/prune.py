@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import (
-    json_option,
-    layer_pattern,
-    output_option,
-    say_threads,
-    stderr_console,
-    stdout_console,
-    threads_option,
-)
+from nm2trt.cli.common import layer_pattern, output_option, say_threads, stderr_console, stdout_console, threads_option
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     pass
@@ -91,7 +84,7 @@ def command(
             watch=watch,
         )
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         from nm2trt.cli.prune_table import print_document
 

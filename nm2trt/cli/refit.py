@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import json_option, stderr_console
+from nm2trt.cli.common import stderr_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import BuildDocument, EngineRecord
@@ -48,7 +49,7 @@ def command(build: Path, checkpoint: Path, trust: bool, as_json: bool) -> int:
     else:
         document = refit_build(build, checkpoint, trust=trust)
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
     else:
         arms = ", ".join(engine.arm for engine in document.engines if engine.arm != "dense")
         click.echo(f"{build}: {arms} hold the weights of {checkpoint}; {document.facts.legal.evidence}")

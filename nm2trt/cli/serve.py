@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import json_option, stderr_console
+from nm2trt.cli.common import stderr_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.serve.server import Server
@@ -125,7 +126,7 @@ def _announce(server: Server, models: dict[str, tuple[str, list[int]]], as_json:
             "pid": server.pid,
             "models": {name: versions for name, (_, versions) in models.items()},
         }
-        click.echo(json.dumps(document, indent=2))
+        print_json(json.dumps(document, indent=2))
         return
     for name, (_, versions) in models.items():
         click.echo(f"{name}: version {', '.join(map(str, versions))}")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from nm2trt.cli.common import force_option, json_option, output_option, threads_option
+from nm2trt.cli.common import force_option, output_option, threads_option
+from nm2trt.cli.json_output import json_option, print_json
 from nm2trt.errors import Nm2trtError
 
 
@@ -117,7 +118,7 @@ def command(
     if not is_first_process():
         return 0
     if as_json:
-        click.echo(document.to_json(), nl=False)
+        print_json(document.to_json())
         return 0
     _print(document, output)
     return 0

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import json_option, layer_pattern, stderr_console
+from nm2trt.cli.common import layer_pattern, stderr_console
+from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.layers import LayerWeight
@@ -136,7 +137,7 @@ def _print(documents: list[Judgement], *, as_json: bool) -> None:
     if as_json:
         from nm2trt.verify import json_of
 
-        click.echo(json_of(documents), nl=False)
+        print_json(json_of(documents))
         return
     from nm2trt.cli.verify_table import print_judgement
 
