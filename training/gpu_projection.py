@@ -90,7 +90,7 @@ def split_on_gpu(splits: Sequence[Split]) -> list[torch.Tensor] | None:
         flips = torch.zeros(len(members), dtype=torch.int64, device=launch.device)
         try:
             _run(launch, [splits[index] for index in members], flips)
-        except Exception as error:  # noqa: BLE001 -- Triton raises whatever its compiler, or the C compiler, does
+        except Exception as error:
             if any(count is not None for count in changed):
                 raise
             _State.broken = True

@@ -10,7 +10,7 @@ COLUMNS = tl.constexpr(6)
 
 
 @triton.jit
-def split_groups(  # noqa: PLR0913 -- a kernel's arguments are its interface
+def split_groups(
     table,
     owners,
     flips,
