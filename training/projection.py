@@ -87,7 +87,9 @@ def project_all(splits: Sequence[Split]) -> list[torch.Tensor]:
     """
     in_blocks: dict[int, list[int]] = {}
     pieces: list[Piece] = []
-    weights, others, on_gpu = 0, [], []
+    weights = 0
+    others: list[int] = []
+    on_gpu: list[int] = []
     for index, split in enumerate(splits):
         if _fits_blocks(split):
             in_blocks[index] = []

@@ -27,7 +27,7 @@ def split_groups(
     WITH_RESIDUAL: tl.constexpr,
     HOLD: tl.constexpr,
 ):
-    """Split the groups of many weights into kept and pruned parts, in place; a program takes BLOCK groups of one weight.
+    """Split the groups of many weights into kept and pruned parts, in place; a program takes BLOCK groups of one.
 
     Args:
         table: int64 [weights, COLUMNS].

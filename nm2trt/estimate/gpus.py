@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
@@ -132,10 +132,10 @@ def read_gpu_file(path: Path) -> GpuFile:
         raise InputError("is larger than 4 MiB, no GPU file", where=path, mend=mend)
     try:
         text = path.read_text(encoding="utf-8")
-        raw = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        raw: Any = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"no readable TOML or JSON: {error}", where=path, mend=mend) from None
-    constants = None
+    constants: Any = None
     if isinstance(raw, dict) and raw.get("schema") == BENCHMARK_SCHEMA:
         raw, constants = raw.get("gpu"), raw.get("constants")
     if isinstance(raw, dict) and len(raw) == 1 and isinstance(only := next(iter(raw.values())), dict):

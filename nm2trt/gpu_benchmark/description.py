@@ -29,9 +29,9 @@ def describe_gpu(
     for name in ("fp16", "bf16", "int8"):
         value = reached[name]
         if known is not None and name in known.dense:
-            dense[name] = known.dense[name]  # type: ignore[index]
+            dense[name] = known.dense[name]
         elif value:
-            dense[name] = value  # type: ignore[index]
+            dense[name] = value
     if not dense:
         dense = {"fp16": 1.0}
     half = next((dense[name] for name in _HALF if name in dense), None)

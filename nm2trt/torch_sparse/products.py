@@ -59,7 +59,7 @@ def sparse_product(
     if backend == "cutlass":
         from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
-        packed, meta = sparse_semi_structured_from_dense_cutlass(w_NK)
+        packed, meta = sparse_semi_structured_from_dense_cutlass(w_NK)  # type: ignore[no-untyped-call]
         out_dtype = torch.int32 if x_MK.dtype == torch.int8 else None
         return lambda: torch._sparse_semi_structured_mm(packed, meta, x_MK.t(), out_dtype=out_dtype).t()
     compressed = torch._cslt_compress(w_NK)
@@ -78,7 +78,7 @@ def sparse_product(
 def search_algorithm(x_MK: torch.Tensor, w_NK: torch.Tensor) -> Algorithm:
     """Let cuSPARSELt time its algorithms on these operands."""
     out_dtype = torch.int32 if x_MK.dtype == torch.int8 else None
-    library: Any = torch._C._cusparselt  # type: ignore[attr-defined]
+    library: Any = torch._C._cusparselt  # the search has no other name
     found = library.mm_search(torch._cslt_compress(w_NK), x_MK.t(), None, None, out_dtype, True)
     return Algorithm(*(int(one) for one in found[:3]))
 

@@ -1,4 +1,4 @@
-"""Run by test_gpu_projection.py in a process of its own with TRITON_INTERPRET=1: Triton reads that when it is imported."""
+"""Run by test_gpu_projection.py in a process with TRITON_INTERPRET=1, which Triton reads when it is imported."""
 
 import os
 
