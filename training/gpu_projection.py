@@ -29,15 +29,15 @@ _KEPT_TABLES = 16
 _TABLES: OrderedDict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
 
-class _State:
-    """Whether kernels can be compiled here is known after the first launch."""
+class KernelState:
+    """Whether Triton's kernels are used; switched off where the first launch shows that they cannot be compiled."""
 
-    broken = False
+    off = False
 
 
 def runs_on_gpu(weight: torch.Tensor) -> bool:
     """Whether the weight is where Triton's kernels run, and Triton is there and works."""
-    return weight.is_cuda and not _State.broken and _has_triton()
+    return weight.is_cuda and not KernelState.off and _has_triton()
 
 
 @cache
@@ -93,7 +93,7 @@ def split_on_gpu(splits: Sequence[Split]) -> list[torch.Tensor] | None:
         except Exception as error:
             if any(count is not None for count in changed):
                 raise
-            _State.broken = True
+            KernelState.off = True
             reason = " ".join(str(error).split())[:160]
             warnings.warn(
                 f"Triton cannot compile the projection here ({reason}); it runs as torch operations, which costs a "

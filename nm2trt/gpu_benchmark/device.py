@@ -9,6 +9,7 @@ import torch
 
 from nm2trt.gpu_benchmark.document import MachineRecord
 from nm2trt.gpu_benchmark.timing import Timer
+from nm2trt.profile.device_state import driver_version
 from nm2trt.torch_sparse.backends import describe_state, detect_backends
 
 _COPY_BYTES = 1 << 30
@@ -32,21 +33,6 @@ def machine_record() -> MachineRecord:
         cusparselt=next((state.version or None for state in states if state.name == "cusparselt"), None),
         backends=tuple(describe_state(state) for state in states),
     )
-
-
-def driver_version() -> str | None:
-    """Version of the driver by NVML; None where nobody tells."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            version = pynvml.nvmlSystemGetDriverVersion()
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:  # noqa: BLE001 -- not installed, or NVML's own error: nobody tells
-        return None
-    return version.decode() if isinstance(version, bytes) else str(version)
 
 
 def copy_gb_s(timer: Timer) -> float:

@@ -46,6 +46,20 @@ def gpu_state(index: int = 0) -> DeviceState | None:
         nvml.nvmlShutdown()
 
 
+def driver_version() -> str | None:
+    """Version of the driver by NVML; None where nobody tells."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        try:
+            version = nvml.nvmlSystemGetDriverVersion()
+        finally:
+            nvml.nvmlShutdown()
+    except Exception:  # noqa: BLE001 -- not installed, or NVML's own error: nobody tells
+        return None
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
 def _state(nvml: Any, handle: Any) -> DeviceState:
     def ask(question: Callable[[], Any]) -> Any:
         # Not every GPU answers every question; the others' answers still count.

@@ -167,17 +167,17 @@ def test_what_a_step_launches_does_not_grow_with_the_number_of_layers(monkeypatc
 
 
 def test_a_compiler_that_fails_costs_a_warning_and_no_weight(monkeypatch):
-    monkeypatch.setattr(gpu_projection._State, "broken", False)
+    monkeypatch.setattr(gpu_projection.KernelState, "off", False)
     monkeypatch.undo()
     monkeypatch.setattr(projection, "_fits_blocks", lambda split: False)
-    monkeypatch.setattr(gpu_projection, "fits_kernel", lambda split: not gpu_projection._State.broken)
-    monkeypatch.setattr(projection, "fits_kernel", lambda split: not gpu_projection._State.broken)
+    monkeypatch.setattr(gpu_projection, "fits_kernel", lambda split: not gpu_projection.KernelState.off)
+    monkeypatch.setattr(projection, "fits_kernel", lambda split: not gpu_projection.KernelState.off)
 
     def fails(*arguments):
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(gpu_projection, "_run", fails)
-    monkeypatch.setattr(gpu_projection._State, "broken", False)
+    monkeypatch.setattr(gpu_projection.KernelState, "off", False)
     weight = torch.randn(4, 8)
     dense = weight.clone()
     split = Split(weight, torch.empty(4, 8), torch.zeros(4, 8, dtype=torch.uint8), NMPattern(2, 4), 1, impose=True)
@@ -185,4 +185,4 @@ def test_a_compiler_that_fails_costs_a_warning_and_no_weight(monkeypatch):
         (count,) = project_all([split])
     assert int(count) == 16
     assert torch.equal(split.weight, dense * expected_mask(dense, NMPattern(2, 4), 1))
-    assert gpu_projection._State.broken
+    assert gpu_projection.KernelState.off

@@ -63,7 +63,7 @@ def test_a_gpus_kernel_splits_like_a_cpu(monkeypatch, text, dtype):
     monkeypatch.setattr(gpu_projection, "_run", lambda launch, *more: launched.append(launch) or run(launch, *more))
     assert [int(count) for count in project_all(sides[1])] == expected
     assert launched
-    assert not gpu_projection._State.broken
+    assert not gpu_projection.KernelState.off
     for cpu, gpu in zip(*sides, strict=True):
         for one, other in ((cpu.weight, gpu.weight), (cpu.residual, gpu.residual)):
             assert torch.equal(torch.nan_to_num(one), torch.nan_to_num(other.cpu()))
