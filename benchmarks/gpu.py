@@ -4,9 +4,9 @@
     make gpu GPU_OPTIONS="--networks resnet50 --batches 1,32 --limit 300"
     python benchmarks/gpu.py --dry-run            # the commands, nothing else
 
-It calls nm2trt's own commands one after the other, each with its log. No step is started after --limit seconds; a second
-call goes on where the first one stopped. Weights are random, from a seed, and pruned by magnitude: good for timing, since
-kernels do not look at values, and for nothing else. See docs/gpu.md.
+It calls nm2trt's own commands one after the other, each with its log. No step is started after --limit seconds; a
+second call goes on where the first one stopped. Weights are random, from a seed, and pruned by magnitude: good for
+timing, since kernels do not look at values, and for nothing else. See docs/gpu.md.
 """
 
 from __future__ import annotations

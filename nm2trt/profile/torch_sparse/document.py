@@ -58,7 +58,7 @@ def report_document(
         else dense.record
     )
     notes = [
-        f"Outputs of 2:4 and dense kernels on the same weights differ by {found.relative_error:.2g} of the largest output."
+        f"Outputs of 2:4 and dense kernels on the same weights differ by {found.relative_error:.2g} of the largest one."
     ]
     notes += [f"Not measured: {reason}" for reason in found.failed]
     notes += [network.note] if network.note else []
