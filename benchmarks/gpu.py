@@ -138,7 +138,12 @@ class Plan:
         dense, sparse = self._weights(network, "dense"), self._weights(network, "sparse")
         paths = (dense.parent, sparse.parent) if network.is_folder else (dense, sparse)
         arguments = nm2trt("prune", paths[0], "-o", paths[1])
-        return Step(f"{network.name}-prune", arguments, sparse, 20, lambda: write_weights(network, dense))
+
+        def prepare() -> None:
+            write_weights(network, dense)
+            paths[1].parent.mkdir(parents=True, exist_ok=True)
+
+        return Step(f"{network.name}-prune", arguments, sparse, 20, prepare)
 
     def _profile(self, network: Network, suffix: str, modes: str, batches: str, usual_s: float) -> Step:
         sparse, dense = self._weights(network, "sparse"), self._weights(network, "dense")
