@@ -81,7 +81,7 @@ gpu:
 	rm -rf $(GPU)/site && mkdir -p $(GPU)/site
 	cp -r nm2trt $(GPU)/site/nm2trt
 	cp -r training calibration $(GPU)/site/nm2trt/
-	PYTHONPATH=$(abspath $(GPU)/site) $(PYTHON) benchmarks/gpu.py -o $(GPU) $(GPU_OPTIONS)
+	PYTHONPATH=$(abspath $(GPU)/site):$$PYTHONPATH $(PYTHON) benchmarks/gpu.py -o $(GPU) $(GPU_OPTIONS)
 
 test-gpu: $(STAMP)
 	$(BIN)/python tests/gpu_evidence.py build/gpu-evidence.tar.gz
