@@ -50,7 +50,7 @@ def _tiny() -> nn.Module:
 def _bert() -> nn.Module:
     from transformers import BertConfig, BertModel
 
-    return BertModel(BertConfig(), add_pooling_layer=False)
+    return BertModel(BertConfig())
 
 
 def _images(name: str, shape: tuple[int, ...], classes: int, make: Callable[[], nn.Module]) -> Network:

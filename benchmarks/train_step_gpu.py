@@ -141,7 +141,7 @@ def measure(name: str, batch: int, size: int, rounds: int) -> dict[str, object]:
             "optimizer_ms": float(np.median(around[kind])),
             "optimizer_kernels": count,
             "optimizer_kernel_ms": kernel_ms,
-            "host_waits_in_a_step": syncs(step.run),
+            "host_waits_in_a_step": [syncs(step.run), syncs(step.run)][1],
         }
     return found
 

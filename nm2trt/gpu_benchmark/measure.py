@@ -35,22 +35,47 @@ Call = Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """One sparse way of computing the product."""
+class Way:
+    """A way of computing a 2:4 product."""
 
     backend: BackendName
-    algorithm: Algorithm | None
-    calls: tuple[Call, ...]
+    searched: bool = False
+    """By the algorithm that cuSPARSELt's search finds."""
 
     @property
-    def name(self) -> str:
-        """Key of its times."""
-        return f"{self.backend}{'-searched' if self.algorithm else ''}"
+    def words(self) -> str:
+        """For messages and as key of its times."""
+        return f"{self.backend}{'-searched' if self.searched else ''}"
+
+
+class FailedVariantError(RuntimeError):
+    """A way of computing a product failed; the process cannot use the GPU any more."""
+
+    def __init__(self, way: Way, reason: str) -> None:
+        super().__init__(f"{way.words} failed: {reason}")
+        self.way = way
+
+
+def ways_of(backends: Sequence[BackendName], *, search: bool) -> tuple[Way, ...]:
+    """All ways that are tried; cuSPARSELt alone has a search."""
+    ways = [Way(backend) for backend in backends]
+    if search:
+        ways += [Way(backend, searched=True) for backend in backends if backend == "cusparselt"]
+    return tuple(ways)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way with the calls that it makes."""
+
+    way: Way
+    algorithm: Algorithm | None
+    calls: tuple[Call, ...]
 
 
 def measure_point(
     point: Point,
-    backends: Sequence[BackendName],
+    ways: Sequence[Way],
     config: BenchmarkConfig,
     timer: Timer,
     *,
@@ -62,12 +87,15 @@ def measure_point(
 
     Args:
         point: Its sizes and dtype.
-        backends: Those that run on this GPU.
-        config: Whether algorithms are searched, and the seed.
+        ways: Of computing it by 2:4 kernels.
+        config: The seed.
         timer: How launches are timed.
         budget_s: Seconds for the rounds.
         l2_bytes: Size of the L2 cache; weights are taken in turn from several copies, so that they come from memory.
         clock: Seconds.
+
+    Raises:
+        FailedVariantError: A way failed on the GPU.
     """
     dtype = DTYPES[point.dtype]
     weight_bytes = point.n * point.k * dtype.itemsize
@@ -77,11 +105,11 @@ def measure_point(
         for number in range(sets)
     ]
     dense = [lambda x=x_MK, w=w_NK: multiply_dense(x, w) for x_MK, w_NK in operands]
-    variants, refused = _variants(operands, backends, config)
+    variants, refused = _variants(operands, ways)
     calls: dict[str, Sequence[Call]] = {"dense": dense}
     for variant in variants:
-        calls[variant.name] = variant.calls
-        calls[f"{variant.name}-repeat"] = variant.calls
+        calls[variant.way.words] = variant.calls
+        calls[f"{variant.way.words}-repeat"] = variant.calls
     times = time_variants(calls, timer, budget_s=budget_s, seed=config.seed, clock=clock)
     expected = dense[0]()
     return PointRecord(
@@ -102,26 +130,25 @@ def measure_point(
 
 
 def _variants(
-    operands: Sequence[tuple[torch.Tensor, torch.Tensor]], backends: Sequence[BackendName], config: BenchmarkConfig
+    operands: Sequence[tuple[torch.Tensor, torch.Tensor]], ways: Sequence[Way]
 ) -> tuple[list[Variant], list[str]]:
-    variants, refused = [], []
-    for backend in backends:
-        reason = why_not_eligible(operands[0][1], backend)
+    variants: list[Variant] = []
+    refused: list[str] = []
+    for way in ways:
+        reason = why_not_eligible(operands[0][1], way.backend)
         if reason is not None:
             refused.append(describe_reason(reason))
             continue
-        choices: list[Algorithm | None] = [None]
         try:
-            if config.search and backend == "cusparselt":
-                choices.append(search_algorithm(*operands[0]))
-            for choice in choices:
-                calls = tuple(sparse_product(x, w, backend, algorithm=choice) for x, w in operands)
-                calls[0]()
-                torch.cuda.synchronize()
-                variants.append(Variant(backend, choice, calls))
+            choice = search_algorithm(*operands[0]) if way.searched else None
+            torch.cuda.synchronize()
+            calls = tuple(sparse_product(x, w, way.backend, algorithm=choice) for x, w in operands)
+            calls[0]()
+            torch.cuda.synchronize()
         except (RuntimeError, AttributeError) as error:
-            refused.append(f"{backend} failed: {' '.join(str(error).split())[:160]}")
-    return variants, refused
+            raise FailedVariantError(way, str(error).partition("\n")[0][:160]) from None
+        variants.append(Variant(way, choice, calls))
+    return variants, list(dict.fromkeys(refused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +170,12 @@ def _longest_kernel(call: Call) -> str:
 def sparse_times(variant: Variant, times: Rounds, seed: int, seen: Seen) -> SparseTimes:
     """Compare a variant with the dense product, with itself as the yardstick."""
     sparse_us, repeat_us, dense_us = (
-        times.us_by_variant[name][:, None] for name in (variant.name, f"{variant.name}-repeat", "dense")
+        times.us_by_variant[name][:, None] for name in (variant.way.words, f"{variant.way.words}-repeat", "dense")
     )
     found = statistics.compare(dense_us, sparse_us, repeat_us, seed=seed)
     algorithm = variant.algorithm
     return SparseTimes(
-        backend=variant.backend,
+        backend=variant.way.backend,
         searched=algorithm is not None,
         algorithm=(algorithm.alg_id, algorithm.split_k, algorithm.split_k_mode) if algorithm else None,
         median_us=float(np.median(sparse_us)),

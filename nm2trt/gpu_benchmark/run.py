@@ -14,9 +14,10 @@ from nm2trt.gpu_benchmark.description import describe_gpu
 from nm2trt.gpu_benchmark.device import copy_gb_s, eager_launch_us, launch_us, machine_record
 from nm2trt.gpu_benchmark.document import GpuBenchmarkDocument, MachineRecord, PointRecord
 from nm2trt.gpu_benchmark.fit import Sample, fit_constants
-from nm2trt.gpu_benchmark.measure import has_wrong_outputs, measure_point
+from nm2trt.gpu_benchmark.measure import has_wrong_outputs, ways_of
 from nm2trt.gpu_benchmark.timing import GraphTimer
 from nm2trt.gpu_benchmark.wording import sentence
+from nm2trt.gpu_benchmark.worker import Worker
 from nm2trt.profile.device_state import gpu_state
 from nm2trt.torch_sparse.backends import BackendName, detect_backends
 
@@ -119,21 +120,18 @@ def _measure_all(
     share_s = config.duration_s / len(points)
     records: list[PointRecord] = []
     left_out: list[Point] = []
-    timer = GraphTimer()
+    worker = Worker(
+        config,
+        budget_s=share_s * _SHARE_OF_ROUNDS,
+        l2_bytes=machine.l2_mib * 2**20,
+    )
+    ways = ways_of(backends, search=config.search)
     for number, point in enumerate(points):
         if clock() - started > config.duration_s:
             left_out.append(point)
             continue
         progress(f"{point.dtype} {point.m}x{point.n}x{point.k}", number / len(points))
-        record = measure_point(
-            point,
-            backends,
-            config,
-            timer,
-            budget_s=share_s * _SHARE_OF_ROUNDS,
-            l2_bytes=machine.l2_mib * 2**20,
-            clock=clock,
-        )
+        record = worker.measure(point, ways)
         if has_wrong_outputs(record):
             worst = max(record.sparse, key=lambda one: one.relative_error)
             raise WrongProductError(
@@ -143,6 +141,7 @@ def _measure_all(
                 mend="report it to PyTorch, with these sizes and versions",
             )
         records.append(record)
+    worker.close()
     return records, left_out
 
 

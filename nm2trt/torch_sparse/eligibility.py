@@ -22,6 +22,7 @@ ReasonCode = Literal[
     "dtype",
     "multiples",
     "contiguity",
+    "dense",
     "pattern",
 ]
 
@@ -84,6 +85,8 @@ def describe_reason(reason: Reason) -> str:
         "dtype": "{backend} has no 2:4 kernel for {dtype}",
         "multiples": "weight {shape}: {backend} needs multiples of {rows} rows and {columns} columns",
         "contiguity": "the weight is not contiguous (strides {strides})",
+        "dense": "dense: {zeros} of its weights are zero; {violations} of {groups} groups of four have more than two "
+        "non-zeros",
         "pattern": "not 2:4: {violations} of {groups} groups have more than two non-zeros",
     }
     words = {key: _shape(value) if isinstance(value, tuple) else value for key, value in detail.items()}
@@ -104,6 +107,7 @@ def advise(reason: Reason) -> str:
         "dtype": "use --precision fp16 or bf16",
         "multiples": "pad the features, or leave it dense",
         "contiguity": "call .contiguous() on the weight",
+        "dense": "leave it dense on purpose, or train it with --pattern 2:4 or prune it (nm2trt prune)",
         "pattern": "train it with --pattern 2:4 or prune it (nm2trt prune)",
     }
     return advice[reason.code]

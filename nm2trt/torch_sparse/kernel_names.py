@@ -15,6 +15,9 @@ _PREPARES = re.compile(r"compress|prune|convert|transform", re.IGNORECASE)
 _MATRIX = re.compile(r"gemm|spmma|cutlass|xmma|nvjet|wgmma|conv|s\d+nn|mma", re.IGNORECASE)
 
 
+_LONGEST_NAME = 120
+
+
 @dataclass(frozen=True, slots=True)
 class KernelRun:
     """One kernel of one call."""
@@ -69,9 +72,8 @@ def _profiled(call: Callable[[], object], calls: int) -> list[FunctionEvent]:
 
 
 def _is_no_kernel(name: str) -> bool:
-    return name.startswith(
-        ("Memcpy", "Memset", "cuda", "cu")
-    )  # runtime calls, where a version lists them as device events
+    """Copies, fills, and runtime calls, where a version of the profiler lists them as device events."""
+    return name.startswith(("Mem", "cuda", "cuLaunch", "cuMem"))
 
 
 def shares(runs: Iterable[KernelRun]) -> Mapping[str, float]:
@@ -80,3 +82,16 @@ def shares(runs: Iterable[KernelRun]) -> Mapping[str, float]:
     for run in runs:
         total[run.name] = total.get(run.name, 0.0) + run.duration_us
     return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def describe_kernels(microseconds: Mapping[str, float]) -> str:
+    """Name what ran: the matrix kernels; where there is none, the longest kernel. Template arguments are cut."""
+    names = [name for name in microseconds if is_matrix_kernel(name) and not _is_no_kernel(name)]
+    names = names or [name for name in microseconds if not _is_no_kernel(name)][:1]
+    return " + ".join(dict.fromkeys(short_name(name) for name in names))
+
+
+def short_name(name: str) -> str:
+    """A kernel's name without its return type and arguments, at most 120 characters."""
+    bare = name.removeprefix("void ").partition("(")[0]
+    return bare if len(bare) <= _LONGEST_NAME else f"{bare[: _LONGEST_NAME - 1]}…"

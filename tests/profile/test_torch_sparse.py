@@ -53,7 +53,7 @@ class FakeRunner:
 
     noise = 0.001
 
-    def __init__(self, module, inputs, *, mode, dtype, seed, record):
+    def __init__(self, module, inputs, *, mode, dtype, seed, record, fused_attention):
         self.module, self.mode, self.record = module, mode, record
         self.packed = any(getattr(weight, "is_packed", False) for weight in module.parameters())
         self.calls = 0
@@ -206,7 +206,9 @@ def test_a_call_without_a_sparse_kernel_is_never_a_gain_of_sparsity(made_up_gpu,
 
 
 def test_an_unpruned_network_is_refused_with_the_reason(made_up_gpu):
-    with pytest.raises(InputError, match=r"none of 6 products .* groups have more than two non-zeros") as caught:
+    with pytest.raises(
+        InputError, match=r"none of 6 products .* groups of four have more than two non-zeros"
+    ) as caught:
         profile_torch_sparse(network(pruned=False), config())
     assert "nm2trt prune" in str(caught.value)
 

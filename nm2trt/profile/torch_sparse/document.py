@@ -165,7 +165,7 @@ def _evidence(layer: ProductLayer, found: Found, name: str) -> LayerEvidence:
         torch_names=(layer.name,),
         kernel=kernel if name == "sparse" else None,
         eligible=layer.reason is None,
-        chosen=any(is_sparse_kernel(one) for one in (kernel or "").split(", "))
+        chosen=any(is_sparse_kernel(one) for one in (kernel or "").split(" + "))
         if name == "sparse" and kernel
         else None,
         why=describe_reason(layer.reason) if layer.reason is not None else "",

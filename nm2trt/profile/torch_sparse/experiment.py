@@ -220,7 +220,13 @@ def _runners(
     }
     return {
         name: TorchSparseRunner(
-            module, network.inputs, mode=mode, dtype=DTYPES[config.precision], seed=config.seed, record=record
+            module,
+            network.inputs,
+            mode=mode,
+            dtype=DTYPES[config.precision],
+            seed=config.seed,
+            record=record,
+            fused_attention=name == "dense",
         )
         for name, module in modules.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,13 @@ from nm2trt.errors import InputError
 from nm2trt.profile.runner import LayerProfiler, LayerTimes
 from nm2trt.profile.torch_sparse.network import Feeds, InputLike, draw_feeds
 from nm2trt.torch_sparse.conversion import ProductLayer, no_fused_attention
-from nm2trt.torch_sparse.kernel_names import KernelRun, is_sparse_kernel, kernels_by_range, shares
+from nm2trt.torch_sparse.kernel_names import (
+    KernelRun,
+    describe_kernels,
+    is_sparse_kernel,
+    kernels_by_range,
+    shares,
+)
 
 RANGE = "nm2trt:"
 _WARMUP_CALLS = 3
@@ -38,6 +44,7 @@ class TorchSparseRunner:
         dtype: Of floating-point inputs.
         seed: Of the input values.
         record: What ran.
+        fused_attention: Let torch use its fused encoder layer and attention, which read weights past their modules.
     """
 
     def __init__(
@@ -49,10 +56,12 @@ class TorchSparseRunner:
         dtype: torch.dtype,
         seed: int,
         record: RunnerRecord,
+        fused_attention: bool = False,
     ) -> None:
         self.module = module
         self._inputs, self._mode, self._dtype, self._seed = inputs, mode, dtype, seed
         self._record = record
+        self._quiet = partial(quiet_call, fused_attention=fused_attention)
         self._call: Callable[[], Any] | None = None
         self._compiled: Any = torch.compile(module, dynamic=False) if mode == "compiled" else module
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -73,7 +82,7 @@ class TorchSparseRunner:
         feeds = draw_feeds(self._inputs, batch, dtype=self._dtype, device="cuda", seed=self._seed)
         self._call, self._graph = partial(feeds.run, self._compiled), None
         try:
-            with quiet_call():
+            with self._quiet():
                 for _ in range(_WARMUP_CALLS):
                     self._call()
                 torch.cuda.synchronize()
@@ -99,7 +108,7 @@ class TorchSparseRunner:
         """Run once; milliseconds between two events on the GPU."""
         if self._call is None:
             raise RuntimeError("prepare() comes first")
-        with quiet_call():
+        with self._quiet():
             started = time.perf_counter()
             self._start.record()
             if self._graph is not None:
@@ -115,7 +124,7 @@ class TorchSparseRunner:
         """Run once, eager, and return what the network returns."""
         if self._call is None:
             raise RuntimeError("prepare() comes first")
-        with quiet_call():
+        with self._quiet():
             return self._call()
 
     def run_with_transfers(self) -> float | None:
@@ -144,9 +153,9 @@ class TorchSparseRunner:
 
 
 @contextmanager
-def quiet_call() -> Iterator[None]:
-    """Without gradients and without torch's fused encoder layer."""
-    with torch.no_grad(), no_fused_attention():
+def quiet_call(*, fused_attention: bool = False) -> Iterator[None]:
+    """Without gradients, and as a rule without torch's fused encoder layer."""
+    with torch.no_grad(), nullcontext() if fused_attention else no_fused_attention():
         yield
 
 
@@ -216,7 +225,7 @@ class TorchLayerProfiler:
                 name=layer.name,
                 type=layer.kind,
                 times_ms=tuple(self._times[layer.module][1:]),
-                kernel=", ".join(self._kernels[layer.module]),
+                kernel=describe_kernels(self._kernels[layer.module]),
                 shape=f"{'x'.join(map(str, layer.shape))}, {layer.m} rows",
             )
             for layer in self._layers
