@@ -46,7 +46,7 @@ NEEDED = (
     "sklearn",
 )
 FOR_TESTS = ("pytest", "hypothesis")
-TESTS = ("tests/training", "tests/torch_sparse", "tests/gpu_benchmark", "tests/profile")
+TESTS = ("tests/training", "tests/torch_sparse", "tests/gpu_benchmark")
 ARCHIVED = (".json", ".html", ".log", ".txt", ".png", ".xml")
 EXIT_DEPENDENCY = 4
 
@@ -114,7 +114,8 @@ class Plan:
         output = self.folder / "junit.xml"
         folders = [str(REPOSITORY / one) for one in TESTS]
         arguments = (
-            sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}",
+            sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors",
+            "--durations=8", "-p", "no:cacheprovider", f"--rootdir={REPOSITORY}",
             "-c", str(REPOSITORY / "pyproject.toml"), f"--junitxml={output}", *folders,
         )  # fmt: skip
         yield Step("tests", arguments, output, 120)

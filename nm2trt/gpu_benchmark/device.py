@@ -12,7 +12,8 @@ from nm2trt.gpu_benchmark.timing import Timer
 from nm2trt.profile.device_state import driver_version
 from nm2trt.torch_sparse.backends import describe_state, detect_backends
 
-_COPY_BYTES = 1 << 30
+_COPY_BYTES = 1 << 32
+_WARM_SIDE, _WARM_S = 4096, 1.0
 _REPEATS = 20
 _LAUNCHES = 200
 
@@ -33,6 +34,15 @@ def machine_record() -> MachineRecord:
         cusparselt=next((state.version or None for state in states if state.name == "cusparselt"), None),
         backends=tuple(describe_state(state) for state in states),
     )
+
+
+def warm_up() -> None:
+    """Multiply for a second: an idle GPU's clocks take that long to rise."""
+    x = torch.randn(_WARM_SIDE, _WARM_SIDE, device="cuda").half()
+    started = time.perf_counter()
+    while time.perf_counter() - started < _WARM_S:
+        torch.mm(x, x)
+        torch.cuda.synchronize()
 
 
 def copy_gb_s(timer: Timer) -> float:

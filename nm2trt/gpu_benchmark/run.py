@@ -11,7 +11,7 @@ from nm2trt.artifacts import host_record
 from nm2trt.errors import EXIT_BAD_VERDICT, MachineError, Nm2trtError
 from nm2trt.gpu_benchmark.config import BenchmarkConfig, Point
 from nm2trt.gpu_benchmark.description import describe_gpu
-from nm2trt.gpu_benchmark.device import copy_gb_s, eager_launch_us, launch_us, machine_record
+from nm2trt.gpu_benchmark.device import copy_gb_s, eager_launch_us, launch_us, machine_record, warm_up
 from nm2trt.gpu_benchmark.document import GpuBenchmarkDocument, MachineRecord, PointRecord
 from nm2trt.gpu_benchmark.fit import Sample, fit_constants
 from nm2trt.gpu_benchmark.measure import has_wrong_outputs, ways_of
@@ -49,6 +49,7 @@ def benchmark_gpu(
     started = clock()
     timer = GraphTimer()
     machine = machine_record()
+    warm_up()
     before = gpu_state()
     bandwidth, launch, eager = copy_gb_s(timer), launch_us(timer), eager_launch_us()
     backends = tuple(state.name for state in detect_backends() if state.available)
@@ -158,7 +159,10 @@ def samples_of(records: Sequence[PointRecord]) -> list[Sample]:
 
 
 def _notes(no_fit: bool, backends: Sequence[BackendName]) -> tuple[str, ...]:
-    notes = ["These are torch's kernels. What TensorRT would choose, or how fast its kernels are, was not measured."]
+    notes = [
+        "Outputs of 2:4 products lie column by column, as torch leaves them; a transposition behind them is not timed."
+    ]
+    notes += ["These are torch's kernels. What TensorRT would choose, or how fast its kernels are, was not measured."]
     if not backends:
         notes.append("No 2:4 backend runs on this GPU with this torch: only dense products were timed.")
     if no_fit:

@@ -48,7 +48,7 @@ def multiply_dense(x_MK: torch.Tensor, w_NK: torch.Tensor) -> torch.Tensor:
 def sparse_product(
     x_MK: torch.Tensor, w_NK: torch.Tensor, backend: BackendName, *, algorithm: Algorithm | None = None
 ) -> Call:
-    """Pack the weight once and return the call that multiplies by it.
+    """Pack the weight once and return the call that multiplies by it; y_MN lies column by column, as torch leaves it.
 
     Args:
         x_MK: Activations, row by row.
@@ -63,7 +63,7 @@ def sparse_product(
         out_dtype = torch.int32 if x_MK.dtype == torch.int8 else None
         return lambda: torch._sparse_semi_structured_mm(packed, meta, x_MK.t(), out_dtype=out_dtype).t()
     compressed = torch._cslt_compress(w_NK)
-    options: dict[str, Any] = {"transpose_result": True}
+    options: dict[str, Any] = {}
     if x_MK.dtype == torch.int8:
         options["out_dtype"] = torch.int32
     if algorithm is not None:
@@ -72,14 +72,14 @@ def sparse_product(
             "split_k": algorithm.split_k,
             "split_k_mode": algorithm.split_k_mode,
         }
-    return lambda: torch._cslt_sparse_mm(compressed, x_MK.t(), **options)
+    return lambda: torch._cslt_sparse_mm(compressed, x_MK.t(), **options).t()
 
 
 def search_algorithm(x_MK: torch.Tensor, w_NK: torch.Tensor) -> Algorithm:
     """Let cuSPARSELt time its algorithms on these operands."""
     out_dtype = torch.int32 if x_MK.dtype == torch.int8 else None
     library: Any = torch._C._cusparselt  # the search has no other name
-    found = library.mm_search(torch._cslt_compress(w_NK), x_MK.t(), None, None, out_dtype, True)
+    found = library.mm_search(torch._cslt_compress(w_NK), x_MK.t(), None, None, out_dtype, False)
     return Algorithm(*(int(one) for one in found[:3]))
 
 
