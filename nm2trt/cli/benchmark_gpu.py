@@ -37,10 +37,26 @@ if TYPE_CHECKING:
 @click.option(
     "--search/--no-search", default=True, show_default=True, help="Also time cuSPARSELt's searched algorithm."
 )
+@click.option(
+    "--from",
+    "measured",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="OLD.json",
+    help="Measure nothing: describe and fit anew what is in this file. Needs no GPU.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of operands, order and statistics.")
 @click.option("--force", is_flag=True, help="Replace GPU.json, if nm2trt wrote it.")
 @json_option
-def command(output: Path, dtypes: str, duration_s: float, search: bool, seed: int, force: bool, as_json: bool) -> int:
+def command(
+    output: Path,
+    dtypes: str,
+    duration_s: float,
+    search: bool,
+    measured: Path | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> int:
     """Measure dense and 2:4 matrix products of this GPU with torch alone.
 
     Copies, launches, then products of transformers' and 1x1 convolutions' sizes, dense by cuBLAS and 2:4 by each of
@@ -52,12 +68,12 @@ def command(output: Path, dtypes: str, duration_s: float, search: bool, seed: in
     nm2trt estimate model.onnx --gpu-file gpu.json
     """
     from nm2trt.artifacts.files import write_atomic
-    from nm2trt.gpu_benchmark import BenchmarkConfig, benchmark_gpu
+    from nm2trt.gpu_benchmark import BenchmarkConfig, benchmark_gpu, refit
 
     names: Any = tuple(name.strip() for name in dtypes.split(",") if name.strip())
     config = BenchmarkConfig(duration_s=duration_s, dtypes=names, search=search, seed=seed)
     _check_output(output, force=force)
-    document = benchmark_gpu(config, progress=_progress())
+    document = benchmark_gpu(config, progress=_progress()) if measured is None else refit(_read(measured))
     write_atomic(output, document.to_json())
     _write_plot(document, output.with_suffix(".png"))
     if as_json:
@@ -65,6 +81,26 @@ def command(output: Path, dtypes: str, duration_s: float, search: bool, seed: in
     else:
         _print(document, output)
     return 0
+
+
+def _read(path: Path) -> GpuBenchmarkDocument:
+    from pydantic import ValidationError
+
+    from nm2trt.errors import InputError
+    from nm2trt.gpu_benchmark import GpuBenchmarkDocument
+
+    try:
+        return GpuBenchmarkDocument.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError("no such file", where=path, mend="name a file of nm2trt benchmark-gpu") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{where}: {first['msg']}" if where else first["msg"],
+            where=path,
+            mend="name a file of nm2trt benchmark-gpu",
+        ) from None
 
 
 def _check_output(output: Path, *, force: bool) -> None:

@@ -91,6 +91,8 @@ class KernelConstants(BaseModel):
     """Of layers ("dense", "sparse", "gain": dense over sparse kernel) and of whole engines ("total")."""
     covered_flops: tuple[float, float] | None = None
     """Smallest and largest layer among those fitted on."""
+    sparse_kernel_us: float = 0.0
+    """More for launch, ramp-up and drain of a sparse kernel."""
     kernels: Literal["tensorrt", "torch"] = "tensorrt"
     """Whose kernels were measured."""
     provenance: dict[str, str]
@@ -162,7 +164,7 @@ def kernel_time(
     # What fits into L2 is in part still there from the layer before.
     missed = moved * min(1.0, moved / (gpu.l2_mib * 2**20))
     memory_us = missed / (gpu.bytes_per_us * fitted.memory_efficiency)
-    floor_us = fitted.kernel_us
+    floor_us = fitted.kernel_us + (fitted.sparse_kernel_us if sparse else 0.0)
     if not layer.is_product:
         return KernelTime(
             total_us=max(memory_us + floor_us, moved / gpu.bytes_per_us),

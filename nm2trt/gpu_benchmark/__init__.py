@@ -2,6 +2,6 @@
 
 from nm2trt.gpu_benchmark.config import BenchmarkConfig
 from nm2trt.gpu_benchmark.document import GpuBenchmarkDocument
-from nm2trt.gpu_benchmark.run import benchmark_gpu
+from nm2trt.gpu_benchmark.run import benchmark_gpu, refit
 
-__all__ = ["BenchmarkConfig", "GpuBenchmarkDocument", "benchmark_gpu"]
+__all__ = ["BenchmarkConfig", "GpuBenchmarkDocument", "benchmark_gpu", "refit"]

@@ -13,7 +13,7 @@ from nm2trt.profile.device_state import driver_version
 from nm2trt.torch_sparse.backends import describe_state, detect_backends
 
 _COPY_BYTES = 1 << 32
-_WARM_SIDE, _WARM_S = 4096, 1.0
+_WARM_ELEMENTS, _WARM_S = 1 << 26, 1.0
 _REPEATS = 20
 _LAUNCHES = 200
 
@@ -37,21 +37,21 @@ def machine_record() -> MachineRecord:
 
 
 def warm_up() -> None:
-    """Multiply for a second: an idle GPU's clocks take that long to rise."""
-    x = torch.randn(_WARM_SIDE, _WARM_SIDE, device="cuda").half()
+    """Keep the GPU busy until an idle one's clocks have risen, by work that stays below its power limit."""
+    values = torch.randn(_WARM_ELEMENTS, device="cuda")
     started = time.perf_counter()
     while time.perf_counter() - started < _WARM_S:
-        torch.mm(x, x)
+        values.mul_(1.0)
         torch.cuda.synchronize()
 
 
 def copy_gb_s(timer: Timer) -> float:
-    """Fastest copy within device memory, bytes read and written."""
+    """Fastest pass over device memory by a kernel that reads and writes each element, in bytes read and written."""
     free, _ = torch.cuda.mem_get_info()
     size = min(_COPY_BYTES, free // 8) // 4
     source = torch.randn(size, device="cuda")
     target = torch.empty_like(source)
-    replay = timer.prepare([lambda: target.copy_(source)], 1)
+    replay = timer.prepare([lambda: torch.add(source, 1.0, out=target)], 1)
     fastest_us = min(replay() for _ in range(_REPEATS))
     return 2 * 4 * size / fastest_us / 1e3
 

@@ -87,7 +87,7 @@ class GpuBenchmarkDocument(Document):
     kernels: Literal["torch"] = "torch"
     """Whose kernels were timed: cuBLAS and torch's 2:4 backends, not TensorRT's."""
     copy_gb_s: float
-    """Device-to-device copy, bytes read and written."""
+    """A pass over device memory, bytes read and written."""
     launch_us: float
     """Time of an empty kernel inside a CUDA graph."""
     eager_launch_us: float

@@ -17,7 +17,7 @@ from nm2trt.estimate.kernel import KernelConstants, Spread, kernel_time
 FEWEST = 12
 """With fewer products a fit says nothing."""
 _FOLDS = 5
-_MOST_STEPS, _MOST_FOLD_STEPS = 100, 30
+_MOST_STEPS, _MOST_FOLD_STEPS = 60, 12
 """Of the solver; a fold starts where the whole fit ended."""
 _TENTH = 10
 _NEAREST: Mapping[Precision, tuple[Precision, ...]] = {
@@ -78,16 +78,17 @@ class Parameter:
 def _parameters(precisions: Sequence[Precision], *, floor_us: float) -> list[Parameter]:
     shared = [
         Parameter(name="l2_bytes_per_clock", precision=None, start=64.0, low=8.0, high=1024.0),
-        Parameter(name="memory_efficiency", precision=None, start=0.8, low=0.2, high=1.5),
+        Parameter(name="memory_efficiency", precision=None, start=0.8, low=0.2, high=2.0),
         Parameter(name="epilogue", precision=None, start=1.0, low=0.05, high=10.0),
         Parameter(name="kernel_us", precision=None, start=max(floor_us, 1.0), low=0.3, high=60.0),
+        Parameter(name="sparse_kernel_us", precision=None, start=1.0, low=0.01, high=40.0),
         Parameter(name="split_us", precision=None, start=2.0, low=0.1, high=20.0),
         Parameter(name="sparse_split_us", precision=None, start=0.5, low=0.01, high=40.0),
     ]
     own = [
         Parameter(name=name, precision=precision, start=start, low=low, high=high)
         for precision in precisions
-        for name, start, low, high in (("efficiency", 0.7, 0.1, 1.5), ("sparse_speedup", 1.4, 0.2, 2.0))
+        for name, start, low, high in (("efficiency", 0.7, 0.1, 1.5), ("sparse_speedup", 1.4, 0.2, 4.0))
     ]
     return shared + own
 

@@ -9,6 +9,8 @@ import torch
 
 from nm2trt.artifacts import host_record
 from nm2trt.errors import EXIT_BAD_VERDICT, MachineError, Nm2trtError
+from nm2trt.estimate.gpus import GpuSpec
+from nm2trt.estimate.kernel import KernelConstants
 from nm2trt.gpu_benchmark.config import BenchmarkConfig, Point
 from nm2trt.gpu_benchmark.description import describe_gpu
 from nm2trt.gpu_benchmark.device import copy_gb_s, eager_launch_us, launch_us, machine_record, warm_up
@@ -63,13 +65,7 @@ def benchmark_gpu(
         power_limit_w=before.power_limit_w if before else None,
     )
     progress("fitting", 1.0)
-    provenance = {
-        "kernels": f"torch {machine.torch} (cuBLAS of CUDA {machine.cuda}, cuSPARSELt {machine.cusparselt}), "
-        "not TensorRT's",
-        "products": f"{len(records)} products on {machine.name}, driver {machine.driver}",
-        "method": "nm2trt benchmark-gpu: least squares on log times, soft L1; spreads held back by size",
-    }
-    constants = fit_constants(samples_of(records), gpu, floor_us=launch, provenance=provenance, seed=config.seed)
+    constants = _fitted(records, gpu, machine, launch_us=launch, seed=config.seed)
     return GpuBenchmarkDocument(
         machine=machine,
         copy_gb_s=round(bandwidth, 1),
@@ -88,6 +84,32 @@ def benchmark_gpu(
         notes=_notes(constants is None, backends),
         host=host_record(),
     )
+
+
+def refit(document: GpuBenchmarkDocument) -> GpuBenchmarkDocument:
+    """Describe and fit anew what was measured before; needs no GPU."""
+    state = document.before
+    gpu = describe_gpu(
+        document.machine,
+        document.points,
+        copy_gb_s=document.copy_gb_s,
+        clock_mhz=state.clock_sm_max_mhz if state else None,
+        power_limit_w=state.power_limit_w if state else None,
+    )
+    constants = _fitted(document.points, gpu, document.machine, launch_us=document.launch_us, seed=document.seed)
+    return document.model_copy(update={"gpu": gpu, "constants": constants, "sentence": sentence(document.points)})
+
+
+def _fitted(
+    records: Sequence[PointRecord], gpu: GpuSpec, machine: MachineRecord, *, launch_us: float, seed: int
+) -> KernelConstants | None:
+    provenance = {
+        "kernels": f"torch {machine.torch} (cuBLAS of CUDA {machine.cuda}, cuSPARSELt {machine.cusparselt}), "
+        "not TensorRT's",
+        "products": f"{len(records)} products on {machine.name}, driver {machine.driver}",
+        "method": "nm2trt benchmark-gpu: least squares on log times, soft L1; spreads held back by size",
+    }
+    return fit_constants(samples_of(records), gpu, floor_us=launch_us, provenance=provenance, seed=seed)
 
 
 def require_gpu() -> None:

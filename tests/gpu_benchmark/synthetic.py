@@ -32,6 +32,7 @@ def truth(**changes):
         "split_us": 1.5,
         "sparse_speedup": {"fp16": 1.35, "bf16": 1.35, "int8": 1.7, "tf32": 1.35, "fp8": 1.7},
         "sparse_split_us": 0.6,
+        "sparse_kernel_us": 1.7,
         "sustained": {},
         "clock_gain": {},
         "spread": {},

@@ -110,6 +110,7 @@ def test_the_fit_recovers_a_synthetic_gpu_within_its_spreads(seed):
         for precision in ("fp16", "int8"):
             assert getattr(fitted, name)[precision] == pytest.approx(getattr(true, name)[precision], rel=share)
     assert fitted.kernel_us == pytest.approx(true.kernel_us, rel=0.1)
+    assert fitted.sparse_kernel_us == pytest.approx(true.sparse_kernel_us, rel=0.15)
     assert fitted.memory_efficiency == pytest.approx(true.memory_efficiency, rel=0.1)
     assert fitted.efficiency["bf16"] == fitted.efficiency["fp16"]
     # Times of another draw lie within the spreads as often as these say: four of five.
