@@ -222,7 +222,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", default="1,8,32,128")
     parser.add_argument("--compiled-batches", default="32")
     parser.add_argument("--benchmark", type=float, default=200.0, help="seconds of benchmark-gpu")
-    parser.add_argument("--duration", type=float, default=2.0, help="seconds for each batch size and mode")
+    parser.add_argument("--duration", type=float, default=3.0, help="seconds for each batch size and mode")
     parser.add_argument("--rounds", type=int, default=40, help="of the training step")
     parser.add_argument("--parts", default="tests,step,benchmark,profile,compiled")
     parser.add_argument("--limit", type=float, default=520.0, help="seconds after which no step is started")
