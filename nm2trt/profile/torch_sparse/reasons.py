@@ -32,7 +32,7 @@ def why_not_faster(
         if row.ratio is not None and row.ratio.high < 1 / _SLOWED:
             found.append(
                 (
-                    "slower by the same kernel: its input comes column by column out of a 2:4 product and is copied",
+                    "slower by the same kernel: its input comes out of a 2:4 product column by column, and is copied",
                     "leave the product before it dense",
                 )
             )
