@@ -106,8 +106,8 @@ def _time_between_products(batches: Sequence[BatchRecord], found: Found) -> list
     words = (
         f"At batch {found.layers_batch} under CUDA graphs {outside_ms['sparse']:.3g} of {medians_ms['sparse']:.3g} ms "
         f"with 2:4 kernels lie outside the products, with dense kernels {outside_ms['control']:.3g} of "
-        f"{medians_ms['control']:.3g} ms: what comes behind a 2:4 product is slower there (before torch 2.14 its output "
-        "lies column by column)."
+        f"{medians_ms['control']:.3g} ms: what comes behind a 2:4 product is slower there (before torch 2.14 its "
+        "output lies column by column)."
     )
     return [words]
 
