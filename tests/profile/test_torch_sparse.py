@@ -292,3 +292,31 @@ def test_an_eligible_product_says_why_it_gained_nothing(m, ratio, chosen, share,
     row = layer_row(ratio=RatioRecord(value=ratio, low=ratio * 0.99, high=ratio * 1.01), chosen=chosen)
     found = why_not_faster(row, layer, multiprocessors=132, sparse_share=share)
     assert found == [] if words is None else any(words in reason for reason, _ in found)
+
+
+def test_a_slow_mode_gets_the_rounds_that_an_interval_needs(made_up_gpu, monkeypatch):
+    clock = [0.0]
+    run_once = FakeRunner.run_once
+
+    def run(self):
+        taken_ms = run_once(self) * (50 if self.packed else 1)
+        clock[0] += taken_ms / 1000
+        return taken_ms
+
+    monkeypatch.setattr(FakeRunner, "run_once", run)
+    real = experiment.measure
+    monkeypatch.setattr(experiment, "measure", lambda *more, **options: real(*more, **options, clock=lambda: clock[0]))
+    report = profile_torch_sparse(network(), config(batches=(8,), modes=("eager",), layers=False))
+    assert report.batches[0].rounds >= 25
+    assert report.batches[0].finding == "sparse-slower"
+
+
+def test_a_classifier_of_zeros_hides_no_wrong_product(made_up_gpu, monkeypatch):
+    mute = network()
+    with torch.no_grad():
+        mute.module.odd.weight.zero_()
+        mute.module.odd.bias.zero_()
+    assert profile_torch_sparse(mute, config(layers=False)).batches
+    monkeypatch.setattr(experiment, "packer", lambda backend: lambda weight: _packed(weight * 2))
+    with pytest.raises(experiment.WrongOutputsError):
+        profile_torch_sparse(mute, config(layers=False))
