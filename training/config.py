@@ -81,6 +81,10 @@ class TrainConfig(BaseModel):
     """Of weights, order and augmentation; numpy takes 32 bits."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Automatic mixed precision of the forward pass; weights stay float32."""
+    channels_last: bool = False
+    """Weights and images in channels_last memory format, in which Tensor Cores convolve without transposing."""
+    tf32: bool = False
+    """Matrix products of float32 in TensorFloat-32 on GPUs that have it; convolutions do by torch's default."""
     fsdp: bool = False
     """Shard the weights over the processes (FSDP2) instead of copying them (DDP)."""
     tensorboard: bool = False

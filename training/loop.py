@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -25,6 +26,8 @@ from nm2trt.training.checkpoint import check_saveable
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.history import History
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
+from nm2trt.training.loss_record import EpochLosses
+from nm2trt.training.matmul_precision import matmul_precision
 from nm2trt.training.optimizer import make_optimizer
 from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
@@ -33,6 +36,7 @@ from nm2trt.training.state import Parts, Position, position_of, restore, save_st
 from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
 
 _STEP_RECORDS_PER_EPOCH = 10
+_IMAGE_DIMENSIONS = 4
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, a few words)."""
@@ -88,7 +92,11 @@ class Trainer:
             cpu=config.device == "cpu",
             mixed_precision="no" if config.precision == "fp32" else config.precision,
             gradient_accumulation_steps=config.accumulation,
+            # From page-locked memory, the copy to the GPU runs beside its work.
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         pin = self._accelerator.device.type == "cuda"
         train = train_loader(
             data, batch_size=config.batch_size, seed=config.seed, workers=config.workers, pin_memory=pin
@@ -113,6 +121,7 @@ class Trainer:
             self._bare, lambda step: cosine_cycles(step, cycles=cycles, warmup_steps=warmup)
         )
         self._position, self._history = Position(), History()
+        self._losses = EpochLosses(self._accelerator.device)
         self._resumed_at = 0.0
         self._recorder: Recorder = NoRecorder()
 
@@ -178,7 +187,7 @@ class Trainer:
                 self._folder, after_step=self._schedule.last_epoch, before=self._history.last_sad
             )
         try:
-            with stop_request() as request:
+            with stop_request() as request, matmul_precision(tf32=self._config.tf32):
                 while self._position.epoch <= self._config.epochs:
                     self._epoch(request)
                     self._save()
@@ -197,6 +206,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._history.seconds = time.perf_counter() - self._resumed_at
+        self._position.loss_sum = self._losses.total()
         settings = self._config.model_dump(mode="json")
         save_state(self._folder, self._parts(), self._position, self._history, settings=settings)
 
@@ -206,12 +216,14 @@ class Trainer:
         started = time.perf_counter()
         if epoch > self._config.epochs - self._config.freeze_epochs:
             self._sparsifier.freeze()
+        self._losses = EpochLosses(self._accelerator.device, position.loss_sum)
         self._model.train()
         with workers_live():
             for x_BX, y_B in epoch_batches(self._train, epoch, skip=position.batch):
                 self._batch(x_BX, y_B)
                 if self._accelerator.sync_gradients and self._stop_asked(request) and position.batch < len(self._train):
                     self._stop(epoch)
+        self._read_losses(wait=True)
         mean = self._mean_loss()
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
@@ -230,6 +242,7 @@ class Trainer:
         self._recorder.epoch(row, self._task.score_name, sad)
         self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: {self._task.score_name} {score:.2%}")
         self._position = Position(epoch=epoch + 1)
+        self._losses = EpochLosses(self._accelerator.device)
         if epoch == self._prune_after:
             self._prune_once()
 
@@ -244,7 +257,7 @@ class Trainer:
 
     def _mean_loss(self) -> float:
         """Of the epoch so far, over all processes."""
-        loss_sum, samples = self._position.loss_sum, float(self._position.samples)
+        loss_sum, samples = self._losses.total(), float(self._position.samples)
         if self._accelerator.num_processes > 1:
             sums = torch.tensor([loss_sum, samples], dtype=torch.float64, device=self._accelerator.device)
             loss_sum, samples = self._accelerator.reduce(sums, reduction="sum").tolist()
@@ -253,6 +266,8 @@ class Trainer:
     def _batch(self, x_BX: torch.Tensor, y_B: torch.Tensor) -> None:
         """One micro-batch, and the optimizer's step when it is due."""
         position = self._position
+        if self._config.channels_last and x_BX.ndim == _IMAGE_DIMENSIONS:
+            x_BX = x_BX.contiguous(memory_format=torch.channels_last)
         with self._accelerator.accumulate(self._model):
             with self._accelerator.autocast():
                 output = self._calls.forward(self._model, x_BX)
@@ -260,23 +275,34 @@ class Trainer:
             self._calls.backward(self._accelerator, loss)
             self._optimizer.step()
             self._optimizer.zero_grad()
-        value = float(loss.detach())
+        self._losses.add(loss, len(y_B))
         position.batch += 1
-        position.loss_sum += value * len(y_B)
         position.samples += len(y_B)
         if not self._accelerator.sync_gradients:
             return
         rate = float(self._schedule.get_last_lr()[0])
         self._schedule.step()
         step = self._schedule.last_epoch
-        if not math.isfinite(value):
-            raise _diverged(value, step, self._steps, position.epoch)
-        if step % max(1, self._steps_per_epoch // _STEP_RECORDS_PER_EPOCH) == 0:
-            self._history.metrics.append(
-                {"kind": "step", "step": step, "epoch": position.epoch, "loss": value, "lr": rate}
-            )
-            self._recorder.step(step, value, rate)
-            self._progress(step, self._steps, f"epoch {position.epoch}: loss {value:.3f}")
+        # On a GPU a loss is looked at with the next record, so that the host waits for no step.
+        if self._accelerator.device.type != "cuda" or self._is_recorded(step):
+            self._losses.record(loss, step=step, epoch=position.epoch, rate=rate)
+        self._read_losses()
+
+    def _is_recorded(self, step: int) -> bool:
+        return step % max(1, self._steps_per_epoch // _STEP_RECORDS_PER_EPOCH) == 0
+
+    def _read_losses(self, *, wait: bool = False) -> None:
+        """Write the records down that have come from the device."""
+        for one in self._losses.ready(wait=wait):
+            if not one.all_finite:
+                value = one.loss if not math.isfinite(one.loss) else math.nan
+                raise _diverged(value, one.step, self._steps, one.epoch)
+            if self._is_recorded(one.step):
+                self._history.metrics.append(
+                    {"kind": "step", "step": one.step, "epoch": one.epoch, "loss": one.loss, "lr": one.rate}
+                )
+                self._recorder.step(one.step, one.loss, one.rate)
+                self._progress(one.step, self._steps, f"epoch {one.epoch}: loss {one.loss:.3f}")
 
     def _stop_asked(self, request: StopRequest) -> bool:
         """Whether any process was asked, so that all of them stop at the same step."""
@@ -286,6 +312,7 @@ class Trainer:
         return bool(self._accelerator.reduce(asked, reduction="sum") > 0)
 
     def _stop(self, epoch: int) -> None:
+        self._read_losses(wait=True)
         self._save()
         step = self._schedule.last_epoch
         raise InterruptedRunError(
@@ -320,16 +347,20 @@ def evaluate(
         InputError: The network or the task raised, or the score is no number.
     """
     model.eval()
-    points = possible = loss = 0.0
+    sums = torch.zeros(3, dtype=_sum_dtype(accelerator.device), device=accelerator.device)
     samples = 0
     for x_BX, y_B in test:
         output = calls.forward(model, x_BX)
         found = points_of(task, output, y_B), losses_of(task, output, y_B)
         points_B2, losses_B = accelerator.gather_for_metrics(found)
-        points += float(points_B2[:, 0].sum())
-        possible += float(points_B2[:, 1].sum())
-        loss += float(losses_B.sum())
+        sums[:2] += points_B2.sum(dim=0).to(sums.dtype)
+        sums[2] += losses_B.sum().to(sums.dtype)
         samples += len(losses_B)
+    points, possible, loss = sums.tolist()
     if not possible or not math.isfinite(points / possible):
         raise InputError(f"the score is {points} of {possible}", where=f"task {type(task).__name__}")
     return points / possible, loss / samples
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,7 +1,8 @@
 """The pass over the weights after each optimizer step: new mask, kept part, residual, flips.
 
 On a CPU it runs block by block through the cache (training/blocks.py), the blocks of all weights shared out to
-threads. Elsewhere it is torch, with the masks of many weights found by the same few kernels.
+threads. On a GPU with Triton it is one kernel for all weights (training/gpu_projection.py). Elsewhere it is torch, with
+the masks of many weights found by the same few kernels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from nm2trt.pattern import NMPattern
 from nm2trt.training.blocks import LARGEST_M, Ints, Scratch, kept
+from nm2trt.training.gpu_projection import fits_kernel, split_on_gpu
 from nm2trt.training.masks import INTEGERS, nm_masks
 from nm2trt.training.snapshot import is_gapless
 
@@ -83,20 +85,27 @@ def project_all(splits: Sequence[Split]) -> list[torch.Tensor]:
     Returns:
         For each an int64 scalar on its weight's device: how many mask bits changed.
     """
-    flips: list[list[int]] = [[] for _ in splits]
+    in_blocks: dict[int, list[int]] = {}
     pieces: list[Piece] = []
-    weights, others = 0, []
+    weights = 0
+    others: list[int] = []
+    on_gpu: list[int] = []
     for index, split in enumerate(splits):
         if _fits_blocks(split):
-            pieces += _pieces(split, flips[index])
+            in_blocks[index] = []
+            pieces += _pieces(split, in_blocks[index])
             weights += split.weight.numel()
         else:
-            others.append(index)
+            (on_gpu if fits_kernel(split) else others).append(index)
     _run(pieces, torch.get_num_threads() if weights >= _PARALLEL_FROM_WEIGHTS else 1)
-    changed = [torch.tensor(sum(counts)) for counts in flips]
-    for index, count in zip(others, _project_torch([splits[index] for index in others]), strict=True):
-        changed[index] = count
-    return changed
+    changed = {index: torch.tensor(sum(counts)) for index, counts in in_blocks.items()}
+    counts_on_gpu = split_on_gpu([splits[index] for index in on_gpu])
+    if counts_on_gpu is None:
+        others += on_gpu
+    else:
+        changed |= zip(on_gpu, counts_on_gpu, strict=True)
+    changed |= zip(others, _project_torch([splits[index] for index in others]), strict=True)
+    return [changed[index] for index in range(len(splits))]
 
 
 def _project_torch(splits: Sequence[Split]) -> list[torch.Tensor]:

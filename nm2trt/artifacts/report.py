@@ -29,6 +29,9 @@ ArmName = Literal["dense", "control", "sparse", "sparse-again", "torch-eager", "
 sparse kernels allowed (where the backend knows them). sparse-again: the same once more, the noise floor. torch-*: the
 network in PyTorch, for reference."""
 
+ExecutionMode = Literal["eager", "compiled", "cuda-graph"]
+"""How PyTorch executes a network."""
+
 Finding = Literal["no-difference", "sparse-faster", "sparse-slower", "too-few-rounds", "unpaired"]
 
 
@@ -37,9 +40,10 @@ class NetworkRecord(BaseModel):
 
     model_config = _FROZEN
 
-    kind: Literal["build", "onnx", "filled", "trtexec", "table"]
+    kind: Literal["build", "onnx", "filled", "trtexec", "table", "run", "checkpoint", "onnx-products"]
     """`filled`: the sparse network's own graph with the pruned weights filled in; for timing only. `trtexec` and
-    `table`: others' measurements; the network itself was not seen."""
+    `table`: others' measurements; the network itself was not seen. `run` and `checkpoint`: a network in PyTorch.
+    `onnx-products`: the matrix products of an ONNX file, one by one, in PyTorch."""
     name: str
     """The file's or folder's own name, without the folders above it."""
     sha256: str
@@ -62,7 +66,7 @@ class RunnerRecord(BaseModel):
 
     model_config = _FROZEN
 
-    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "torch", "trtexec", "table"]
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "torch", "torch-sparse", "trtexec", "table"]
     version: str
     provider: str
     """Execution provider, GPU, or who measured."""
@@ -165,6 +169,8 @@ class BatchRecord(BaseModel):
     model_config = _FROZEN
 
     batch: int
+    mode: ExecutionMode | None = None
+    """How PyTorch executed the network; None on other backends."""
     rounds: int
     """0: the arms were timed one after the other by somebody else."""
     calls_per_round: int
@@ -189,6 +195,11 @@ class BatchRecord(BaseModel):
     """Batch that the engines were tuned for; None where the backend does not tune."""
     device_before: DeviceState | None = None
     device_after: DeviceState | None = None
+
+    @property
+    def label(self) -> str:
+        """Batch size, and the mode where there are several: "8", "8, cuda-graph"."""
+        return str(self.batch) if self.mode is None else f"{self.batch}, {self.mode}"
 
     def arm(self, name: str) -> ArmRecord | None:
         """Find an arm; None where it was not timed."""
@@ -227,15 +238,15 @@ class ReportDocument(Document):
 
 def _timing_remarks(batches: list[BatchRecord]) -> list[str]:
     remarks = []
-    noisy = [str(one.batch) for one in batches if one.rounds and one.noise_floor > NOISY]
+    noisy = [one.label for one in batches if one.rounds and one.noise_floor > NOISY]
     if noisy:
         remarks.append(
-            f"The same network differed from itself by more than {100 * NOISY:.0f} % at batch {', '.join(noisy)}: "
+            f"The same network differed from itself by more than {100 * NOISY:.0f} % at batch {_joined(noisy)}: "
             "the machine was busy or its clocks moved. Measure on an idle machine, or raise --duration."
         )
-    unsteady = [str(one.batch) for one in batches if not one.steady]
+    unsteady = [one.label for one in batches if not one.steady]
     if unsteady:
-        remarks.append(f"Latencies were not yet steady when warm-up ended at batch {', '.join(unsteady)}.")
+        remarks.append(f"Latencies were not yet steady when warm-up ended at batch {_joined(unsteady)}.")
     foreign = [one for one in batches if one.tuned_for is not None and one.tuned_for != one.batch]
     if foreign:
         remarks.append(
@@ -244,17 +255,21 @@ def _timing_remarks(batches: list[BatchRecord]) -> list[str]:
             "ones too, were chosen for another size. Export once more with --batch MIN:OPT:MAX and that batch as OPT."
         )
     bound = [
-        str(one.batch)
+        one.label
         for one in batches
         for arm in one.arms
         if arm.name == "sparse" and arm.enqueue_ms is not None and arm.enqueue_ms > LAUNCH_BOUND * arm.median_ms
     ]
     if bound:
         remarks.append(
-            f"Launching took more than {100 * LAUNCH_BOUND:.0f} % of the computing at batch {', '.join(bound)}: the "
+            f"Launching took more than {100 * LAUNCH_BOUND:.0f} % of the computing at batch {_joined(bound)}: the "
             "host held the device up, and faster kernels cannot show. Use CUDA graphs or a larger batch."
         )
     return remarks
+
+
+def _joined(labels: list[str]) -> str:
+    return ("; " if any("," in label for label in labels) else ", ").join(labels)
 
 
 def _device_remarks(batches: list[BatchRecord]) -> list[str]:

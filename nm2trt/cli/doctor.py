@@ -84,6 +84,24 @@ def _tensorrt(flavor: Flavor, gives: str, hint: str) -> Finding:
     return Finding(flavor, present=True, detail=f"{version}; {gives}")
 
 
+def _torch_sparse() -> Finding:
+    from nm2trt.torch_sparse.backends import describe_state, detect_backends
+
+    states = detect_backends()
+    detail = "; ".join(describe_state(state) for state in states)
+    if any(state.slow_release for state in states):
+        detail += (
+            ". cuSPARSELt 0.8.0 is slower on H100 and L4 than 0.7.1 and 0.8.1 (NVIDIA's release notes; pytorch#177456)"
+        )
+    present = any(state.available for state in states)
+    return Finding(
+        "torch 2:4 kernels",
+        present=present,
+        detail=detail,
+        mend="" if present else "run on an NVIDIA GPU of compute capability 8.0 or newer, with torch for CUDA",
+    )
+
+
 def _onnxruntime() -> Finding:
     import onnxruntime
 
@@ -127,6 +145,7 @@ def _findings() -> list[Finding]:
         Finding("disk", present=free_gib > 1, detail=f"{free_gib:.0f} GiB free here"),
         _module("torch", "torch", "trains", "pip install torch"),
         _gpu(),
+        _torch_sparse(),
         _onnxruntime(),
         _module("polygraphy", "polygraphy", "builds engines", "pip install polygraphy"),
         _tensorrt(
@@ -146,16 +165,21 @@ def _findings() -> list[Finding]:
     ]
 
 
+_NO_CPU_KERNELS = "; ONNX Runtime's CPU has no 2:4 kernels"
+
+
 def _abilities(findings: list[Finding]) -> dict[str, str]:
     """What can be proved of the four facts on this machine."""
     have = {finding.name: finding.present for finding in findings}
     engine = have["tensorrt"] and have["GPU"]
     lacking = " and ".join(name for name in ("tensorrt", "GPU") if not have[name])
+    in_torch = have["torch 2:4 kernels"] and have["GPU"]
+    beside = "; of torch's 2:4 kernels, yes (nm2trt benchmark-gpu, profile --backend torch-sparse)" if in_torch else ""
     return {
         "legal pattern": "yes",
         "eligible in TensorRT": "yes, by TensorRT's documented rules",
-        "sparse kernel chosen": "yes" if engine else f"no: needs {lacking}",
-        "faster": "yes" if engine else f"no: needs {lacking}; ONNX Runtime's CPU has no 2:4 kernels",
+        "sparse kernel chosen": "yes" if engine else f"no: needs {lacking}{beside}",
+        "faster": "yes" if engine else f"no: needs {lacking}{beside or _NO_CPU_KERNELS}",
     }
 
 

@@ -15,6 +15,7 @@ from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.estimate.gpus import GpuSpec
+    from nm2trt.estimate.kernel import KernelConstants
     from nm2trt.estimate.network import NetworkEstimate
     from nm2trt.layers import LayerWeight
 
@@ -50,7 +51,7 @@ def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--gpu-file",
                 type=click.Path(path_type=Path),
                 metavar="F",
-                help="Another GPU's figures, TOML or JSON (docs/estimate.md).",
+                help="Another GPU's figures, TOML or JSON (docs/estimate.md), or a file of `nm2trt benchmark-gpu`.",
             ),
             click.option(
                 "--precision",
@@ -125,7 +126,7 @@ def run_estimate(
     assume: str | None,
 ) -> NetworkEstimate:
     """From options to the estimate."""
-    spec = _gpu(gpu, gpu_file)
+    spec, constants = _gpu(gpu, gpu_file)
     sizes = dict(_shape(text) for text in shapes)
     from nm2trt.estimate.network import estimate_network
     from nm2trt.pattern import NMPattern
@@ -140,18 +141,28 @@ def run_estimate(
             shapes=sizes,
             assume=None if assume is None else NMPattern.parse(assume),
             dense_layers=dense_layers,
+            constants=constants,
             watch=watch,
         )
 
 
-def _gpu(gpu: str | None, gpu_file: Path | None) -> GpuSpec:
+def _gpu(gpu: str | None, gpu_file: Path | None) -> tuple[GpuSpec, KernelConstants | None]:
+    """The GPU, and the constants that were fitted on it where its file has some."""
     from nm2trt.errors import ConfigError
     from nm2trt.estimate.gpus import find_gpu, gpu_table, read_gpu_file
 
     if (gpu is None) == (gpu_file is None):
         what = "no GPU named" if gpu is None else "both --gpu and --gpu-file"
         raise ConfigError(what, mend=f"give one of --gpu {'|'.join(gpu_table())} and --gpu-file F")
-    return find_gpu(gpu) if gpu is not None else read_gpu_file(gpu_file or Path())
+    if gpu is not None:
+        return find_gpu(gpu), None
+    path = gpu_file or Path()
+    found = read_gpu_file(path)
+    if found.constants is None:
+        return found.spec, None
+    from nm2trt.estimate.kernel import constants_of_file
+
+    return found.spec, constants_of_file(found.constants, path)
 
 
 def _shape(text: str) -> tuple[str, list[int]]:

@@ -30,6 +30,7 @@ COMMANDS = (
     "package",
     "serve",
     "check-server",
+    "benchmark-gpu",
     "demo",
     "doctor",
 )

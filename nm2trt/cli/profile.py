@@ -23,7 +23,7 @@ def _document() -> type[ReportDocument]:
 
 
 @click.command()
-@click.argument("sources", metavar="[BUILD_OR_ONNX | DENSE.log SPARSE.log]", type=_PATH, nargs=-1)
+@click.argument("sources", metavar="[SOURCE | DENSE.log SPARSE.log]", type=_PATH, nargs=-1)
 @click.option(
     "--dense",
     metavar="BUILD_OR_ONNX",
@@ -32,7 +32,7 @@ def _document() -> type[ReportDocument]:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-sparse"]),
     default="auto",
     show_default=True,
     help="What runs the networks.",
@@ -44,6 +44,27 @@ def _document() -> type[ReportDocument]:
     show_default=True,
     help="ONNX Runtime's execution provider.",
 )
+@click.option(
+    "--mode",
+    "modes",
+    metavar="M,M,..",
+    default="eager,compiled,cuda-graph",
+    show_default=True,
+    help="How PyTorch executes the network (torch-sparse).",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp16", "bf16"]),
+    default="fp16",
+    show_default=True,
+    help="Dtype of the network (torch-sparse); elsewhere it is the file's.",
+)
+@click.option("--model", metavar="NAME", help="Network of a checkpoint, as `nm2trt export` takes it (torch-sparse).")
+@click.option("--input-shape", metavar="C,H,W", help="One sample of a checkpoint's network with one input.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=SHAPE[:DTYPE]", help="One input of several, as in export."
+)
+@click.option("--classes", type=int, metavar="N", help="Classes of a checkpoint's network. Default: its weights'.")
 @click.option("--batch", "batches", metavar="N,N,..", default="1,8,32", show_default=True, help="Batch sizes.")
 @click.option(
     "--shape",
@@ -89,9 +110,10 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
     without sparse kernels. The repeated arm is the noise floor: a difference counts only where it is larger than the
     difference of a network to itself. Then every layer is timed, in a run of its own.
 
-    BUILD_OR_ONNX is a folder of `nm2trt export` or an ONNX file. With two logs of trtexec (or folders, or PREFIXes of
-    its files), dense first, or with --trtexec-* or --layer-times, nothing is run: the report is made of what others
-    measured.
+    SOURCE is a folder of `nm2trt export` or an ONNX file. With --backend torch-sparse it may also be a run folder or a
+    checkpoint with --model: the network runs in PyTorch, dense against torch's own 2:4 kernels, in every --mode; of an
+    ONNX file only its matrix products do. With two logs of trtexec (or folders, or PREFIXes of its files), dense first,
+    or with --trtexec-* or --layer-times, nothing is run: the report is made of what others measured.
     """
     from nm2trt.artifacts.files import check_output, staged_folder
 
@@ -99,8 +121,12 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
     imported = any(options[key] for key in ("trtexec_sparse", "trtexec_dense", "trtexec_again", "layer_times"))
     config = _config(options)
     _check_source(options, imported=imported)
+    _check_torch_options(context, options)
     check_output(output, force=force)
-    report = _imported(options, config, _given(context, "batches")) if imported else _measured(options, config)
+    if imported:
+        report = _imported(options, config, _given(context, "batches"))
+    else:
+        report = _measured_in_torch(options, config) if config.backend == "torch-sparse" else _measured(options, config)
     from nm2trt.report.profile_page import profile_page
 
     with staged_folder(output, force=force) as folder:
@@ -161,6 +187,8 @@ def _config(options: dict[str, Any]) -> Any:
 
     keys = (
         "backend",
+        "modes",
+        "precision",
         "provider",
         "batches",
         "shapes",
@@ -215,6 +243,34 @@ def _measured(options: dict[str, Any], config: Any) -> ReportDocument:
         words += f"; CPU threads: {report.runner.threads}"
     stderr_console().print(words, style="dim", markup=False, soft_wrap=True)
     return report
+
+
+_OF_TORCH = ("modes", "precision", "model", "input_shape", "inputs", "classes")
+_NOT_OF_TORCH = ("provider", "rebuilds", "streams", "rates", "reference", "trust")
+
+
+def _check_torch_options(context: click.Context, options: dict[str, Any]) -> None:
+    from nm2trt.errors import ConfigError
+
+    in_torch = options["backend"] == "torch-sparse"
+    names = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
+    wrong = [names[name] for name in (_NOT_OF_TORCH if in_torch else _OF_TORCH) if _given(context, name)]
+    if wrong:
+        words = "does not go" if len(wrong) == 1 else "do not go"
+        raise ConfigError(
+            f"{', '.join(wrong)} {words} with --backend {options['backend']}",
+            mend="leave it out" if in_torch else "use --backend torch-sparse, or leave it out",
+        )
+
+
+def _measured_in_torch(options: dict[str, Any], config: Any) -> ReportDocument:
+    from nm2trt.cli.profile_torch_sparse import torch_network
+    from nm2trt.profile.torch_sparse import profile_torch_sparse
+
+    network = torch_network(options["source"], options, config.shapes)
+    dense = None if options["dense"] is None else torch_network(options["dense"], options, config.shapes)
+    with _Progress() as progress:
+        return profile_torch_sparse(network, config, dense=dense, progress=progress.update)
 
 
 class _Progress:

@@ -26,7 +26,7 @@ def show(report: ReportDocument, output: Path) -> None:
     for batch in report.batches:
         console.print()
         console.print(_table(batch))
-        console.print(f"batch {batch.batch}: {batch.sentence}", markup=False, style="bold", soft_wrap=True)
+        console.print(f"batch {batch.label}: {batch.sentence}", markup=False, style="bold", soft_wrap=True)
         for one in batch.contrasts:
             console.print(one.sentence, markup=False, soft_wrap=True)
     if report.layers is not None:
@@ -70,7 +70,7 @@ def _new(title: str, columns: tuple[str, ...], texts: int) -> Table:
 def _table(batch: BatchRecord) -> Table:
     from nm2trt.report.latency_section import ARM_COLUMNS, arm_cells
 
-    table = _new(f"batch {batch.batch}", ARM_COLUMNS, 1)
+    table = _new(f"batch {batch.label}", ARM_COLUMNS, 1)
     for arm in batch.arms:
         table.add_row(*arm_cells(arm))
     return table

@@ -66,6 +66,12 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--warmup-epochs", metavar="X", help="Default 1.")
 @click.option("--precision", metavar="NAME", help="fp32 (default), or bf16 / fp16 automatic mixed precision.")
 @click.option(
+    "--channels-last/--no-channels-last", default=None, help="Weights and images in channels_last memory format."
+)
+@click.option(
+    "--tf32/--no-tf32", default=None, help="Matrix products of float32 in TensorFloat-32, on GPUs that have it."
+)
+@click.option(
     "--fsdp/--no-fsdp",
     default=None,
     help="Shard weights and optimizer over the processes (FSDP2); under torchrun or accelerate launch.",

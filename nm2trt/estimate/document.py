@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 from nm2trt.artifacts import Document
 from nm2trt.estimate.geometry import LayerGeometry
-from nm2trt.estimate.kernel import fitted_constants
 from nm2trt.estimate.network import LayerEstimate, NetworkEstimate, Range
 from nm2trt.estimate.plan import Plan
 
@@ -190,7 +189,7 @@ def estimate_document(source: str, estimate: NetworkEstimate, *, assumed: str | 
         profile_us_per_layer=estimate.profile_us,
         outside_data=estimate.outside,
         notes=estimate.notes,
-        constants=fitted_constants().provenance,
+        constants=estimate.constants.provenance,
     )
 
 

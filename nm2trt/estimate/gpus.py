@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
@@ -24,7 +26,7 @@ else:  # pragma: no cover
 Precision = Literal["tf32", "fp16", "bf16", "int8", "fp8"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_LARGEST_FILE_BYTES = 1 << 20
+_LARGEST_FILE_BYTES = 1 << 22
 
 
 class GpuSpec(BaseModel):
@@ -94,8 +96,31 @@ def find_gpu(name: str) -> GpuSpec:
     raise ConfigError(f"unknown GPU {name!r}", where="--gpu", mend=f"{offer}; others: --gpu-file")
 
 
-def read_gpu_file(path: Path) -> GpuSpec:
-    """Read one GPU from TOML or JSON: the fields of GpuSpec, at the top or in one table.
+def gpu_of_device(device: str) -> GpuSpec | None:
+    """Look a GPU up by the name that its driver gives, "NVIDIA A100 80GB PCIe"; None where the table lacks it."""
+    words = set(re.sub(r"sxm\d", "sxm", re.sub(r"[^a-z0-9]+", " ", device.lower())).split())
+    if "hbm3" in words and "h100" in words:
+        # The SXM card's name does not say so: "NVIDIA H100 80GB HBM3".
+        words.add("sxm")
+    fits = [key for key in gpu_table() if set(key.split("-")) <= words]
+    return gpu_table()[max(fits, key=len)] if fits else None
+
+
+BENCHMARK_SCHEMA = "nm2trt.gpu-benchmark/1"
+"""Of the files that `nm2trt benchmark-gpu` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFile:
+    """What a file tells of a GPU."""
+
+    spec: GpuSpec
+    constants: Mapping[str, object] | None = None
+    """Fields of `nm2trt.estimate.kernel.KernelConstants`, fitted on that GPU; None where the file has none."""
+
+
+def read_gpu_file(path: Path) -> GpuFile:
+    """Read one GPU from TOML or JSON: the fields of GpuSpec, at the top or in one table; or from a GPU benchmark.
 
     Raises:
         InputError: The file is missing, too large, no TOML or JSON, or lacks fields; all mistakes are named.
@@ -104,16 +129,19 @@ def read_gpu_file(path: Path) -> GpuSpec:
     if not path.is_file():
         raise InputError("no such file", where=path, mend=mend)
     if path.stat().st_size > _LARGEST_FILE_BYTES:
-        raise InputError("is larger than 1 MiB, no GPU file", where=path, mend=mend)
+        raise InputError("is larger than 4 MiB, no GPU file", where=path, mend=mend)
     try:
         text = path.read_text(encoding="utf-8")
-        raw = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        raw: Any = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"no readable TOML or JSON: {error}", where=path, mend=mend) from None
+    constants: Any = None
+    if isinstance(raw, dict) and raw.get("schema") == BENCHMARK_SCHEMA:
+        raw, constants = raw.get("gpu"), raw.get("constants")
     if isinstance(raw, dict) and len(raw) == 1 and isinstance(only := next(iter(raw.values())), dict):
         raw = only
     try:
-        return GpuSpec.model_validate(raw)
+        return GpuFile(GpuSpec.model_validate(raw), constants)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
         raise InputError(said, where=path, mend=mend) from None

@@ -8,14 +8,16 @@ fastest tiling is taken. Memory traffic overlaps with that; launch and drain do 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nm2trt.errors import InputError
 from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.estimate.gpus import GpuSpec, Precision
 
@@ -89,6 +91,10 @@ class KernelConstants(BaseModel):
     """Of layers ("dense", "sparse", "gain": dense over sparse kernel) and of whole engines ("total")."""
     covered_flops: tuple[float, float] | None = None
     """Smallest and largest layer among those fitted on."""
+    sparse_kernel_us: float = 0.0
+    """More for launch, ramp-up and drain of a sparse kernel."""
+    kernels: Literal["tensorrt", "torch"] = "tensorrt"
+    """Whose kernels were measured."""
     provenance: dict[str, str]
 
 
@@ -97,6 +103,21 @@ def fitted_constants() -> KernelConstants:
     """The constants in the package."""
     text = resources.files("nm2trt.estimate").joinpath("constants.json").read_text(encoding="utf-8")
     return KernelConstants.model_validate_json(text)
+
+
+def constants_of_file(fields: Mapping[str, object], path: Path) -> KernelConstants:
+    """Read the constants of a GPU benchmark.
+
+    Raises:
+        InputError: They are incomplete or malformed.
+    """
+    try:
+        return KernelConstants.model_validate(fields)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InputError(
+            f"constants: {said}", where=path, mend="write the file again with nm2trt benchmark-gpu"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +164,7 @@ def kernel_time(
     # What fits into L2 is in part still there from the layer before.
     missed = moved * min(1.0, moved / (gpu.l2_mib * 2**20))
     memory_us = missed / (gpu.bytes_per_us * fitted.memory_efficiency)
-    floor_us = fitted.kernel_us
+    floor_us = fitted.kernel_us + (fitted.sparse_kernel_us if sparse else 0.0)
     if not layer.is_product:
         return KernelTime(
             total_us=max(memory_us + floor_us, moved / gpu.bytes_per_us),

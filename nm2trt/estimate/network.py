@@ -86,6 +86,8 @@ class NetworkEstimate:
     profile_us: float
     """What a per-layer profile adds to each layer."""
     outside: tuple[str, ...]
+    constants: KernelConstants
+    """What the times were computed with."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -138,6 +140,8 @@ def estimate_network(
     notes = network.notes
     if precision in ("int8", "fp8") and not any(layer.quantized for layer in network.layers):
         notes = (*notes, f"no Q/DQ in the graph: every layer with weights is taken for {precision.upper()}, in and out")
+    if fitted.kernels == "torch":
+        notes = (*notes, f"constants fitted on {gpu.name}: {fitted.provenance.get('kernels', 'kernels of torch')}")
     return totals(layers, gpu, precision, network.inputs, fitted, notes)
 
 
@@ -150,7 +154,7 @@ def totals(
     notes: tuple[str, ...] = (),
 ) -> NetworkEstimate:
     """Sum layers up to a network; the same arguments as NetworkEstimate's fields."""
-    outside = _outside_of_network(gpu, precision, layers)
+    outside = _outside_of_network(gpu, precision, layers, fitted)
     total = _widened(fitted.spread.get("total", _UNKNOWN), bool(outside))
     gain = _widened(fitted.spread.get("gain", _UNKNOWN), bool(outside))
     overhead_us = fitted.profile_us * len(layers)
@@ -175,6 +179,7 @@ def totals(
         clock_gain=fitted.clock_gain.get(gpu.key, {}).get("tf32" if precision == "fp32" else precision, 1.0),
         profile_us=fitted.profile_us,
         outside=outside,
+        constants=fitted,
         notes=notes,
     )
 
@@ -198,7 +203,7 @@ def _estimate(
     if eligible:
         sparse = kernel_time(layer, gpu, kernel_precision, sparse=True, constants=fitted, float_bytes=float_bytes)
     outside = _outside_of_layer(layer, kernel_precision, fitted)
-    far = bool(outside) or gpu.sm != _FITTED_SM
+    far = bool(outside) or (fitted.kernels == "tensorrt" and gpu.sm != _FITTED_SM)
     gain = dense.total_us / sparse.total_us if sparse else 1.0
     int8_out = layer.int8_out or not layer.quantized
     expectation: Expectation | Literal[""] = "" if sparse is None else hint_for(gain) if int8_out else "unlikely"
@@ -258,14 +263,17 @@ def _widened(spread: Spread, far: bool) -> Spread:
 
 
 def _outside_of_layer(layer: LayerGeometry, precision: Precision, fitted: KernelConstants) -> tuple[str, ...]:
+    of_torch = fitted.kernels == "torch"
     found = []
-    if precision in ("bf16", "fp8"):
+    if precision == "fp8" or (precision == "bf16" and not of_torch):
         found.append(f"{precision} (taken for {'fp16' if precision == 'bf16' else 'int8'})")
+    if of_torch and layer.is_product and layer.taps > 1:
+        found.append("convolutions larger than 1x1")
     if layer.kind in ("attention", "batched-matmul", "conv-transpose"):
         found.append(layer.kind)
     elif layer.is_product and layer.groups > 1:
         found.append("grouped convolutions")
-    elif layer.kind == "gemm" and layer.m > 1024:
+    elif layer.kind == "gemm" and layer.m > 1024 and not of_torch:
         found.append("large matrix products")
     if layer.is_product and layer.kind == "conv" and fitted.covered_flops:
         low, high = fitted.covered_flops
@@ -274,11 +282,15 @@ def _outside_of_layer(layer: LayerGeometry, precision: Precision, fitted: Kernel
     return tuple(found)
 
 
-def _outside_of_network(gpu: GpuSpec, precision: NetworkPrecision, layers: Sequence[LayerEstimate]) -> tuple[str, ...]:
+def _outside_of_network(
+    gpu: GpuSpec, precision: NetworkPrecision, layers: Sequence[LayerEstimate], fitted: KernelConstants
+) -> tuple[str, ...]:
     found = []
-    if not gpu.key.startswith("a100-pcie"):
+    if fitted.kernels == "torch":
+        found.append("TensorRT's kernels (the constants are of torch's)")
+    elif not gpu.key.startswith("a100-pcie"):
         found.append("A100 SXM (power limit)" if gpu.key.startswith("a100") else gpu.name)
-    if precision in ("bf16", "fp8"):
+    if precision == "fp8" or (precision == "bf16" and fitted.kernels == "tensorrt"):
         found.append(precision)
     total = sum(layer.dense.total_us for layer in layers)
     kinds: dict[str, float] = {}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from nm2trt.errors import ConfigError
 from nm2trt.estimate.eligible import names_of
-from nm2trt.estimate.kernel import fitted_constants
 from nm2trt.estimate.network import LayerEstimate, NetworkEstimate, totals
 
 ENOUGH = 0.95
@@ -103,7 +102,7 @@ def make_plan(
     )
     # A choice that the plan did not make is no longer open.
     closed = tuple(layer if layer.chosen else replace(layer, sparse=None, expectation="") for layer in layers)
-    planned = totals(closed, estimate.gpu, estimate.precision, estimate.inputs, fitted_constants(), estimate.notes)
+    planned = totals(closed, estimate.gpu, estimate.precision, estimate.inputs, estimate.constants, estimate.notes)
     sparse = tuple(layer for layer in planned.layers if layer.chosen)
     eligible = {layer.geometry.name for layer in estimate.layers if layer.sparse is not None}
     return Plan(

@@ -82,7 +82,7 @@ def compare_reports(first: Path, second: Path) -> ComparisonDocument:
         InputError: One of them is no report, or they have nothing in common.
     """
     a, b = _read(first), _read(second)
-    batches = [_batch(one, other) for one in a.batches for other in b.batches if one.batch == other.batch]
+    batches = [_batch(one, other) for one in a.batches for other in b.batches if one.label == other.label]
     layers = _layers(a.layers, b.layers) if a.layers is not None and b.layers is not None else []
     if not batches and not layers:
         raise InputError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from nm2trt.artifacts.report import ExecutionMode
 from nm2trt.errors import ConfigError
 
-Backend = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-sparse"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 _MAX_BATCH = 65536
@@ -20,6 +21,10 @@ class ProfileConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: Backend = "auto"
+    modes: tuple[ExecutionMode, ...] = ("eager", "compiled", "cuda-graph")
+    """How PyTorch executes the network, on the torch-sparse backend; measured one after another."""
+    precision: Literal["fp16", "bf16"] = "fp16"
+    """Dtype of the network on the torch-sparse backend."""
     provider: Provider = "auto"
     """Execution provider of ONNX Runtime."""
     batches: tuple[int, ...] = (1, 8, 32)
@@ -67,6 +72,19 @@ class ProfileConfig(BaseModel):
             raise ValueError(f"{', '.join(wrong)}: each must be a number of requests a second above 0")
         return tuple(dict.fromkeys(float(entry) for entry in entries))
 
+    @field_validator("modes", mode="before")
+    @classmethod
+    def _parse_modes(cls, value: Any) -> Any:
+        """Take `eager,compiled` apart."""
+        if not isinstance(value, str):
+            return value
+        entries = [entry.strip() for entry in value.split(",") if entry.strip()]
+        wrong = [repr(entry) for entry in entries if entry not in get_args(ExecutionMode)]
+        if wrong or not entries:
+            known = ", ".join(get_args(ExecutionMode))
+            raise ValueError(f"{', '.join(wrong) or 'none given'}: choose from {known}")
+        return tuple(dict.fromkeys(entries))
+
     @field_validator("batches", mode="before")
     @classmethod
     def _parse(cls, value: Any) -> Any:
@@ -91,7 +109,7 @@ def _is_rate(text: str) -> bool:
         return False
 
 
-_OPTION = {"batches": "--batch", "duration_s": "--duration", "shapes": "--shape", "rates": "--rate"}
+_OPTION = {"modes": "--mode", "batches": "--batch", "duration_s": "--duration", "shapes": "--shape", "rates": "--rate"}
 
 
 def profile_config(**options: Any) -> ProfileConfig:

@@ -125,6 +125,20 @@ def watch_throttling(look: Callable[[], DeviceState | None], *, every_s: float =
         thread.join()
 
 
+def driver_version() -> str | None:
+    """Version of the driver by NVML; None where nobody tells."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        try:
+            version = nvml.nvmlSystemGetDriverVersion()
+        finally:
+            nvml.nvmlShutdown()
+    except Exception:  # noqa: BLE001 -- not installed, or NVML's own error: nobody tells
+        return None
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
 def _state(nvml: Any, handle: Any) -> DeviceState:
     def ask(question: Callable[[], Any]) -> Any:
         # Not every GPU answers every question; the others' answers still count.

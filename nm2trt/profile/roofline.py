@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from nm2trt.artifacts.report_layers import RooflineRecord
-from nm2trt.estimate.gpus import gpu_table
+from nm2trt.estimate.gpus import gpu_of_device
 
 _SIDE = 512
 _ELEMENTS = 1 << 22
@@ -50,11 +48,9 @@ def known_roofline(device: str, precision: str) -> RooflineRecord | None:
         device: The driver's name.
         precision: "fp16", "fp32+fp16+int8"; the fastest type named counts. FP32 runs as TF32.
     """
-    words = set(re.sub(r"sxm\d", "sxm", re.sub(r"[^a-z0-9]+", " ", device.lower())).split())
-    fits = [key for key in gpu_table() if set(key.split("-")) <= words]
-    if not fits:
+    spec = gpu_of_device(device)
+    if spec is None:
         return None
-    spec = gpu_table()[max(fits, key=len)]
     kind = next((one for one in ("int8", "fp16", "bf16") if one in precision), "tf32")
     peaks = {str(name): peak for name, peak in spec.dense.items()}
     sparse = {str(name): peak for name, peak in spec.sparse.items()}

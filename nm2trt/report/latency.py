@@ -39,7 +39,7 @@ def distribution_svg(batch: BatchRecord, *, name: str) -> str:
     with house_style():
         figure = new_figure(3.7, 2.8)
         axes = figure.subplots()
-        axes.set_title(f"Batch {batch.batch}")
+        axes.set_title(f"Batch {batch.label}")
         share = np.arange(_SHOWN_PERCENT + 1)
         for arm in batch.arms:
             again = arm.name == "sparse-again"
@@ -56,7 +56,7 @@ def distribution_svg(batch: BatchRecord, *, name: str) -> str:
         axes.set_ylabel("% of calls within")
         legend_below(figure, axes, columns=3)
     medians = ", ".join(f"{arm.name} {arm.median_ms:.4g} ms" for arm in batch.arms)
-    return svg_markup(figure, name=name, label=f"Distribution of latencies at batch {batch.batch}; medians: {medians}")
+    return svg_markup(figure, name=name, label=f"Distribution of latencies at batch {batch.label}; medians: {medians}")
 
 
 def _window(batch: BatchRecord) -> tuple[float, float]:
@@ -79,13 +79,13 @@ def ratio_svg(batches: list[BatchRecord], *, name: str) -> str:
         axes.axvline(1.0, color=MUTED, linewidth=1.0)
         for row, batch in enumerate(batches):
             _ratio_row(axes, row, batch)
-        axes.set_yticks(range(len(batches)), [f"batch {batch.batch}" for batch in batches])
+        axes.set_yticks(range(len(batches)), [f"batch {batch.label}" for batch in batches])
         axes.set_ylim(len(batches) - 0.4, -0.6)
         reach = max(0.02, *(_reach(batch) for batch in batches))
         axes.set_xlim(1 - 1.25 * reach, 1 + 1.25 * reach)
         axes.set_xlabel("time of dense / time of sparse")
         axes.spines["left"].set_visible(False)
-    words = "; ".join(f"batch {batch.batch}: {batch.sentence}" for batch in batches)
+    words = "; ".join(f"batch {batch.label}: {batch.sentence}" for batch in batches)
     return svg_markup(figure, name=name, label=f"Ratio of dense to sparse latency. {words}")
 
 

@@ -12,6 +12,7 @@ BACKENDS = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
     "torch": "PyTorch",
+    "torch-sparse": "PyTorch",
     "trtexec": "trtexec,",
     "table": "layer times",
 }
@@ -69,19 +70,28 @@ def latency_section(report: ReportDocument, *, title: str = "Latency", name: str
             )
         )
     panels = "".join(
-        distribution_svg(batch, name=f"{name}-b{batch.batch}")
+        distribution_svg(batch, name=f"{name}-b{batch.batch}{batch.mode or ''}")
         for batch in report.batches
         if all(arm.quantiles_ms for arm in batch.arms)
     )
     if panels:
         blocks.append(Drawing(f'<div class="panels">{panels}</div>'))
-    if len(report.batches) > 1:
-        sweep = sweep_svg(report.batches, name=f"{name}-sweep")
-        blocks.append(Drawing(f'<div class="narrow">{sweep}</div>', "Batch sweep: throughput of every arm."))
+    for mode, batches in _by_mode(report.batches).items():
+        if len(batches) > 1:
+            sweep = sweep_svg(batches, name=f"{name}-sweep{mode}")
+            how = f", {mode}" if mode else ""
+            blocks.append(Drawing(f'<div class="narrow">{sweep}</div>', f"Batch sweep: throughput of every arm{how}."))
     if report.batches:
         blocks.append(_latency_table(report.batches))
     blocks += [Prose(remark, quiet=True) for remark in report.remarks()]
     return Section(title, tuple(blocks), lead=setting(report))
+
+
+def _by_mode(batches: list[BatchRecord]) -> dict[str, list[BatchRecord]]:
+    found: dict[str, list[BatchRecord]] = {}
+    for one in batches:
+        found.setdefault(one.mode or "", []).append(one)
+    return found
 
 
 def _latency_table(batches: list[BatchRecord]) -> Table:
@@ -91,7 +101,7 @@ def _latency_table(batches: list[BatchRecord]) -> Table:
     for batch in batches:
         for index, arm in enumerate(batch.arms):
             more = extra_cells(arm)
-            rows.append((str(batch.batch) if index == 0 else "", *arm_cells(arm), *(more[one] for one in shown)))
+            rows.append((batch.label if index == 0 else "", *arm_cells(arm), *(more[one] for one in shown)))
     columns = ("batch", *ARM_COLUMNS, *(EXTRA_COLUMNS[one] for one in shown))
     return Table(columns, tuple(rows), numeric=frozenset(range(2, len(columns))))
 
@@ -100,7 +110,7 @@ def contrasts_section(report: ReportDocument) -> Section | None:
     """Arm against arm beside the main pair, and build against build; None where there is neither."""
     rows: list[tuple[Cell, ...]] = []
     for batch in report.batches:
-        size = str(batch.batch)
+        size = batch.label
         rows += [
             (size, f"{one.over} / {one.under}", _ratio(one.ratio), one.sentence.partition("; ")[2])
             for one in batch.contrasts
@@ -129,7 +139,7 @@ def device_section(report: ReportDocument) -> Section | None:
     for batch in report.batches:
         for when, state in (("before", batch.device_before), ("after", batch.device_after)):
             if state is not None:
-                rows.append((str(batch.batch), when, *_state_cells(state)))
+                rows.append((batch.label, when, *_state_cells(state)))
     if not rows:
         return None
     columns = ("batch", "", "SM clock", "memory clock", "temperature", "power", "held down by", "CPU load")

@@ -45,7 +45,7 @@ def _key_figures(report: ReportDocument) -> list[KeyFigure]:
     figures = [
         KeyFigure(
             f"{batch.ratio.value:.3f}x",
-            f"{batch.baseline} / sparse, batch {batch.batch}",
+            f"{batch.baseline} / sparse, batch {batch.label}",
             f"[{batch.ratio.low:.3f}, {batch.ratio.high:.3f}], {_noise(batch.noise_floor)}",
         )
         for batch in report.batches[:3]
@@ -82,6 +82,9 @@ def _network(arm: str, record: NetworkRecord, *, of: NetworkRecord | None = None
         "filled": filled,
         "trtexec": "trtexec's files",
         "table": "a table of layer times",
+        "run": "run folder",
+        "checkpoint": "checkpoint",
+        "onnx-products": "the matrix products of an ONNX file",
     }[record.kind]
     trained = " ".join(part for part in (record.method, record.pattern) if part)
     described = f"{record.name} ({kind}{', ' + trained if trained else ''})"
@@ -104,7 +107,7 @@ _ARMS = {
 
 def _method_section(report: ReportDocument) -> Section:
     protocol, runner = report.protocol, report.runner
-    rounds = ", ".join(f"batch {one.batch}: {one.rounds} of {one.calls_per_round}" for one in report.batches)
+    rounds = ", ".join(f"batch {one.label}: {one.rounds} of {one.calls_per_round}" for one in report.batches)
     order = f"interleaved rounds, shuffled within each, seed {protocol.seed}"
     if not any(one.rounds for one in report.batches):
         order = "one arm after the other, as somebody else ran them"
