@@ -57,7 +57,7 @@ def choose_backend(wanted: str, source: Source | None = None) -> tuple[Backend, 
         MachineError: TensorRT was asked for; the line says what is missing.
     """
     if wanted in ("tensorrt", "tensorrt-rtx"):
-        from nm2trt.profile.tensorrt_runner import require_tensorrt
+        from nm2trt.profile.tensorrt_engine import require_tensorrt
 
         flavor: Flavor = "tensorrt" if wanted == "tensorrt" else "tensorrt-rtx"
         require_tensorrt(flavor)
@@ -182,7 +182,8 @@ def _check_rebuilds(plans: Mapping[ArmName, tuple[Path, BuildDocument, Arm]], wa
 
 
 def _open_engine(backend: Backend, config: ProfileConfig, folder: Path, arm: Arm, rebuild: int) -> Runner:
-    from nm2trt.profile.tensorrt_runner import Engine, TensorrtRunner
+    from nm2trt.profile.tensorrt_engine import Engine
+    from nm2trt.profile.tensorrt_runner import TensorrtRunner
 
     flavor: Flavor = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
     engine = Engine(folder, arm, flavor=flavor, rebuild=rebuild, trust=config.trust)

@@ -1,44 +1,19 @@
-"""Runs an engine on TensorRT (10, 11) or TensorRT-RTX: own device buffers, CUDA events, CUDA graph, streams.
-
-Buffers, events, graphs and streams are torch's: it is installed with the CUDA libraries that fit it.
-"""
+"""Times an engine on TensorRT (10, 11) or TensorRT-RTX, with torch's CUDA events, graphs and streams."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from nm2trt.artifacts import RunnerRecord, check_plan, this_platform
-from nm2trt.artifacts.build import Arm
-from nm2trt.errors import ConfigError, InputError, MachineError
+from nm2trt.artifacts import RunnerRecord
+from nm2trt.errors import ConfigError, MachineError
 from nm2trt.profile.runner import LayerTimes
-from nm2trt.tensorrt_api import (
-    Flavor,
-    LogKeeper,
-    explain_missing,
-    keep_log,
-    load_engine,
-    load_tensorrt,
-    make_runtime,
-    require,
-)
-from nm2trt.tensorrt_api.types import ICudaEngine, IExecutionContext, Tensorrt
+from nm2trt.profile.tensorrt_engine import Engine, EngineContext, input_shapes
 
-_DTYPES = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "BOOL": torch.bool,
-}
 _POOL = 32
 """Streams of one priority in torch's pool: the next one is the first again (c10/cuda/CUDAStream.cpp)."""
 _CYCLES_PER_MS = 2_000_000
@@ -49,112 +24,6 @@ _NOTE = (
     "TensorRT has 2:4 kernels and its builder chooses between them and dense ones layer by layer; the flag alone says "
     "nothing."
 )
-
-
-class Engine:
-    """One deserialized plan. Loaded only after the manifest vouched for it; host code stays disallowed.
-
-    Args:
-        folder: Build folder.
-        arm: Which of its engines.
-        flavor: The library that built it.
-        rebuild: Which repetition of the variant.
-        trust: As `check_plan`.
-
-    Raises:
-        InputError: The plan is not the manifest's, does not fit this machine, or cannot be deserialized.
-        MachineError: The library or the GPU is missing, or they do not fit each other.
-    """
-
-    def __init__(
-        self, folder: Path, arm: Arm, *, flavor: Flavor = "tensorrt", rebuild: int = 0, trust: bool = False
-    ) -> None:
-        require_tensorrt(flavor)
-        self.trt: Tensorrt = load_tensorrt(flavor)
-        self.flavor = flavor
-        major, minor = torch.cuda.get_device_capability()
-        path = check_plan(
-            folder,
-            arm,
-            tensorrt_version=self.trt.__version__,
-            sm=f"{major}{minor}",
-            platform=this_platform(),
-            rebuild=rebuild,
-            trust=trust,
-            builder=flavor,
-        )
-        self.log: LogKeeper = keep_log(self.trt, "ERROR")
-        self._runtime = make_runtime(self.trt, self.log)
-        plan = path.read_bytes()
-        self.plan_bytes = len(plan)
-        self.name = f"{folder.resolve().name}/{path.name}"
-        self.cuda_engine: ICudaEngine = load_engine(self._runtime, plan, self.log, where=path)
-
-
-def require_tensorrt(flavor: Flavor) -> None:
-    """Check that engines can run here.
-
-    Raises:
-        MachineError: The library or the GPU is missing; the line names all that is.
-    """
-    missing = explain_missing(flavor)
-    if missing:
-        raise MachineError(
-            f"--backend {flavor}: {' and '.join(one.what for one in missing)}",
-            mend=f"{', then '.join(one.hint for one in missing)}; or use --backend onnxruntime",
-        )
-
-
-class _Context:
-    """An execution context with its buffers on a stream of its own."""
-
-    def __init__(self, engine: Engine, shapes: Mapping[str, tuple[int, ...]], seed: int, profiler: Any = None) -> None:
-        self.engine = engine
-        trt, cuda = engine.trt, engine.cuda_engine
-        self.context: IExecutionContext = require(
-            cuda.create_execution_context(),
-            "TensorRT made no execution context",
-            engine.log,
-            where=engine.name,
-            hint="free memory on the GPU (nvidia-smi names who holds it), or use a smaller --batch",
-        )
-        # DETAILED plans mark every layer for Nsight, at a cost to each launch.
-        self.context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
-        if profiler is not None:
-            self.context.profiler = profiler
-        self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        generator = torch.Generator(device="cuda").manual_seed(seed)
-        names = [cuda.get_tensor_name(index) for index in range(cuda.num_io_tensors)]
-        self.inputs: dict[str, torch.Tensor] = {}
-        self.outputs: dict[str, torch.Tensor] = {}
-        for name in names:
-            if cuda.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                self._take_shape(engine, name, shapes[name])
-                self.inputs[name] = _draw(shapes[name], _dtype(engine, name), generator)
-        for name in names:
-            if name not in self.inputs:
-                shape = tuple(self.context.get_tensor_shape(name))
-                self.outputs[name] = _allocate(engine, name, shape)
-        for name, tensor in (self.inputs | self.outputs).items():
-            if not self.context.set_tensor_address(name, tensor.data_ptr()):
-                raise MachineError(f"TensorRT refused the buffer of {name!r}{engine.log.because()}", where=engine.name)
-        torch.cuda.synchronize()
-
-    def enqueue(self) -> None:
-        if not self.context.execute_async_v3(self.stream.cuda_stream):
-            raise MachineError(
-                f"TensorRT could not enqueue the engine{self.engine.log.because()}", where=self.engine.name
-            )
-
-    def _take_shape(self, engine: Engine, name: str, shape: tuple[int, ...]) -> None:
-        if self.context.set_input_shape(name, shape):
-            return
-        low, best, high = (tuple(one) for one in engine.cuda_engine.get_tensor_profile_shape(name, 0))
-        raise InputError(
-            f"input {name!r} takes {list(low)} to {list(high)} (tuned for {list(best)}), not {list(shape)}",
-            where=engine.name,
-            mend="measure another --batch, or export with a wider --batch MIN:OPT:MAX",
-        )
 
 
 class TensorrtRunner:
@@ -171,7 +40,7 @@ class TensorrtRunner:
         self._seed = seed
         self._given = dict(shapes or {})
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._main: _Context | None = None
+        self._main: EngineContext | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._marks = [_event() for _ in range(2)]
         self._host: dict[str, torch.Tensor] = {}
@@ -203,7 +72,7 @@ class TensorrtRunner:
         engine = self._loaded()
         self._shapes = input_shapes(engine.cuda_engine, engine.trt, batch, self._given, name=engine.name)
         self._graph = None
-        self._main = main = _Context(engine, self._shapes, self._seed)
+        self._main = main = EngineContext(engine, self._shapes, self._seed)
         with torch.cuda.stream(main.stream):
             main.enqueue()
         main.stream.synchronize()
@@ -283,7 +152,7 @@ class TensorrtRunner:
                 mend=f"use at most {_POOL}",
             )
         engine = self._loaded()
-        return [partial(_run_blocking, _Context(engine, self._shapes, self._seed)) for _ in range(count)]
+        return [partial(_run_blocking, EngineContext(engine, self._shapes, self._seed)) for _ in range(count)]
 
     def close(self) -> None:
         """Drop context, buffers and engine."""
@@ -300,7 +169,7 @@ class TensorrtRunner:
         delay_ms = min(max(2 * self._enqueue_ms, _LEAST_DELAY_MS), _MOST_DELAY_MS)
         torch.cuda._sleep(int(delay_ms * _CYCLES_PER_MS))  # type: ignore[no-untyped-call] # noqa: SLF001
 
-    def _launch(self, main: _Context) -> None:
+    def _launch(self, main: EngineContext) -> None:
         started = time.perf_counter()
         if self._graph is not None:
             self._graph.replay()
@@ -313,7 +182,7 @@ class TensorrtRunner:
             raise RuntimeError("the runner was closed")
         return self._engine
 
-    def _prepared(self) -> _Context:
+    def _prepared(self) -> EngineContext:
         if self._main is None:
             raise RuntimeError("prepare() comes first")
         return self._main
@@ -335,7 +204,7 @@ class TensorrtLayers:
                 times.setdefault(layer_name, []).append(ms)
 
         self._times = times
-        self._context: _Context | None = _Context(engine, shapes, seed, profiler=Collector())
+        self._context: EngineContext | None = EngineContext(engine, shapes, seed, profiler=Collector())
 
     def run_once(self) -> None:
         """Execute once; the profiler reports when the stream is synchronised."""
@@ -350,43 +219,11 @@ class TensorrtLayers:
         ]
 
 
-def input_shapes(
-    cuda: ICudaEngine, trt: Tensorrt, batch: int, given: Mapping[str, tuple[int, ...]], *, name: str
-) -> dict[str, tuple[int, ...]]:
-    """Fill the engine's dynamic dimensions: the first with the batch, the others from what the user gave.
-
-    Raises:
-        InputError: A dimension stays open, or a fixed one is not the batch.
-    """
-    shapes = {}
-    for index in range(cuda.num_io_tensors):
-        port = cuda.get_tensor_name(index)
-        if cuda.get_tensor_mode(port) != trt.TensorIOMode.INPUT:
-            continue
-        shape = tuple(cuda.get_tensor_shape(port))
-        first, *rest = shape
-        if first not in (-1, batch):
-            raise InputError(
-                f"input {port!r} has a fixed batch of {first}, not {batch}", where=name, mend=f"use --batch {first}"
-            )
-        wanted = given.get(port, shape)[1:]
-        filled = tuple(own if own != -1 else other for own, other in zip(rest, wanted, strict=False))
-        if len(filled) != len(rest) or -1 in filled:
-            sizes = "x".join("?" if size == -1 else str(size) for size in rest)
-            raise InputError(
-                f"input {port!r} has dynamic dimensions besides the batch: {sizes}",
-                where=name,
-                mend=f"give them with --shape {port}={batch}x{sizes}",
-            )
-        shapes[port] = (batch, *filled)
-    return shapes
-
-
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _captured(context: _Context) -> torch.cuda.CUDAGraph | None:
+def _captured(context: EngineContext) -> torch.cuda.CUDAGraph | None:
     """Capture one execution; None where the engine's stream cannot be captured.
 
     Not by `torch.cuda.graph`: where its end of capture raises, it leaves its stream the current one.
@@ -406,29 +243,6 @@ def _captured(context: _Context) -> torch.cuda.CUDAGraph | None:
     return graph
 
 
-def _run_blocking(context: _Context) -> None:
+def _run_blocking(context: EngineContext) -> None:
     context.enqueue()
     context.stream.synchronize()
-
-
-def _dtype(engine: Engine, name: str) -> torch.dtype:
-    dtype = str(engine.cuda_engine.get_tensor_dtype(name)).rpartition(".")[2]
-    if dtype not in _DTYPES:
-        raise InputError(f"tensor {name!r}: unsupported input dtype {dtype}", where=engine.name)
-    return _DTYPES[dtype]
-
-
-def _allocate(engine: Engine, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    if any(size < 0 for size in shape):
-        raise InputError(
-            f"output {name!r} has a shape that depends on its data, {list(shape)}",
-            where=engine.name,
-            mend="such engines cannot be timed here; use trtexec, and give its files to --trtexec-sparse",
-        )
-    return torch.empty(shape, dtype=_dtype(engine, name), device="cuda")
-
-
-def _draw(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator, device="cuda").to(dtype)
-    return torch.randint(0, 2, shape, generator=generator, device="cuda").to(dtype)

@@ -10,10 +10,11 @@ from helpers import nm2trt
 from small_networks import build_folder, small_network
 
 from nm2trt.errors import ConfigError, InputError, MachineError
-from nm2trt.profile import profile, profile_config, tensorrt_runner
+from nm2trt.profile import profile, profile_config
 from nm2trt.profile.arms import lineup
 from nm2trt.profile.source import read_source
-from nm2trt.profile.tensorrt_runner import Engine, TensorrtRunner, input_shapes
+from nm2trt.profile.tensorrt_engine import Engine, EngineContext, input_shapes
+from nm2trt.profile.tensorrt_runner import TensorrtRunner
 from nm2trt.tensorrt_api import explain_missing
 
 
@@ -140,7 +141,7 @@ def test_a_failed_capture_leaves_torch_as_it_was(engine_folder, monkeypatch):
     runner.prepare(2)
     assert runner.has_graph
     before = torch.cuda.current_stream()
-    real = tensorrt_runner._Context.enqueue
+    real = EngineContext.enqueue
     calls = []
 
     def enqueue(self):
@@ -149,7 +150,7 @@ def test_a_failed_capture_leaves_torch_as_it_was(engine_folder, monkeypatch):
             raise MachineError("cannot be captured")
         real(self)
 
-    monkeypatch.setattr(tensorrt_runner._Context, "enqueue", enqueue)
+    monkeypatch.setattr(EngineContext, "enqueue", enqueue)
     runner.prepare(4)
     assert not runner.has_graph
     assert torch.cuda.current_stream() == before

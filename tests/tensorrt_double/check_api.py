@@ -179,8 +179,7 @@ class Checker:
                 return self._kind(node.args[0], scope)
             if isinstance(node.func, ast.Attribute):
                 owner = self._kind(node.func.value, scope)
-                if owner:
-                    return self._known.members[owner].get(node.func.attr, "")
+                return self._known.members[owner].get(node.func.attr, "") if owner else ""
             return self._returns.get(name_of(node.func), "")
         return ""
 
