@@ -1,6 +1,7 @@
 """Run by test_gpu_projection.py in a process with TRITON_INTERPRET=1, which Triton reads when it is imported."""
 
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from test_masks import slow_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nm2trt.pattern import NMPattern
-from nm2trt.training import gpu_projection, layer_state, projection, sparsify
+from nm2trt.training import gpu_projection, layer_state, projection, snapshot, sparsify
 from nm2trt.training.projection import Split, project_all
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -132,38 +133,46 @@ class Deep(torch.nn.Module):
         return self.layers(x)
 
 
-@pytest.mark.parametrize("depth", [2, 20])
-def test_what_a_step_launches_does_not_grow_with_the_number_of_layers(monkeypatch, depth):
-    monkeypatch.setattr(layer_state, "_all_on_gpu", lambda layers: True)
+def operations_of_a_step(patch, depth, *, sparse):
+    """What the fifth optimizer step hands to the device, and the layers of each launch of the kernel."""
+    patch.setattr(layer_state, "_all_on_gpu", lambda layers: True)
+    # A GPU's values are read every 100th step.
+    patch.setattr(snapshot.Snapshot, "has_changed", lambda self, parameter, *, wait=False: False)
     launches = []
     run = gpu_projection._run
-    monkeypatch.setattr(gpu_projection, "_run", lambda *arguments: launches.append(arguments) or run(*arguments))
+
+    def launch(*arguments):
+        # The interpreter's own copies are no kernels of a GPU.
+        launches.append(len(arguments[1]))
+        with torch._C._DisableTorchDispatch():
+            run(*arguments)
+
     net = Deep(depth)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    sparsifier = sparsify(net, optimizer, "2:4", decay=0.1)
-    for _ in range(2):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, foreach=True)
+    if sparse:
+        sparsify(net, optimizer, "2:4", decay=0.1)
+    for _ in range(4):
         net(torch.randn(4, 16)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     net(torch.randn(4, 16)).square().sum().backward()
-    launches.clear()
-    with Counted() as before:
-        sparsifier._before_step(optimizer, (), {})
-    real = run
+    patch.setattr(gpu_projection, "_run", launch)
+    with Counted() as counted:
+        optimizer.step()
+    return Counter(counted.names), launches
 
-    def launch(*arguments):
-        # The interpreter's own copies are no kernels of a GPU.
-        launches.append(arguments)
-        with torch._C._DisableTorchDispatch():
-            real(*arguments)
 
-    monkeypatch.setattr(gpu_projection, "_run", launch)
-    with Counted() as after:
-        sparsifier._after_step()
-    assert before.names == ["_foreach_add_", "_foreach_add_"]
-    assert after.names == ["zeros", "_foreach_add_"]
-    assert len(launches) == 1
-    assert len(launches[0][1]) == len(sparsifier.patterns()) >= depth
+@pytest.mark.parametrize("depth", [2, 20])
+def test_what_a_step_launches_does_not_grow_with_the_number_of_layers(monkeypatch, depth):
+    with monkeypatch.context() as patch:
+        dense, none = operations_of_a_step(patch, depth, sparse=False)
+    with monkeypatch.context() as patch:
+        sparse, launches = operations_of_a_step(patch, depth, sparse=True)
+    assert none == []
+    # Gradients with the decay term, made in the residuals' memory; dense weights; counters and the flips.
+    # The copy is of a thousand values of each, to tell later what was written from outside.
+    assert sparse - dense == {"_foreach_mul_": 1, "_foreach_add_": 3, "zeros": 1, "_foreach_copy_": 1}
+    assert launches == [depth]
 
 
 def test_a_compiler_that_fails_costs_a_warning_and_no_weight(monkeypatch):
