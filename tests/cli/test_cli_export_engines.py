@@ -133,7 +133,10 @@ def test_profiles_of_several_inputs():
         "mask": ((1, 8), (2, 8), (4, 8)),
     }
     assert profile_of(ports[1:2], None) == {}
-    for shape, sizes in ((("batch", "tokens"), batch), ((4, "tokens"), batch), (("batch", 3), None)):
+    # Time first: the one dynamic dimension that an export leaves is its batch, wherever it stands.
+    later = (GraphPort(name="frames", dtype="float32", shape=(5, "batch", 8)),)
+    assert profile_of(later, batch) == {"frames": ((5, 1, 8), (5, 2, 8), (5, 4, 8))}
+    for shape, sizes in ((("batch", "tokens"), batch), (("batch", 3), None)):
         with pytest.raises(InputError, match="has no size"):
             profile_of((GraphPort(name="ids", dtype="int64", shape=shape),), sizes)
 

@@ -185,7 +185,7 @@ def test_mistakes_cost_one_line_each(made, build, tmp_path):
 
 
 def test_without_tensorrt_the_guard_still_comes_first(made, build, monkeypatch):
-    monkeypatch.setattr("nm2trt.engine.builders.installed_version", lambda package: None)
+    monkeypatch.setattr("nm2trt.tensorrt_api.availability.util.find_spec", lambda name: None)
     monkeypatch.setattr("nm2trt.engine.builders._present_sm", lambda: None)
     before = contents(build)
     assert_one_error_line(nm2trt_inline("refit", build, made / "second"), 4, "pip install 'nm2trt[tensorrt]'")

@@ -155,9 +155,9 @@ def test_a_builder_asked_for_by_name_is_not_replaced(monkeypatch):
 
 
 def test_a_missing_package_names_the_line_that_installs_it(monkeypatch):
-    monkeypatch.setattr(builders, "installed_version", lambda package: None)
-    monkeypatch.setattr(builders, "_present_sm", lambda: None)
+    monkeypatch.setattr("nm2trt.tensorrt_api.availability.util.find_spec", lambda name: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(MachineError, match=r"pip install 'nm2trt\[rtx\]'"):
         choose_builder("tensorrt-rtx")
-    with pytest.raises(MachineError, match=r"no NVIDIA GPU.*pip install 'nm2trt\[tensorrt\]'"):
+    with pytest.raises(MachineError, match=r"tensorrt is not installed and .*pip install 'nm2trt\[tensorrt\]'"):
         choose_builder("tensorrt")
