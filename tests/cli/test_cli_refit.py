@@ -186,7 +186,7 @@ def test_mistakes_cost_one_line_each(made, build, tmp_path):
 
 def test_without_tensorrt_the_guard_still_comes_first(made, build, monkeypatch):
     monkeypatch.setattr("nm2trt.tensorrt_api.availability.util.find_spec", lambda name: None)
-    monkeypatch.setattr("nm2trt.engine.builders._present_sm", lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     before = contents(build)
     assert_one_error_line(nm2trt_inline("refit", build, made / "second"), 4, "pip install 'nm2trt[tensorrt]'")
     assert contents(build) == before
