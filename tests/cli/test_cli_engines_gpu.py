@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 from engine_runs import keep_evidence, run_plan
-from helpers import nm2trt, requires
+from helpers import nm2trt_inline, requires
 from run_folders import make_run
 from tensorrt_double.site.bfloat16 import widen_bfloat16
 
@@ -23,9 +23,9 @@ def build(request, tmp_path_factory):
     make_run(folder / "sparse", "resnet8")
     make_run(folder / "dense", "resnet8", sparse=False)
     options = ("--precision", request.param, "--builder", "tensorrt", "--batch", "1:8:64")
-    first = nm2trt("export", folder / "dense", "-o", folder / "d", *options[:2], "--builder", "none")
+    first = nm2trt_inline("export", folder / "dense", "-o", folder / "d", *options[:2], "--builder", "none")
     assert first.returncode == 0, first.stderr
-    result = nm2trt("export", folder / "sparse", "-o", folder / "b", *options, "--dense", folder / "d", "--ort")
+    result = nm2trt_inline("export", folder / "sparse", "-o", folder / "b", *options, "--dense", folder / "d", "--ort")
     assert result.returncode == 0, result.stderr
     keep_evidence(folder / "b", f"resnet8-{request.param}")
     return folder / "b"

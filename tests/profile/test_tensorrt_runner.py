@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import onnx
 import pytest
 import torch
-from helpers import nm2trt
+from helpers import nm2trt_inline
 from small_networks import build_folder, small_network
 
 from nm2trt.errors import ConfigError, InputError, MachineError
@@ -82,7 +82,7 @@ def test_without_library_or_gpu_no_plan_is_touched(tmp_path, flavor):
 def test_engines_are_timed_and_their_layers_too(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(small_network(sparse=True, channels=64), path)
-    result = nm2trt("export", path, "--builder", "tensorrt", "--batch", "1:4:8", "-o", tmp_path / "build")
+    result = nm2trt_inline("export", path, "--builder", "tensorrt", "--batch", "1:4:8", "-o", tmp_path / "build")
     assert result.returncode == 0, result.stderr
     config = profile_config(backend="tensorrt", batches="1,4", duration_s=1.0, streams=2)
     report = profile(tmp_path / "build", config)
@@ -97,7 +97,7 @@ def test_engines_are_timed_and_their_layers_too(tmp_path):
 def test_a_changed_plan_is_never_loaded(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(small_network(sparse=True, channels=64), path)
-    assert nm2trt("export", path, "--builder", "tensorrt", "-o", tmp_path / "build").returncode == 0
+    assert nm2trt_inline("export", path, "--builder", "tensorrt", "-o", tmp_path / "build").returncode == 0
     with (tmp_path / "build" / "sparse.plan").open("ab") as plan:
         plan.write(b"\0")
     with pytest.raises(InputError, match="sha256"):
@@ -108,7 +108,9 @@ def test_a_changed_plan_is_never_loaded(tmp_path):
 def engine_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     onnx.save(small_network(sparse=True, channels=64), folder / "net.onnx")
-    result = nm2trt("export", folder / "net.onnx", "--builder", "tensorrt", "--batch", "1:4:8", "-o", folder / "build")
+    result = nm2trt_inline(
+        "export", folder / "net.onnx", "--builder", "tensorrt", "--batch", "1:4:8", "-o", folder / "build"
+    )
     assert result.returncode == 0, result.stderr
     return folder / "build"
 
