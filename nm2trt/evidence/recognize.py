@@ -279,7 +279,8 @@ def _captured(raw: object) -> list[str]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-            value = "".join(value)
+            # A notebook keeps the line feeds of its lines, other tools keep lines without.
+            value = ("" if any(one.endswith("\n") for one in value) else "\n").join(value)
         if isinstance(value, str):
             found += value.split("\n") if _CAPTURED.search(value) is not None else []
         elif isinstance(value, dict):

@@ -3,7 +3,7 @@
 Files are told apart by what is in them, not by their names, and those of one run are joined: trex and most scripts
 keep a log of the build beside one of the timed run. The defaults of the tool changed: up to 10.x, transfers are timed
 and CUDA graph and spin wait are off; from 11.0 it is the other way round. Two numbers are comparable only where these
-three agree, so they are read from the log, or follow from the version.
+three agree, so they are read from the log's list of options, or follow from its command line and the version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nm2trt.evidence.precision import precision_of
 from nm2trt.evidence.profile_table import ProfiledLayer
 from nm2trt.evidence.recognize import Content, FileKind, is_text, recognize, restore_backslashes
 from nm2trt.evidence.trtexec_log import Shapes, TimingSummary, TrtexecLog, read_trtexec_logs
-from nm2trt.evidence.trtexec_options import Toggles, read_shapes, read_toggles
+from nm2trt.evidence.trtexec_options import Toggles, read_asked_precision, read_shapes, read_toggles
 
 __all__ = ["ProfiledLayer", "TimingSummary", "Toggles", "TrtexecRun", "read_trtexec"]
 
@@ -61,6 +61,7 @@ class TrtexecRun:
     version: str = ""
     toggles: Toggles = field(default_factory=Toggles)
     toggles_source: str = ""
+    streams: int | None = None
     gpu: str = ""
     multiprocessors: int | None = None
     asked_precision: str = ""
@@ -241,7 +242,12 @@ def _from_trex(raw: Mapping[str, Any], run: TrtexecRun) -> TrtexecRun:
     model = raw.get("model_options")
     if isinstance(built, dict):
         loaded = isinstance(model, dict) and model.get("Format") == "*"
-        run = replace(run, asked_precision="" if loaded else str(built.get("Precision", "")) or run.asked_precision)
+        run = replace(
+            run,
+            asked_precision=""
+            if loaded
+            else read_asked_precision(str(built.get("Precision", "")), "") or run.asked_precision,
+        )
     asked = raw.get("inference_options")
     if not isinstance(asked, dict):
         return run
@@ -284,13 +290,18 @@ def _with_logs(run: TrtexecRun, logs: Sequence[tuple[Path, TrtexecLog]]) -> Trte
     layers = next((log for log in any_log if log.layers), None)
     notes = [note for log in dict.fromkeys(map(id, any_log)) for one in any_log if id(one) == log for note in one.notes]
     passes = next((log.build for _, log in logs if log.build.passes), built.build)
+    toggles, source = (timed.toggles, "its own log") if timed.has_options else (run.toggles, run.toggles_source)
+    if toggles == Toggles() and timed.command_toggles != Toggles():
+        release = timed.version.partition(".")[0]
+        toggles, source = timed.command_toggles, f"its command line and the defaults of trtexec {release}"
     dumped = built.build.layers or next((log.build.layers for _, log in logs if log.build.layers), ())
     return replace(
         run,
         log=replace(passes, layers=dumped),
         version=next((log.version for log in any_log if log.version), run.version),
-        toggles=timed.toggles if timed.has_options else run.toggles,
-        toggles_source="its own log" if timed.has_options else run.toggles_source,
+        toggles=toggles,
+        toggles_source=source,
+        streams=timed.streams,
         gpu=next((log.gpu for log in any_log if log.gpu), run.gpu),
         multiprocessors=next((log.multiprocessors for log in any_log if log.multiprocessors), run.multiprocessors),
         asked_precision=asked or run.asked_precision,
@@ -328,6 +339,8 @@ def _check_one_engine(logs: Sequence[tuple[Path, TrtexecLog]]) -> None:
     timed = [(path, log) for path, log in logs if log.compute is not None and log.is_loaded]
     timed = timed or [(path, log) for path, log in logs if log.compute is not None]
     if len(timed) > 1 and len({(log.compute.median_ms, log.compute.mean_ms) for _, log in timed if log.compute}) > 1:
+        if timed[0][0] == timed[1][0]:
+            raise InputError("holds the times of several runs", where=timed[0][0], mend="give each run its own file")
         raise InputError("a second log with times for the same run", where=timed[1][0], mend=_OWN_PREFIX)
     gpus = [(path, log.gpu) for path, log in logs if log.gpu]
     if len({gpu for _, gpu in gpus}) > 1:
@@ -343,12 +356,8 @@ def _with_precision(run: TrtexecRun) -> TrtexecRun:
 
 
 def _with_defaults(run: TrtexecRun) -> TrtexecRun:
-    """Fill in what the version's defaults tell, and what the times themselves show."""
-    major = int(run.version.partition(".")[0]) if run.version else None
+    """Fill in what the times themselves show."""
     toggles, source = run.toggles, run.toggles_source
-    if toggles == Toggles() and major is not None:
-        toggles = Toggles(transfers=major < 11, graph=major >= 11, spin=major >= 11)
-        source = f"the defaults of trtexec {major}; its log does not list the options"
     if toggles.transfers is None and run.compute_ms is not None:
         toggles = replace(toggles, transfers=run.latency_ms is not None)
         source = source or "the times themselves"

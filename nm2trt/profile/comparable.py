@@ -45,6 +45,8 @@ def _differences(one: TrtexecRun, other: TrtexecRun) -> list[tuple[str, str, str
         found.append(("GPU", one.gpu, other.gpu))
     if one.version and other.version and _release(one.version) != _release(other.version):
         found.append(("TensorRT", one.version, other.version))
+    if one.streams and other.streams and one.streams != other.streams:
+        found.append(("inference streams", str(one.streams), str(other.streams)))
     for what, a, b in (
         ("data transfers", one.toggles.transfers, other.toggles.transfers),
         ("CUDA graph", one.toggles.graph, other.toggles.graph),

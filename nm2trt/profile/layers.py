@@ -213,7 +213,11 @@ def _sentence(record: LayersRecord) -> str:
     if not record.sparse_ms or not record.dense_ms:
         only = record.sparse_ms or record.dense_ms
         ran = f", of which {record.chosen} run sparse kernels" if record.chosen is not None else ""
-        words = f"{record.weighted} layers with weights{ran}, sum of the layers {only:.4g} ms"
+        # Without an inspector's file or a log of the build, nothing tells layers with weights from others.
+        known = (
+            f"{record.weighted} layers with weights{ran}" if record.weighted else "no layer is known to have weights"
+        )
+        words = f"{known}, sum of the layers {only:.4g} ms"
         return f"{words}; one engine, so nothing to compare"
     without = record.without_kernel
     if record.chosen is None:

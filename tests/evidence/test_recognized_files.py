@@ -68,6 +68,15 @@ def test_a_layer_file_is_no_log_and_a_text_is_neither(tmp_path):
         read_inspection(tmp_path / "b.log")
 
 
+def test_lines_of_a_log_in_a_list_without_line_feeds_are_lines(tmp_path):
+    path = tmp_path / "result.json"
+    lines = ["&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --onnx=n.onnx",
+             "[I] [TRT] (Sparsity) Found 3 layer(s) eligible to use sparse tactics: a, b",
+             "[I] [TRT] (Sparsity) Chose 0 layer(s) using sparse tactics:, a"]  # fmt: skip
+    path.write_text(json.dumps({"format": "trt_fp16", "meta": {"sparsity_lines": lines}}))
+    assert read_log(path).eligible == {"a": True, "b": False}
+
+
 def test_layers_within_a_log_are_read_as_layers(tmp_path):
     path = tmp_path / "both.txt"
     layers = json.dumps(FILES[FileKind.LAYERS])

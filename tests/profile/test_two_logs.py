@@ -77,6 +77,12 @@ def test_without_a_sparsity_line_nothing_is_said_of_kernels(tmp_path):
     assert report.facts.chosen.state.value == "unknown"
 
 
+def test_the_page_shows_no_interval_where_there_is_none(tmp_path):
+    page = profile_page(import_trtexec(pair(tmp_path)))
+    assert "no interval" in page
+    assert "inf]" not in page
+
+
 def test_a_second_sparse_run_is_said_and_gives_no_verdict(tmp_path):
     paths = pair(tmp_path)
     again = write(tmp_path / "again.log", median=2.05)
@@ -99,6 +105,23 @@ def test_runs_that_differ_in_more_than_the_engine_are_refused(tmp_path, changes,
     with pytest.raises(InputError) as caught:
         import_trtexec(pair(tmp_path, **changes))
     assert words in str(caught.value)
+
+
+def test_runs_with_other_numbers_of_streams_are_refused(tmp_path):
+    paths = pair(tmp_path)
+    for path, key, count in ((paths.dense, "Streams", 1), (paths.sparse, "Inference Streams", 4)):
+        path.write_text(path.read_text().replace("[07/28/2026-08:45:30] [I] SMs", f"[07/28/2026-08:45:30] [I] {key}: {count}\n[07/28/2026-08:45:30] [I] SMs"))
+    with pytest.raises(InputError, match="inference streams: 1 in the dense run, 4 in the sparse run"):
+        import_trtexec(paths)
+
+
+def test_strongly_typed_runs_do_not_tell_their_precision(tmp_path):
+    changes = {"precision": "Strongly Typed"}
+    paths = TrtexecPaths(dense=write(tmp_path / "d.log", **changes), sparse=write(tmp_path / "s.log", **changes))
+    paths.dense.write_text(paths.dense.read_text().replace("--fp16 ", "--stronglyTyped "))
+    report = import_trtexec(paths)
+    assert report.precision == "precision not known"
+    assert any("No file tells precision (dense, sparse)" in note for note in report.notes)
 
 
 def test_times_of_zero_are_no_times(tmp_path):
