@@ -27,7 +27,7 @@ _TENSOR = re.compile(
     r"\{ Name: (?P<name>.{0,1000}?), (?:Location: \w+, )?Dimensions: \[(?P<sizes>[-\d,]*)\]"
     r"(?P<rest>.{0,1000}?)\}(?=,? |\]|$)"
 )
-_ENGINE_LAYER = re.compile(r"^Layer\((?P<type>\w+)\): (?P<rest>.*)$", re.DOTALL)
+_ENGINE_LAYER = re.compile(r"^\s*Layer\((?P<type>\w+)\): (?P<rest>.*)$", re.DOTALL)
 _ENGINE_TACTIC = re.compile(r", Tactic: (?P<tactic>0x[0-9a-fA-F]{1,16}|-?\d{1,20})(?:, |$)")
 _ENGINE_TENSOR = re.compile(r"(?P<name>[^,\s][^,]*?) ?[\[(](?P<dtype>[A-Z]\w+)[\[(](?P<sizes>[-\d,:]*)[\])][\])]")
 _SET_TACTIC = re.compile(
@@ -67,7 +67,7 @@ class LayerReader:
             self._enter("dump", self._detailed)
             if len(self._detailed) < _MOST_LAYERS:
                 self._detailed.append(_dumped_layer(dumped))
-        elif text.startswith("Layer(") and (layer := _ENGINE_LAYER.match(text)) is not None:
+        elif "Layer(" in text and (layer := _ENGINE_LAYER.match(text)) is not None:
             self._enter("engine", self._engine)
             if len(self._engine) < _MOST_LAYERS:
                 self._engine.append(_engine_layer(layer))

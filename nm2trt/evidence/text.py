@@ -9,6 +9,7 @@ inspector's metadata holds U+001E, which `str.splitlines` takes for an end.
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 from collections import Counter
@@ -42,6 +43,8 @@ _ESCAPES = re.compile(
 _BARE_COLOR_FIRST = re.compile(r"(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+")
 _BARE_COLOR_LAST = re.compile(r"(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+$")
 """Color codes whose escape character was lost on the way."""
+_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|#\d{2,4});")
+"""A log that was saved as a web page."""
 _GITLAB_SECTION = re.compile(r"section_(?:start|end):\d+:[\w.-]+(?:\[[^\]]*\])?")
 
 _STAMPED = r"\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] (?:\[TRT\] ?)?\[[VIWEFX]\](?: \[TRT\])?"
@@ -80,7 +83,7 @@ _PREFIXES = tuple(
         r"[^\t\n]{1,100}\t[^\t\n]{1,100}\t(?=\d{4}-\d\d-\d\dT)",  # gh run view --log
         r"- [\w.-]{1,100} - (?:DEBUG|INFO|WARNING|ERROR|CRITICAL) - ?",
         r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):[\w.-]{1,100}:",
-        r"\[?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]?(?: *[-:|] ?| +)(?=[\[&({])",
+        r"\[?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]?(?: *[-:|] ?| +)(?=[\[&({]|Layer\(|Name: )",
         r"[IWEFD]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ",  # glog, as Triton writes it
         r"> ?",
     )
@@ -179,6 +182,8 @@ def _literal_lines(line: str) -> list[str]:
 def _plain(line: str) -> str:
     if not line.isprintable() or "^[[" in line or "#x1B" in line or "\u241b" in line:
         line = _ESCAPES.sub("", line)
+    if "&" in line and _ENTITY.search(line) is not None:
+        line = html.unescape(line)
     if line[:1] == "[" and (first := _BARE_COLOR_FIRST.match(line)) is not None:
         line = line[first.end() :]
     if line[-1:] == "m":
@@ -364,10 +369,12 @@ def _learned(lines: list[str]) -> Iterator[re.Pattern[str]]:
 
 def _peeled(pieces: Iterable[_Piece], pattern: re.Pattern[str]) -> Iterator[_Piece]:
     waiting: dict[str, str] = {}
+    latest: dict[str, str] = {}
     for source, text in pieces:
         match = pattern.match(text)
         if match is None:
-            yield source, text
+            # The rest of a line that a terminal broke behind its prefix.
+            yield latest.get(source, source), text
             continue
         body = _plain(text[match.end() :])
         cri = _CRI.match(text)
@@ -379,6 +386,7 @@ def _peeled(pieces: Iterable[_Piece], pattern: re.Pattern[str]) -> Iterator[_Pie
             if cri["part"] == "P" and len(body) < LONGEST_LINE:
                 waiting[origin] = body
                 continue
+        latest[source] = origin
         yield origin, body
     yield from waiting.items()
 

@@ -57,6 +57,7 @@ _VALUE = re.compile(
 _OLD_PERCENTILE = re.compile(r"percentile: (?P<value>[\d.]+) ms at (?P<at>[\d.]+)%")
 _OLD_VALUE = re.compile(r"^\s*(?P<key>min|max|mean|median): (?P<value>[\d.]+) ms")
 _OLD_BLOCKS = ("Host Latency", "Host latency", "GPU Compute", "Enqueue Time")
+_LONGEST_SUMMARY = 2000
 _THROUGHPUT = re.compile(r"^\s*[Tt]hroughput: (?P<value>[\d.]+(?:e[+-]?\d+)?) qps")
 _TRACE = re.compile(r"Timing trace has (\d+) queries over")
 _TABLE_HEAD = re.compile(r"\s*(?:Time\(ms\)\s.*\sLayer|Layer\s+Time \(ms\)\s.*Time %)\s*$")
@@ -181,7 +182,7 @@ class _RunReader:
         self._bound: dict[str, tuple[int, ...]] = {}
         self._overridden: dict[str, tuple[int, ...]] = {}
         self._metrics: dict[str, dict[str, float]] = {}
-        self._metric = self._block = ""
+        self._metric = self._metric_text = self._block = ""
         self._queries_per_s: float | None = None
         self._samples: int | None = None
         self._table: ProfileTable | None = None
@@ -311,7 +312,9 @@ class _RunReader:
             values[old["key"] if "key" in old.groupdict() else old["at"]] = float(old["value"])
             return
         if self._metric and (metric is not None or not line.is_message):
-            for value in _VALUE.finditer(text):
+            # The rest of a line that a terminal broke, maybe within a number.
+            self._metric_text = text if metric is not None else self._metric_text[-_LONGEST_SUMMARY:] + text
+            for value in _VALUE.finditer(self._metric_text):
                 self._metrics[self._metric][value["at"] or value["key"]] = _float(value["value"])
         elif line.is_message:
             self._metric = ""

@@ -110,7 +110,12 @@ def test_runs_that_differ_in_more_than_the_engine_are_refused(tmp_path, changes,
 def test_runs_with_other_numbers_of_streams_are_refused(tmp_path):
     paths = pair(tmp_path)
     for path, key, count in ((paths.dense, "Streams", 1), (paths.sparse, "Inference Streams", 4)):
-        path.write_text(path.read_text().replace("[07/28/2026-08:45:30] [I] SMs", f"[07/28/2026-08:45:30] [I] {key}: {count}\n[07/28/2026-08:45:30] [I] SMs"))
+        path.write_text(
+            path.read_text().replace(
+                "[07/28/2026-08:45:30] [I] SMs",
+                f"[07/28/2026-08:45:30] [I] {key}: {count}\n[07/28/2026-08:45:30] [I] SMs",
+            )
+        )
     with pytest.raises(InputError, match="inference streams: 1 in the dense run, 4 in the sparse run"):
         import_trtexec(paths)
 
