@@ -97,4 +97,8 @@ def comparison_notes(runs: Mapping[ArmName, TrtexecRun]) -> list[str]:
             unknown_things.append(f"{what} ({', '.join(unknown)})")
     if unknown_things:
         notes.append(f"No file tells {', '.join(unknown_things)}, so nothing shows that the runs are alike in that.")
+    names = {frozenset(run.shapes) for run in runs.values() if run.shapes}
+    if len(names) > 1 and frozenset.intersection(*names):
+        lists = " and ".join(", ".join(sorted(one)) for one in sorted(names, key=sorted))
+        notes.append(f"The runs tell shapes of different inputs ({lists}): those of the others are not compared.")
     return notes

@@ -36,7 +36,7 @@ from nm2trt.profile.layers import Network, layers_record, network_of, summarised
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
 from nm2trt.profile.runner import LayerTimes
-from nm2trt.profile.trtexec_batch import batch_record
+from nm2trt.profile.trtexec_batch import batch_record, is_timed
 from nm2trt.profile.wording import Kernels
 
 _UNPAIRED = (
@@ -96,7 +96,7 @@ def import_trtexec(
         roofline=known_roofline(first.gpu, precision),
         headline=words,
         facts=_facts(kernels, words, f"trtexec {first.version}".strip(), compared=record is not None and len(runs) > 1),
-        notes=_notes(runs, record),
+        notes=(*_notes(runs, record), *_batch_notes(runs, size)),
         command=_command(paths, model, size if batch else None),
         host=host_record(),
     )
@@ -196,10 +196,13 @@ def _headline(record: BatchRecord | None, layers: LayersRecord | None, runs: Map
         return f"{text} Layers: {layers.sentence}." if layers is not None and layers.net is not None else text
     if len(set(runs) - {"sparse-again"}) == 1:
         only = next(iter(runs))
-        timed = runs[only].summary
-        words = f" GPU compute median {timed.median_ms:.4g} ms." if timed is not None else ""
+        median_ms = _medians(runs[only])[1]
+        words = f" GPU compute median {median_ms:.4g} ms." if np.isfinite(median_ms) else ""
         return f"One engine was given ({only}), so nothing is compared.{words}"
-    return f"No times of whole calls were given. Layers: {layers.sentence}." if layers else "Nothing could be compared."
+    if layers is not None:
+        return f"No times of whole calls were given. Layers: {layers.sentence}."
+    without = [arm for arm in ("dense", "sparse") if not is_timed(runs[arm])]
+    return f"Nothing could be compared: no file tells times of the {' and the '.join(without)} run."
 
 
 def _network(run: TrtexecRun) -> NetworkRecord:
@@ -258,6 +261,13 @@ def _notes(runs: Mapping[ArmName, TrtexecRun], record: BatchRecord | None) -> tu
     if record is not None:
         notes.append(_UNPAIRED)
     return tuple(notes)
+
+
+def _batch_notes(runs: Mapping[ArmName, TrtexecRun], batch: int) -> list[str]:
+    told = sorted({run.batch for run in runs.values() if run.batch})
+    if not told or batch in told:
+        return []
+    return [f"The files tell batch {', '.join(map(str, told))}; batch {batch} was given and is taken."]
 
 
 def _facts(kernels: Kernels, words: str, where: str, *, compared: bool) -> Facts:

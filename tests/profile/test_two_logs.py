@@ -132,7 +132,29 @@ def test_strongly_typed_runs_do_not_tell_their_precision(tmp_path):
 def test_times_of_zero_are_no_times(tmp_path):
     report = import_trtexec(pair(tmp_path, median=0))
     assert report.batches == []
-    assert report.headline == "Nothing could be compared."
+    assert report.headline == "Nothing could be compared: no file tells times of the sparse run."
+
+
+def test_a_log_without_a_summary_is_named(tmp_path):
+    paths = pair(tmp_path)
+    assert paths.dense is not None
+    text = paths.dense.read_text()
+    paths.dense.write_text(text[: text.index("[07/28/2026-08:45:44] [I] Timing trace")])
+    report = import_trtexec(paths)
+    assert report.batches == []
+    assert report.headline == "Nothing could be compared: no file tells times of the dense run."
+
+
+def test_a_batch_that_contradicts_the_files_is_said(tmp_path):
+    assert any("tell batch 32; batch 4 was given" in note for note in import_trtexec(pair(tmp_path), batch=4).notes)
+    assert not any("was given and is taken" in note for note in import_trtexec(pair(tmp_path), batch=32).notes)
+
+
+def test_inputs_that_only_one_log_tells_are_said(tmp_path):
+    paths = pair(tmp_path)
+    line = "[07/28/2026-08:45:30] [I] Input inference shape: mask=32x128\n"
+    paths.sparse.write_text(paths.sparse.read_text().replace("[07/28/2026-08:45:30] [I] Data", f"{line}[I] Data"))
+    assert any("different inputs (image and image, mask)" in note for note in import_trtexec(paths).notes)
 
 
 def test_another_patch_release_is_said(tmp_path):
