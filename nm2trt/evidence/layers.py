@@ -118,9 +118,11 @@ def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedL
         )
         for number in sorted(set(numbers))
     }
-    counts = ", ".join(f"profile {number}: {count}" for number, count in sparse.items())
     note = f"the engine has {len(sparse)} optimization profiles; layers are those of profile {first}"
-    return kept, [f"{note} (sparse kernels by name, {counts})"]
+    if any(layer.tactic for layer in layers):
+        counts = ", ".join(f"profile {number}: {count}" for number, count in sparse.items())
+        note += f" (sparse kernels by name, {counts})"
+    return kept, [note]
 
 
 def _is_repeated(names: list[str], count: int) -> bool:
