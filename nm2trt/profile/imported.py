@@ -175,7 +175,9 @@ def _kernels(runs: Mapping[ArmName, TrtexecRun], layers: LayersRecord | None) ->
     if sparse is None:
         return Kernels(exist=True)
     if layers is not None and layers.chosen is not None:
-        return Kernels(exist=True, chosen=layers.chosen, weighted=layers.weighted)
+        # Where the log lists what it chose, layers that hide their weights hide no sparse kernel.
+        hidden = layers.weights_unknown and not (sparse.log is not None and sparse.log.names_layers)
+        return Kernels(exist=True, chosen=layers.chosen or (None if hidden else 0), weighted=layers.weighted)
     if sparse.inspection is None and sparse.log is None:
         return Kernels(exist=True)
     found = engine_evidence(sparse.inspection, sparse.log)

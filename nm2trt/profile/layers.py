@@ -166,7 +166,8 @@ def summarised(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, call
     """Add totals, and tell what also shows on layers without a sparse kernel from what does not."""
     # Layers that only the dense arm has are other layers, not more of them.
     is_pair = any(row.sparse_ms is not None for row in rows)
-    weighted = [row for row in rows if row.weighted and (row.sparse_ms is not None or not is_pair)]
+    own = [row for row in rows if row.sparse_ms is not None or not is_pair]
+    weighted = [row for row in own if row.weighted]
     matched = sum(row.dense_ms is not None and row.sparse_ms is not None for row in weighted)
     chosen = sum(row.chosen is True for row in weighted)
     is_seen = bool(weighted) and all(row.chosen is not None for row in weighted)
@@ -187,6 +188,7 @@ def summarised(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, call
         dense_ms=dense_ms,
         sparse_ms=sparse_ms,
         weighted=len(weighted),
+        weights_unknown=sum(row.weighted is None for row in own),
         eligible=_count([row.eligible for row in weighted]),
         matched=matched,
         chosen=chosen if chosen or is_seen else None,
@@ -213,22 +215,25 @@ def _sentence(record: LayersRecord) -> str:
     if not record.sparse_ms or not record.dense_ms:
         only = record.sparse_ms or record.dense_ms
         ran = f", of which {record.chosen} run sparse kernels" if record.chosen is not None else ""
-        # Without an inspector's file or a log of the build, nothing tells layers with weights from others.
-        known = (
-            f"{record.weighted} layers with weights{ran}" if record.weighted else "no layer is known to have weights"
-        )
-        words = f"{known}, sum of the layers {only:.4g} ms"
+        known = f"{record.weighted} layers with weights{ran}"
+        if not record.weighted and record.weights_unknown:
+            known = "which layers have weights is not known"
+        words = f"{known}{_unknown(record)}, sum of the layers {only:.4g} ms"
         return f"{words}; one engine, so nothing to compare"
     without = record.without_kernel
     if record.chosen is None:
         return f"{total}; which kernels ran was not observed{_unmatched(record)}"
     if record.chosen == 0:
-        words = f"{total}; no layer runs a sparse kernel"
+        none = "no layer runs a sparse kernel"
+        if record.weights_unknown:
+            none = f"none of {record.weighted} layers with weights runs a sparse kernel{_unknown(record)}"
+        words = f"{total}; {none}"
         return words + (f", and dense/sparse of their times is {_words(without)}" if without else _unmatched(record))
     words = f"{record.chosen} of {record.weighted} layers with weights run sparse kernels"
     if record.with_kernel is not None:
         words += f"; on them dense/sparse is {_words(record.with_kernel)} (median)"
-    unseen = sum(row.weighted and row.chosen is None and row.sparse_ms is not None for row in record.layers)
+    words += _unknown(record)
+    unseen = sum(bool(row.weighted) and row.chosen is None and row.sparse_ms is not None for row in record.layers)
     words += f", of {unseen} it was not observed" if unseen else ""
     if without is None:
         return f"{words}; {total}{_unmatched(record)}"
@@ -239,6 +244,11 @@ def _sentence(record: LayersRecord) -> str:
             f"{record.net.value:.2f}x; the rest shows without them, too (clocks, power, another build)"
         )
     return words
+
+
+def _unknown(record: LayersRecord) -> str:
+    count = record.weights_unknown
+    return f" ({count} more do not show whether they have any)" if record.weighted and count else ""
 
 
 def _unmatched(record: LayersRecord) -> str:
@@ -283,7 +293,7 @@ def _row(
     chosen = _chosen(seen, setting, weighted=bool(products) or _has_weights(seen))
     either = row.sparse or row.dense
     work = [network.work[layer.name] for layer in either if layer.name in network.work]
-    weighted = bool(products or work) or _has_weights(seen)
+    weighted = True if products or work else _weighted(seen, network)
     record = LayerTimeRecord(
         name=_name(products, either),
         type=" + ".join(dict.fromkeys(layer.type for layer in either if layer.type)),
@@ -320,6 +330,15 @@ def _name(products: Sequence[LayerGeometry], layers: Sequence[LayerTimes]) -> st
     if names:
         return " + ".join(names[:3]) + (f" + {len(names) - 3} more" if len(names) > 3 else "")
     return layers[0].name
+
+
+def _weighted(seen: Sequence[LayerEvidence], network: Network) -> bool | None:
+    """Whether layers that run none of the network's known products have weights; None where nothing shows it."""
+    if _has_weights(seen):
+        return True
+    if network.geometry or (seen and all(one.weighted is False for one in seen)):
+        return False
+    return None
 
 
 def _has_weights(seen: Sequence[LayerEvidence]) -> bool:

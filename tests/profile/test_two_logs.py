@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import assert_one_error_line, nm2trt_inline
 
-from nm2trt.artifacts import ReportDocument
+from nm2trt.artifacts import FactState, ReportDocument
 from nm2trt.errors import InputError
 from nm2trt.profile.imported import TrtexecPaths, import_trtexec
 from nm2trt.report.profile_page import profile_page
@@ -227,6 +227,32 @@ def test_a_part_that_does_not_match_is_counted(tmp_path):
     layers = import_trtexec(TrtexecPaths(dense=dense, sparse=sparse), batch=1).layers
     assert (layers.weighted, layers.matched) == (2, 1)
     assert "1 of them have no counterpart in the dense run" in layers.sentence
+
+
+def test_layers_that_hide_their_weights_are_in_no_count(tmp_path):
+    for name, speed in (("dense", 1.0), ("sparse", 1.2)):
+        layers = [
+            {
+                "Name": "conv",
+                "LayerType": "CaskConvolution",
+                "HasSparseWeights": 1,
+                "TacticName": "sm80_xmma_fprop_gemm",
+            },
+            {"Name": "{ForeignNode[fc1...fc3]}", "LayerType": "Myelin"},
+            {"Name": "pool", "LayerType": "CaskPooling", "TacticName": "sm80_xmma_pooling"},
+        ]
+        times = [{"name": layer["Name"], "averageMs": 0.1, "medianMs": 0.1 / speed} for layer in layers]
+        (tmp_path / f"{name}.layers.json").write_text(json.dumps({"Layers": layers}))
+        (tmp_path / f"{name}.profile.json").write_text(json.dumps([{"count": 9}, *times]))
+    report = import_trtexec(TrtexecPaths(dense=tmp_path / "dense", sparse=tmp_path / "sparse"), batch=1)
+    assert report.layers is not None
+    assert (report.layers.weighted, report.layers.weights_unknown, report.layers.chosen) == (1, 1, 0)
+    assert "none of 1 layers with weights runs a sparse kernel (1 more do not show" in report.layers.sentence
+    assert report.facts.chosen.state == FactState.UNKNOWN
+    alone = import_trtexec(TrtexecPaths(sparse=tmp_path / "sparse.profile.json"), batch=1).layers
+    assert alone is not None
+    assert (alone.weighted, alone.weights_unknown) == (0, 3)
+    assert "which layers have weights is not known" in alone.sentence
 
 
 def test_the_command_takes_two_logs_dense_first(tmp_path):
