@@ -28,6 +28,7 @@ from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.errors import ConfigError
 from nm2trt.evidence.layer_table import TableRow, read_layer_table
 from nm2trt.evidence.layers import engine_evidence
+from nm2trt.evidence.names import split_profile
 from nm2trt.evidence.trtexec import TrtexecRun, read_trtexec
 from nm2trt.profile import statistics
 from nm2trt.profile.comparable import check_comparable, comparison_notes
@@ -120,7 +121,7 @@ def _layers(
     work = {name: one for run in runs.values() for name, one in work_of(run.inspection).items()}
     network = replace(network, work={} if network.geometry else work)
     evidence: dict[str, tuple[LayerEvidence, ...]] = {
-        arm: engine_evidence(run.inspection, run.log, network.graph).layers
+        arm: engine_evidence(run.inspection, run.log, network.graph, profile=_timed_profile(run)).layers
         for arm, run in runs.items()
         if arm in tables and (run.inspection is not None or run.log is not None)
     }
@@ -141,6 +142,12 @@ def _layers(
         source=f"trtexec's profile, {either.iterations} iterations, {'medians' if by_median else 'means'}",
         seed=seed,
     )
+
+
+def _timed_profile(run: TrtexecRun) -> int | None:
+    """Optimization profile of the layers that were timed; None where several were."""
+    numbers = {split_profile(layer.name)[1] for layer in run.layers}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _medians(run: TrtexecRun) -> tuple[float, float]:
