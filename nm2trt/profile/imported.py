@@ -33,7 +33,8 @@ from nm2trt.evidence.trtexec import TrtexecRun, read_trtexec
 from nm2trt.profile import statistics
 from nm2trt.profile.comparable import check_comparable, comparison_notes
 from nm2trt.profile.inspected import work_of
-from nm2trt.profile.layers import Network, layers_record, network_of, summarised
+from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layers import Network, layers_record, network_of
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
 from nm2trt.profile.runner import LayerTimes
