@@ -101,7 +101,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(json_values, st.text(max_size=80))
 def test_whatever_stands_in_a_file_only_a_plain_refusal_comes_out(tmp_path_factory, value, text):
     folder = tmp_path_factory.mktemp("noise")
