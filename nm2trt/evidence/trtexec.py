@@ -165,10 +165,10 @@ def _from_json(content: Content, run: TrtexecRun) -> TrtexecRun | None:
 
 
 def _with_times(raw: Sequence[Any], file: Path, run: TrtexecRun) -> TrtexecRun:
-    if run.compute_ms is not None:
-        raise InputError("a second file of times for the same run", where=file, mend=_OWN_PREFIX)
     entries = [entry for entry in raw if isinstance(entry, dict)]
     compute_ms = _column(entries, ("computeMs",), file)
+    if run.compute_ms is not None and not np.array_equal(run.compute_ms, compute_ms):
+        raise InputError("a second file of times for the same run", where=file, mend=_OWN_PREFIX)
     h2d_ms, d2h_ms = _column(entries, _H2D, file), _column(entries, _D2H, file)
     moved_ms = h2d_ms + d2h_ms
     started, ended = ([entry.get(key) for entry in entries] for key in ("startEnqMs", "endEnqMs"))
@@ -205,7 +205,7 @@ def _with_profile(raw: Sequence[Any], file: Path, run: TrtexecRun) -> TrtexecRun
         layers.append(
             ProfiledLayer(restore_backslashes(name), float(str(average)), None if median is None else float(median))
         )
-    if run.layers:
+    if run.layers and run.layers != tuple(layers):
         raise InputError("a second profile for the same run", where=file, mend=_OWN_PREFIX)
     count = next((entry["count"] for entry in raw if isinstance(entry, dict) and "count" in entry), 0)
     if not layers:
@@ -320,9 +320,9 @@ def _with_logs(run: TrtexecRun, logs: Sequence[tuple[Path, TrtexecLog]]) -> Trte
 def _timed_log(logs: Sequence[TrtexecLog]) -> TrtexecLog:
     """The log of the timed run: it loads the engine and has a summary, or at least one of the two."""
 
-    def rank(log: TrtexecLog) -> tuple[bool, bool, bool]:
-        # A run with --dumpProfile alone prints layer times and no summary of whole calls that compares.
-        return log.compute is not None, log.is_loaded, log.has_options
+    def rank(log: TrtexecLog) -> tuple[bool, bool, bool, bool]:
+        # With --dumpProfile, the profiler slows the calls that the summary is of.
+        return log.compute is not None, log.is_loaded, not log.layers, log.has_options
 
     return max(logs, key=rank)
 
@@ -338,6 +338,7 @@ def _check_one_engine(logs: Sequence[tuple[Path, TrtexecLog]]) -> None:
         raise InputError("a second log of a build for the same run", where=builds[1][0], mend=_OWN_PREFIX)
     timed = [(path, log) for path, log in logs if log.compute is not None and log.is_loaded]
     timed = timed or [(path, log) for path, log in logs if log.compute is not None]
+    timed = [(path, log) for path, log in timed if not log.layers] or timed
     if len(timed) > 1 and len({(log.compute.median_ms, log.compute.mean_ms) for _, log in timed if log.compute}) > 1:
         if timed[0][0] == timed[1][0]:
             raise InputError("holds the times of several runs", where=timed[0][0], mend="give each run its own file")

@@ -82,7 +82,8 @@ def test_profile_and_layers(tmp_path):
         ({"x": "{"}, "is cut off at line 1"),
         ({"x": [{"computeMs": "fast"}]}, "entry 0: computeMs is 'fast'"),
         ({"x": [{"computeMs": -1}]}, "no time"),
-        ({"x": [{"computeMs": 1.0}], "y": [{"computeMs": 1.0}]}, "second file of times"),
+        ({"x": [{"computeMs": 1.0}], "y": [{"computeMs": 2.0}]}, "second file of times"),
+        ({"x": [{"name": "a", "averageMs": 1}], "y": [{"name": "a", "averageMs": 2}]}, "second profile"),
         ({"x": [{"count": 1}, {"name": "a"}]}, "entry 1 of the profile"),
     ],
 )

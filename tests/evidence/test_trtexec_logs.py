@@ -224,6 +224,27 @@ def test_logs_of_two_engines_under_one_prefix_are_refused(tmp_path, first, secon
         read_trtexec(tmp_path)
 
 
+def test_a_log_of_layer_times_beside_the_timed_run_does_not_replace_its_times(tmp_path):
+    table = "[I] === Profile (9 iterations ) ===\n[I] Layer   Time (ms)   Avg. Time (ms)   Time %\n[I] c1   9.0   1.0   100.0\n"
+    slow = TIMED.replace("median = 2.06", "median = 3.06")
+    (tmp_path / "n.time.log").write_text(TIMED)
+    (tmp_path / "n.profile.log").write_text(slow.replace("[I] GPU Compute", f"{table}[I] GPU Compute", 1))
+    run = read_trtexec(tmp_path / "n")
+    assert run.summary is not None
+    assert f"median = {run.summary.median_ms}" in TIMED
+    assert [layer.name for layer in run.layers] == ["c1"]
+
+
+def test_copies_of_a_file_are_that_file(tmp_path):
+    for name, text in (("p.json", '[{"count": 3}, {"name": "a", "averageMs": 1.5}]'), ("t.json", '[{"computeMs": 2.5}]'),
+                       ("n.log", TIMED)):  # fmt: skip
+        (tmp_path / f"r.{name}").write_text(text)
+        (tmp_path / f"r.{name}.bak").write_text(text)
+    run = read_trtexec(tmp_path / "r")
+    assert run.compute_ms is not None
+    assert (len(run.layers), run.compute_ms.tolist()) == (1, [2.5])
+
+
 def test_two_layer_files_under_one_prefix_are_refused_unless_they_are_one(tmp_path):
     layers = '{"Layers": [{"Name": "a", "LayerType": "CaskConvolution"}]}'
     (tmp_path / "run.layers.json").write_text(layers)
