@@ -62,9 +62,13 @@ PREFIXES = tuple(
 )
 STARTS = re.compile(
     r"\(Sparsity\) |Layer\(\w|Name: .*, LayerType: |\{\"(?:Layers|log|message|msg|MESSAGE|textPayload)\""
-    r"|##\[\w|::\w+::|Bindings:|\s*$"
+    r"|##\[\w|::\w+::|Bindings:|\s{0,30}$"
 )
 """Begins a line of its own, though without a header."""
+TABLE_ROW = re.compile(
+    r"(?=.{20,600}$)(?:\s{2,}(?=.*[A-Za-z])\S.*(?:\s+\d+\.\d+){3,4}|\s*Layer\s+Time \(ms\)\s.*Time %)\s*$"
+)
+"""A whole row of the right-justified table of layer times, whose rows are all as long as one another."""
 JSON_OBJECT = re.compile(r'\{"\w+": ?"')
 
 

@@ -17,7 +17,18 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nm2trt.evidence.log_forms import ANCHOR, CRI, ESCAPES, HEADER, JSON_OBJECT, PREFIXES, STAMP, STARTS, plain_line
+from nm2trt.evidence.log_forms import (
+    ANCHOR,
+    CRI,
+    ESCAPES,
+    HEADER,
+    JSON_OBJECT,
+    PREFIXES,
+    STAMP,
+    STARTS,
+    TABLE_ROW,
+    plain_line,
+)
 from nm2trt.evidence.text_files import LONGEST_LINE, physical_lines
 
 _SAMPLE_LINES = 2000
@@ -171,7 +182,13 @@ def _width(lines: list[str], begins: Callable[[str], bool]) -> tuple[int | None,
     longest = max(map(len, lines), default=0)
     # The same line many times is no proof.
     full = len({line for line in lines if len(line) == longest})
-    broken = len({line for line, after in pairwise(lines) if len(line) == longest and not begins(after)})
+    broken = len(
+        {
+            line
+            for line, after in pairwise(lines)
+            if len(line) == longest and not begins(after) and TABLE_ROW.search(line) is None
+        }
+    )
     known = longest in _COMMON_WIDTHS or (full > 1 and _NARROWEST <= longest <= _WIDEST)
     # Where no line begins anything for certain, only a text that is mostly full lines was broken.
     known = known and (2 * full >= len(lines) or any(map(begins, lines)))

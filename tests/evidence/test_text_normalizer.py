@@ -185,6 +185,49 @@ def test_a_short_log_behind_a_prefix_that_a_terminal_broke(log, columns, prefix)
     )
 
 
+NAMES = [
+    "Reformatting CopyNode for Input Tensor 0 to /features/features.0/features.0.0/Conv + PWN(/features.0/Clip)",
+    "/layer1/layer1.0/conv1/Conv + /layer1/layer1.0/relu/Relu",
+    "c2",
+    "{ForeignNode[/a/b/MatMul.../c/d/Add]}",
+    "3 x",
+]
+
+
+def name_last(header):
+    rows = [
+        f"{24 + i:11.2f}{0.24 + i / 100:13.4f}{0.23 + i / 100:13.4f}{10:10.1f}   {name}" for i, name in enumerate(NAMES)
+    ]
+    lines = ["=== Profile (100 iterations ) ===", "   Time(ms)     Avg.(ms)   Median(ms)   Time(%)   Layer", *rows]
+    return [f"{header}{line}" for line in (*lines, f"{120:11.2f}{1.2:13.4f}{1.15:13.4f}{100:10.1f}   Total", "")]
+
+
+def name_first(header):
+    width = max(map(len, NAMES)) + 2
+    rows = [f"{name:>{width}}{24 + i:12.2f}{0.24 + i / 100:17.4f}{10:9.1f}" for i, name in enumerate(NAMES)]
+    head = f"{'Layer':>{width}}   Time (ms)   Avg. Time (ms)   Time %"
+    lines = [
+        "=== Profile (100 iterations ) ===",
+        head,
+        *rows,
+        f"{'Total':>{width}}{120:12.2f}{1.2:17.4f}{100:9.1f}",
+        "",
+    ]
+    return [f"{header}{line}" for line in lines]
+
+
+@pytest.mark.parametrize("table", [name_last, name_first])
+@pytest.mark.parametrize("header", ["", "[09/26/2026-10:00:09] [I] "])
+@pytest.mark.parametrize(
+    "wrappers", [(), ("80 columns",), ("100 columns",), ("docker compose",), ("github", "80 columns")]
+)
+def test_tables_of_layer_times_keep_their_rows(table, header, wrappers):
+    """All rows of the older table are equally long, so their length is no terminal's width."""
+    lines = normalize(wrap("\n".join(table(header)), *wrappers).split("\n"))
+    found = [(layer.name, layer.average_ms) for layer in read_trtexec_log(lines).layers]
+    assert found == [(name, pytest.approx(0.24 + index / 100)) for index, name in enumerate(NAMES)]
+
+
 @given(st.text(max_size=400), st.lists(st.sampled_from(list(WRAPPERS)), max_size=2))
 def test_no_text_breaks_the_normalizer(text, names):
     for line in normalize(wrap(text, *names).split("\n")):
