@@ -54,8 +54,7 @@ class ProfileTable:
             return
         if self._rest:
             # Only now it is certain that the table goes on behind it.
-            broken, average, median = self._rows[-1]
-            self._rows[-1] = ("".join((broken, *self._rest)), average, median)
+            self._rows[-1] = ("".join((self._rows[-1][0], *self._rest)), *self._rows[-1][1:])
             self._rest.clear()
         average, median = _ms(match["average"]), _ms(match["median"]) if self._has_median else None
         name = match["name"].strip()
