@@ -30,8 +30,8 @@ class LayerTimeRecord(BaseModel):
     """Of all layers' time in the sparse arm, 0 to 1."""
     dense_kernel: str | None = None
     sparse_kernel: str | None = None
-    weighted: bool = False
-    """Whether it multiplies by constant weights: a convolution or matrix product."""
+    weighted: bool | None = False
+    """Whether it multiplies by constant weights: a convolution or matrix product; None where nothing shows it."""
     eligible: bool | None = None
     chosen: bool | None = None
     """Whether a sparse kernel ran, judged by kernel names or log lines; None where neither was seen."""
@@ -65,6 +65,8 @@ class LayersRecord(BaseModel):
     sparse_ms: float
     weighted: int
     """Layers of the sparse arm that multiply by constant weights; of the dense arm where it is the only one."""
+    weights_unknown: int = 0
+    """Layers of the same arm of which nothing shows whether they have weights; in none of the counts."""
     matched: int = 0
     """Of these, layers that were found in both arms."""
     eligible: int | None

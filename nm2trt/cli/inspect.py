@@ -195,11 +195,15 @@ def _print_engine(engine: InspectedEngine, *, all_layers: bool) -> None:
     totals = engine.totals
     unknown = f" ({totals.weights_unknown} do not show whether they have any)" if totals.weights_unknown else ""
     unsure = f", {totals.eligible_unknown} not known" if totals.eligible_unknown else ""
-    console.print(
-        f"{totals.layers} layers, {totals.with_weights} with weights{unknown}: {totals.eligible} eligible{unsure}; "
-        f"{totals.sparse} run a sparse kernel, {totals.dense} a dense one, {totals.hidden} do not show it",
-        soft_wrap=True,
-    )
+    counts = "no file lists the engine's layers, so nothing shows which kernels run"
+    if totals.layers:
+        counts = (
+            f"{totals.layers} layers, {totals.with_weights} with weights{unknown}: {totals.eligible} eligible{unsure}; "
+            f"{totals.sparse} run a sparse kernel, {totals.dense} a dense one, {totals.hidden} do not show it"
+        )
+    elif engine.log_eligible is not None:
+        counts = "no file lists the engine's layers"
+    console.print(counts, soft_wrap=True)
     if engine.log_eligible is not None:
         chosen = "not said" if engine.log_chosen is None else engine.log_chosen
         bound = "" if engine.log_is_exact else "at least "

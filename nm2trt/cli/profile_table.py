@@ -21,7 +21,8 @@ def show(report: ReportDocument, output: Path) -> None:
     from nm2trt.report.latency_section import setting
 
     console = stdout_console()
-    console.print(f"{report.sparse.name} against {_dense_name(report)}, {report.precision}", markup=False)
+    names = report.sparse.name if _is_alone(report) else f"{report.sparse.name} against {_dense_name(report)}"
+    console.print(f"{names}, {report.precision}", markup=False)
     console.print(setting(report), markup=False, style="dim")
     for batch in report.batches:
         console.print()
@@ -43,6 +44,11 @@ def show(report: ReportDocument, output: Path) -> None:
     console.print(report.headline, markup=False, style="bold", soft_wrap=True)
     console.print(report.runner.note, markup=False, soft_wrap=True)
     console.print(f"report: {output / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _is_alone(report: ReportDocument) -> bool:
+    """Whether the report is of one run of trtexec, compared with nothing."""
+    return report.sparse.kind == "trtexec" and report.sparse == report.dense
 
 
 def _dense_name(report: ReportDocument) -> str:

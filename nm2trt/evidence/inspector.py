@@ -7,7 +7,6 @@ DETAILED profiling verbosity. `trtexec --exportLayerInfo` and trex's graph.json 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from nm2trt.errors import InputError
 from nm2trt.evidence.names import metadata_nodes
-from nm2trt.evidence.recognize import FileKind, recognize, restore_backslashes
+from nm2trt.evidence.recognize import FileKind, parse_json, recognize, restore_backslashes
 
 _MEND = "write one with `trtexec --profilingVerbosity=detailed --dumpLayerInfo --exportLayerInfo=F.json`"
 
@@ -96,12 +95,12 @@ def parse_inspection(raw: object, *, where: object = "") -> Inspection:
     Raises:
         InputError: It holds no list of layers.
     """
-    layers = raw.get("Layers") if isinstance(raw, dict) else raw
+    layers = raw.get("Layers", [raw] if "LayerType" in raw else None) if isinstance(raw, dict) else raw
     if not isinstance(layers, list):
         raise InputError('holds no list "Layers"', where=where, mend=_MEND)
     found, strange = [], 0
     for one in layers:
-        if isinstance(one, str) and one.startswith("{") and isinstance(layer := _parsed(one), dict):
+        if isinstance(one, str) and one.startswith("{") and isinstance(layer := parse_json(one), dict):
             # What get_layer_information gives, one string a layer.
             found.append(layer_of(layer))
         elif isinstance(one, str):
@@ -117,13 +116,6 @@ def parse_inspection(raw: object, *, where: object = "") -> Inspection:
     if found and not detailed:
         notes.append("the engine was built without detailed profiling verbosity, so its layers are bare names")
     return Inspection(layers=tuple(found), detailed=detailed, bindings=_bindings(raw), notes=tuple(notes))
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def layer_of(raw: Mapping[str, Any]) -> InspectedLayer:

@@ -27,11 +27,9 @@ _TENSOR = re.compile(
     r"\{ Name: (?P<name>.{0,1000}?), (?:Location: \w+, )?Dimensions: \[(?P<sizes>[-\d,]*)\]"
     r"(?P<rest>.{0,1000}?)\}(?=,? |\]|$)"
 )
-_ENGINE_LAYER = re.compile(r"^Layer\((?P<type>\w+)\): (?P<rest>.*)$", re.DOTALL)
+_ENGINE_LAYER = re.compile(r"^\s*Layer\((?P<type>\w+)\): (?P<rest>.*)$", re.DOTALL)
 _ENGINE_TACTIC = re.compile(r", Tactic: (?P<tactic>0x[0-9a-fA-F]{1,16}|-?\d{1,20})(?:, |$)")
-_ENGINE_TENSOR = re.compile(
-    r"(?P<name>[^,\s][^,]*?) ?[\[(](?P<dtype>[A-Z]\w+)[\[(](?P<sizes>[-\d,]*)(?::\d+)?[\])][\])]"
-)
+_ENGINE_TENSOR = re.compile(r"(?P<name>[^,\s][^,]*?) ?[\[(](?P<dtype>[A-Z]\w+)[\[(](?P<sizes>[-\d,:]*)[\])][\])]")
 _SET_TACTIC = re.compile(
     r"(?:^|(?P<layer>.*) )Set Tactic Name: (?P<name>\S+) Tactic: (?P<tactic>0x[0-9a-fA-F]{1,16}|-?\d{1,20})"
 )
@@ -69,7 +67,7 @@ class LayerReader:
             self._enter("dump", self._detailed)
             if len(self._detailed) < _MOST_LAYERS:
                 self._detailed.append(_dumped_layer(dumped))
-        elif text.startswith("Layer(") and (layer := _ENGINE_LAYER.match(text)) is not None:
+        elif "Layer(" in text and (layer := _ENGINE_LAYER.match(text)) is not None:
             self._enter("engine", self._engine)
             if len(self._engine) < _MOST_LAYERS:
                 self._engine.append(_engine_layer(layer))
@@ -198,7 +196,7 @@ def _engine_layer(match: re.Match[str]) -> tuple[InspectedLayer, int | None]:
         name, tensors = rest[: tactic.start()], rest[tactic.end() :]
     else:
         # 10.x may leave the tactic out: the name ends where the first tensor begins.
-        first = re.search(r", (?=[^,]* ?[\[(][A-Z]\w+[\[(][-\d,]*)", rest)
+        first = re.search(r", (?=[^,]* ?[\[(][A-Z]\w+[\[(][-\d,:]*)", rest)
         name, tensors = (rest[: first.start()], rest[first.end() :]) if first is not None else (rest, "")
     inputs, _, outputs = tensors.partition(" -> ")
     layer = InspectedLayer(
@@ -215,7 +213,8 @@ def _engine_tensors(text: str) -> tuple[TensorInfo, ...]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(",") if re.fullmatch(r"-?\d{1,18}", size))
+    """Sizes of a tensor; `32:4` is a dimension of 32 that is stored in vectors of 4."""
+    return tuple(int(size) for part in text.split(",") if re.fullmatch(r"-?\d{1,18}", size := part.partition(":")[0]))
 
 
 def _tactic_number(text: str) -> int:

@@ -49,6 +49,7 @@ def engine_evidence(
     graph: OnnxNodes | None = None,
     *,
     legal: Mapping[str, str] | None = None,
+    profile: int | None = None,
 ) -> EngineEvidence:
     """Judge every layer of one engine.
 
@@ -59,12 +60,13 @@ def engine_evidence(
         graph: The ONNX network, or None.
         legal: ONNX node name -> "eligible" or the reason why not, from nm2trt's judge; used where neither the log nor
             the inspector tells.
+        profile: Optimization profile whose layers are wanted; the first where the engine has no such profile.
 
     Returns:
-        Layers in the order in which they run; then those that only the log names.
+        Layers in the order in which they run; then those that only the log names, if some layer may hide them.
     """
-    inspected, profile_notes = _first_profile(
-        inspection.layers if inspection is not None else log.layers if log is not None else ()
+    inspected, profile_notes = _one_profile(
+        inspection.layers if inspection is not None else log.layers if log is not None else (), profile
     )
     logged = log.eligible if log is not None else {}
     nodes_of_logged = {nodes: name for name in logged if (nodes := tuple(sorted(match_name(name, graph))))}
@@ -83,8 +85,15 @@ def engine_evidence(
     layers = [
         _layer(one, nodes, names, sight, owned) for one, nodes, names in zip(inspected, nodes_of, named, strict=True)
     ]
-    layers += [_logged_only(name, sight) for name in lost]
     notes = [*(inspection.notes if inspection is not None else ()), *profile_notes]
+    if lost and len(lost) == len(logged) and layers and all(one.weighted is not None for one in layers):
+        # No layer may hide them.
+        notes.append(
+            f"none of the {len(lost)} layers that the log lists is one of the engine's: the log is another "
+            "engine's, and counts for nothing here"
+        )
+    else:
+        layers += [_logged_only(name, sight) for name in lost]
     if log is not None:
         notes += [log.how, *log.doubts]
         if inspection is None and log.layers:
@@ -98,7 +107,9 @@ def engine_evidence(
     )
 
 
-def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedLayer, ...], list[str]]:
+def _one_profile(
+    layers: tuple[InspectedLayer, ...], wanted: int | None
+) -> tuple[tuple[InspectedLayer, ...], list[str]]:
     """The layers of one optimization profile: with several, the engine lists each layer once for each."""
     numbers = [split_profile(layer.name)[1] for layer in layers]
     if len(set(numbers)) < 2:
@@ -109,8 +120,8 @@ def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedL
         return layers[: len(layers) // times], [
             f"the file lists every layer {times} times, in the same order: counted once"
         ]
-    first = min(numbers)
-    kept = tuple(layer for layer, number in zip(layers, numbers, strict=True) if number == first)
+    shown = wanted if wanted in numbers else min(numbers)
+    kept = tuple(layer for layer, number in zip(layers, numbers, strict=True) if number == shown)
     sparse = {
         number: sum(
             one == number and tactic_verdict(layer.tactic) == "sparse"
@@ -118,9 +129,11 @@ def _first_profile(layers: tuple[InspectedLayer, ...]) -> tuple[tuple[InspectedL
         )
         for number in sorted(set(numbers))
     }
-    counts = ", ".join(f"profile {number}: {count}" for number, count in sparse.items())
-    note = f"the engine has {len(sparse)} optimization profiles; layers are those of profile {first}"
-    return kept, [f"{note} (sparse kernels by name, {counts})"]
+    note = f"the engine has {len(sparse)} optimization profiles; layers are those of profile {shown}"
+    if any(layer.tactic for layer in layers):
+        counts = ", ".join(f"profile {number}: {count}" for number, count in sparse.items())
+        note += f" (sparse kernels by name, {counts})"
+    return kept, [note]
 
 
 def _is_repeated(names: list[str], count: int) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nm2trt.evidence.text import LogLine
 
 _NUMBER = r"(?:[\d.]+(?:e[+-]?\d+)?|-?nan(?:\(ind\))?|-?inf)"
+_MOST_BREAKS = 8
 _MOST_ROWS = 200_000
 
 
@@ -28,7 +29,8 @@ class ProfileTable:
         self._are_messages = are_messages
         self.is_open = True
         self._row: re.Pattern[str] | None = None
-        self._has_median = False
+        self._has_median = self._is_name_last = False
+        self._rest: list[str] = []
         self._rows: list[tuple[str, float, float | None]] = []
         self._dropped = 0
 
@@ -45,15 +47,28 @@ class ProfileTable:
             self._header(text)
             return
         match = self._row.match(text)
+        if match is None and self._rest_of_row(text):
+            return
         if match is None or len(self._rows) >= _MOST_ROWS:
             self.is_open = False
             return
+        if self._rest:
+            # Only now it is certain that the table goes on behind it.
+            self._rows[-1] = ("".join((self._rows[-1][0], *self._rest)), *self._rows[-1][1:])
+            self._rest.clear()
         average, median = _ms(match["average"]), _ms(match["median"]) if self._has_median else None
         name = match["name"].strip()
         if average is None:
             self._dropped += 1
         else:
             self._rows.append((name, average, median))
+
+    def _rest_of_row(self, text: str) -> bool:
+        """Hold what may be the rest of a name that a terminal broke, in a table without the logger's prefix."""
+        if not self._is_name_last or self._are_messages or not self._rows or len(self._rest) >= _MOST_BREAKS:
+            return False
+        self._rest.append(text)
+        return True
 
     def _header(self, text: str) -> None:
         if "Layer" not in text or "Time" not in text:
@@ -62,7 +77,7 @@ class ProfileTable:
         self._has_median = "Median" in text
         median = rf"\s+(?P<median>{_NUMBER})" if self._has_median else ""
         numbers = rf"(?P<time>{_NUMBER})\s+(?P<average>{_NUMBER}){median}\s+(?P<share>{_NUMBER})"
-        last = text.rstrip().endswith("Layer")
+        self._is_name_last = last = text.rstrip().endswith("Layer")
         self._row = re.compile(rf"^\s*{numbers}\s+(?P<name>\S.*)$" if last else rf"^\s*(?P<name>\S.*?)\s+{numbers}\s*$")
 
     def finish(self) -> tuple[tuple[ProfiledLayer, ...], int]:

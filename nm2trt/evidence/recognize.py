@@ -22,7 +22,7 @@ _EVIDENCE = re.compile(
     r"|^GPU Compute(?: Time)?:? ?|^Layer\(\w+\): |^\s*Name: .*, LayerType: |Engine Layer Information|Set Tactic Name: "
 )
 _CAPTURED = re.compile(rf"\n.*?(?:{_EVIDENCE.pattern}|\[[VIWE]\] |&&&& )|(?:\(Sparsity\) |&&&& ).*\n", re.MULTILINE)
-_JSON_START = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\"\]]|$))")
+_JSON_START = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\"\]]|$)|\"[{\[])")
 _COLLECTED = re.compile(r'"(?:log|message|msg|MESSAGE|textPayload|line|text|body|@message)"\s*:\s*"')
 _NOT_A_NUMBER = re.compile(r'"(?:[^"\\\n]|\\.)*"|-?\b(?:nan|inf(?:inity)?)\b(?:\((?:ind|snan)\))?', re.IGNORECASE)
 """Or a string, which stays as it is."""
@@ -114,6 +114,9 @@ def _recognize_lines(path: Path) -> Content:
 
 def _recognize_json(path: Path, text: str) -> Content:
     raw, notes = load_json(text, path)
+    if isinstance(raw, str) and _JSON_START.match(raw):
+        # The inspector's JSON is text itself, and was written as a JSON string.
+        raw, notes = load_json(raw, path)
     kind = kind_of(raw)
     if kind is FileKind.OTHER_JSON and (lines := _entries(raw) or _captured(raw)):
         return Content(path, FileKind.LOG, lines, notes)
@@ -129,9 +132,11 @@ def kind_of(raw: object) -> FileKind:
             return FileKind.RECORD
         if isinstance(raw.get("computeMs"), dict):
             return FileKind.SUMMARY
-        return FileKind.OTHER_JSON
+        return FileKind.LAYERS if _is_layer(raw) else FileKind.OTHER_JSON
     if not isinstance(raw, list):
         return FileKind.OTHER_JSON
+    if raw and all(isinstance(entry, str) and entry.startswith("{") for entry in raw):
+        return FileKind.LAYERS if _is_layer(parse_json(raw[0])) else FileKind.OTHER_JSON
     entries = [entry for entry in raw if isinstance(entry, dict)]
     if not entries or len(entries) != len(raw):
         return FileKind.OTHER_JSON
@@ -147,6 +152,33 @@ def kind_of(raw: object) -> FileKind:
     if isinstance(first.get("Name"), str) and any("LayerType" in entry for entry in entries):
         return FileKind.LAYERS
     return FileKind.OTHER_JSON
+
+
+def _is_layer(raw: object) -> bool:
+    """Whether a JSON value is one layer, as the inspector's `get_layer_information` gives it."""
+    return isinstance(raw, dict) and isinstance(raw.get("Name"), str) and "LayerType" in raw
+
+
+def parse_json(text: str) -> object:
+    """The value of a JSON text; None where it is none."""
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _layers_one_by_one(text: str) -> list[Any] | None:
+    """Layers that were printed one after the other, each as a JSON document; None where one is another thing."""
+    decoder, found, at = json.JSONDecoder(strict=False), [], 0
+    while (start := re.compile(r"[\s,]*").match(text, at)) is not None and start.end() < len(text):
+        try:
+            layer, at = decoder.raw_decode(text, start.end())
+        except (ValueError, RecursionError):
+            return None
+        if not _is_layer(layer):
+            return None
+        found.append(layer)
+    return found
 
 
 def load_json(text: str, path: object) -> tuple[Any, tuple[str, ...]]:
@@ -171,6 +203,8 @@ def load_json(text: str, path: object) -> tuple[Any, tuple[str, ...]]:
         raw, error = _try_json(repaired, path)
         if error is None:
             return raw, tuple(dict.fromkeys(notes))
+        if error.msg == "Extra data" and (layers := _layers_one_by_one(repaired)) is not None:
+            return layers, tuple(dict.fromkeys((*notes, "each layer is a JSON document of its own")))
         fixed = _repair(repaired, error)
         if fixed is None:
             raise _broken(error, repaired, path)
@@ -279,7 +313,8 @@ def _captured(raw: object) -> list[str]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-            value = "".join(value)
+            # A notebook keeps the line feeds of its lines, other tools keep lines without.
+            value = ("" if any(one.endswith("\n") for one in value) else "\n").join(value)
         if isinstance(value, str):
             found += value.split("\n") if _CAPTURED.search(value) is not None else []
         elif isinstance(value, dict):

@@ -28,8 +28,12 @@ _CHOSE = re.compile(
 )
 _LINE_STARTS = re.compile(r"Layer\(\w|Name: .*, LayerType: |[{\"]|##\[|::\w|=== ")
 _MOST_PIECES = 4096
+_MOST_BREAKS = 4
+"""Of the phrase before a list."""
 _LONGEST_PIECE = 1 << 14
 _DANGLING = (",", "+", "||")
+_NUMBER_OF_NAME = re.compile(r"_\d+(?:,| \+|\s*$)")
+"""Begins the rest of a name that was broken before its number."""
 _FUSION = re.compile(r" \+ | \|\| |PWN\(|[(){}\[\]]")
 _BARE_NAMES = frozenset({"fc", "classifier", "head"})
 _OPERATORS = frozenset(
@@ -201,10 +205,7 @@ def join_pieces(first: str, pieces: list[str]) -> tuple[str, int]:
     Returns:
         The whole line, and how many pieces it took.
     """
-    text, used = first, 0
-    while used < min(3, len(pieces)) and _FOUND.search(text) is None and _CHOSE.search(text) is None:
-        text = f"{text.rstrip()} {pieces[used].lstrip()}"
-        used += 1
+    text, used = _complete_phrase(first, pieces)
     taken = used
     for piece in pieces[used:]:
         glue = _glue(text, piece)
@@ -216,6 +217,22 @@ def join_pieces(first: str, pieces: list[str]) -> tuple[str, int]:
         text = f"{text.rstrip() if glue else text}{glue}{piece.lstrip() if glue else piece}"
         taken += 1
     return text, taken
+
+
+def _complete_phrase(first: str, pieces: list[str]) -> tuple[str, int]:
+    """Append the pieces without which a line is none of the builder's phrases, broken between words or within one."""
+    candidates = [first]
+    for used in range(min(_MOST_BREAKS, len(pieces)) + 1):
+        complete = next((text for text in candidates if _FOUND.search(text) or _CHOSE.search(text)), None)
+        if complete is not None:
+            return complete, used
+        if used < len(pieces):
+            candidates = [
+                f"{text.rstrip()}{glue}{pieces[used].lstrip()}" if glue else f"{text}{pieces[used]}"
+                for text in candidates
+                for glue in ("", " ")
+            ]
+    return first, 0
 
 
 def _waits(text: str) -> bool:
@@ -240,6 +257,8 @@ def _glue(text: str, piece: str) -> str | None:
         return " " if stripped.endswith((",", " +", "||")) else ""
     if stripped.endswith(_DANGLING):
         return " " if _is_list(start) else None
+    if stripped.endswith("_") or _NUMBER_OF_NAME.match(start) is not None:
+        return "" if _is_list(start) else None
     if not re.search(r"[A-Za-z]", piece):
         return None
     known = frozenset(_token(part) for name in split_list(names)[:-1] for part in _fused(name))

@@ -12,8 +12,8 @@ Verdict = Literal["sparse", "dense", "unknown"]
 # ampere_..._s16832gemm_sp_...;
 # CUTLASS and cuSPARSELt write spgemm and spmma.
 _SPARSE = re.compile(
-    r"(?:^|_)sparse(?:_|$)|sptensor|sp_?mma|sp_?gemm|sp_?conv|cusparselt|(?:gemm|conv|mma|cudnn)_sp(?:_|$)"
-    r"|^(?:ampere|ada|hopper|blackwell|sm[89]\d|sm1[0-9]\d)_\w*_sp_",
+    r"(?:^|_)sparse(?:_|$)|sptensor|(?<![a-z])sp_?(?:mma|gemm|conv)|cusparselt|(?:gemm|conv|mma|cudnn)_sp(?:_|$)"
+    r"|^(?:ampere|ada|hopper|blackwell|sm[89]\d|sm1[0-9]\d)_(?:\w*_)?sp_|sparse(?:gemm|mma|tensorop)|mmasparse",
     re.IGNORECASE,
 )
 _FAMILY = re.compile(

@@ -17,6 +17,18 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nm2trt.evidence.log_forms import (
+    ANCHOR,
+    CRI,
+    ESCAPES,
+    HEADER,
+    JSON_OBJECT,
+    PREFIXES,
+    STAMP,
+    STARTS,
+    TABLE_ROW,
+    plain_line,
+)
 from nm2trt.evidence.text_files import LONGEST_LINE, physical_lines
 
 _SAMPLE_LINES = 2000
@@ -32,66 +44,7 @@ _LONGEST_HEADER = 40
 _COMMON_WIDTHS = frozenset({72, 76, 78, 79, 80, 100, 120, 132, 140, 160, 200})
 _NARROWEST, _WIDEST = 40, 1000
 
-_ESCAPES = re.compile(
-    # CSI and OSC sequences, other escapes, and the bytes that progress bars and terminals leave.
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()*+][0-9A-Za-z]|\x1b[ -~]?"
-    # The same made visible: ^[[0m of `cat -v` and `less`, the symbol for escape, #x1B.
-    r"|(?:\^\[|\u241b|#x1B)\[[0-9;]*[A-Za-z]"
-    r"|[\x00\x07\x08\ufeff\u200b]"
-)
-_BARE_COLOR_FIRST = re.compile(r"(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+")
-_BARE_COLOR_LAST = re.compile(r"(?:\[(?:\d{1,3}(?:;\d{1,3})*)?m)+$")
-"""Color codes whose escape character was lost on the way."""
-_GITLAB_SECTION = re.compile(r"section_(?:start|end):\d+:[\w.-]+(?:\[[^\]]*\])?")
-
-_STAMPED = r"\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] (?:\[TRT\] ?)?\[[VIWEFX]\](?: \[TRT\])?"
-_HEADER = re.compile(
-    rf"(?:{_STAMPED} ?"
-    # Python's logger of TensorRT, polygraphy, TensorRT 7.
-    r"|\[(?:TRT|TensorRT)\] ?(?:\[[VIWEFX]\]|(?:VERBOSE|INFO|WARNING|ERROR|INTERNAL_ERROR):)? ?"
-    r"|\[[VIWEFX]\](?: \[TRT\])?(?: |$)"
-    # ONNX Runtime's provider, Torch-TensorRT.
-    r"|\[[VIWEF]:onnxruntime:[^\]]{0,200}\] ?|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +(?:VERBOSE|INFO|WARNING|ERROR)\] ?"
-    r"|(?:DEBUG|INFO|WARNING|ERROR|GRAPH): ?\[Torch-TensorRT[^\]]{0,200}\] ?- ?"
-    r")+"
-)
-_STAMP = re.compile(_STAMPED)
-_ANCHOR = re.compile(
-    rf"{_STAMPED}|(?<![^\s:|>])\[[VIWEFX]\] \[TRT\]|\[TRT\] \[[VIWEFX]\]|\[TensorRT\] (?:VERBOSE|INFO|WARNING|ERROR):"
-    r"|&&&& (?=RUNNING|PASSED|FAILED|WAIVED|SKIPPED)|(?<![^\s])\[[VIWEFX]\] |\[[VIWEF]:onnxruntime:"
-    r"|(?:DEBUG|INFO|WARNING|ERROR|GRAPH): ?\[Torch-TensorRT"
-)
-"""Where a message of TensorRT or trtexec begins, whatever stands before it."""
-_TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|[+-]\d\d:?\d\d))?"
-_CRI = re.compile(rf"{_TIME} (?:stdout|stderr) (?P<part>[FP])(?::\w+)?(?: |$)")
-_PREFIXES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"{_TIME} (?:stdout|stderr) [FP](?::\w+)?(?: |$)",  # containerd, CRI-O
-        rf"{_TIME} - [\w.-]{{1,100}} - (?:DEBUG|INFO|WARNING|ERROR|CRITICAL) - ?",  # Python's logging
-        rf"{_TIME} [\w.-]{{1,100}} [\w./@-]{{1,100}}\[\d+\]: ?",  # journald
-        rf"{_TIME}(?:[ \t]|$)",  # docker --timestamps, GitHub Actions
-        rf"\[{_TIME}\](?: |$)",  # Jenkins
-        r"\[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]?(?: |$)",
-        r"[A-Za-z0-9][\w./-]{0,100}[ \t]*\| ?(?![|])",  # docker compose
-        r"\[pod/[^\]]{1,200}\] ?",  # kubectl --prefix
-        r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d [\w.-]+ [\w./@-]+(?:\[\d+\])?: ?",
-        r"[\w.-]{1,100} [\w./@-]{1,100}\[\d+\]: ?",
-        r"[^\t\n]{1,100}\t[^\t\n]{1,100}\t(?=\d{4}-\d\d-\d\dT)",  # gh run view --log
-        r"- [\w.-]{1,100} - (?:DEBUG|INFO|WARNING|ERROR|CRITICAL) - ?",
-        r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):[\w.-]{1,100}:",
-        r"\[?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]?(?: *[-:|] ?| +)(?=[\[&({])",
-        r"[IWEFD]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./-]+:\d+\] ",  # glog, as Triton writes it
-        r"> ?",
-    )
-)
-_STARTS = re.compile(
-    r"\(Sparsity\) |Layer\(\w|Name: .*, LayerType: |\{\"(?:Layers|log|message|msg|MESSAGE|textPayload)\""
-    r"|##\[\w|::\w+::|Bindings:|\s*$"
-)
-"""Begins a line of its own, though without a header."""
 _LITERALS = frozenset({"b'", 'b"'})
-_JSON_OBJECT = re.compile(r'\{"\w+": ?"')
 _PAYLOADS = ("log", "message", "msg", "MESSAGE", "textPayload", "line", "text", "body", "@message")
 _NOT_A_NAME = re.compile(r"[\d:.,+/ \t-]+")
 _NEARLY_ALL = 0.95
@@ -147,7 +100,7 @@ def _unwrap_colored(lines: Iterable[str]) -> Iterator[str]:
     if any("\x1b" in text or "[" in text[-6:] for text in texts):
         begins = _beginning(texts)
         width, broken = _width(texts, begins)
-        if width is not None and broken > _width([_plain(text) for text in texts], begins)[1]:
+        if width is not None and broken > _width([plain_line(text) for text in texts], begins)[1]:
             return (text for _, text in _join(everything, width, begins, is_certain=broken >= _CERTAIN))
     return (text for _, text in everything)
 
@@ -160,7 +113,7 @@ def _clean(lines: Iterable[str]) -> Iterator[str]:
         elif "\r" in line:
             yield from _clean(line.split("\r"))
         else:
-            plain = _plain(line)
+            plain = plain_line(line)
             # A line of nothing but escapes is what a carriage return left of another.
             if plain or not line:
                 yield plain
@@ -174,18 +127,6 @@ def _literal_lines(line: str) -> list[str]:
         return [f" {line}"]
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return text.split("\n")
-
-
-def _plain(line: str) -> str:
-    if not line.isprintable() or "^[[" in line or "#x1B" in line or "\u241b" in line:
-        line = _ESCAPES.sub("", line)
-    if line[:1] == "[" and (first := _BARE_COLOR_FIRST.match(line)) is not None:
-        line = line[first.end() :]
-    if line[-1:] == "m":
-        line = _BARE_COLOR_LAST.sub("", line)
-    if line.startswith("section_"):
-        line = _GITLAB_SECTION.sub("", line)
-    return line
 
 
 def _sample(pieces: Iterator[_Piece]) -> list[_Piece]:
@@ -211,7 +152,7 @@ def _unwrap(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
 
 def _beginning(head: list[str]) -> Callable[[str], bool]:
     """Tell whether a text begins a line of its own for certain."""
-    plain = [_plain(text) for text in head]
+    plain = [plain_line(text) for text in head]
     style = _style(plain)
     longest = max(map(len, head), default=0)
     # Behind a line that is not full, a line of its own begins: a prefix that all of these have decides alone.
@@ -222,15 +163,15 @@ def _beginning(head: list[str]) -> Callable[[str], bool]:
     if sure:
         # Of several, the one that even broken lines have is the outermost.
         outer = max(sure, key=lambda one: _share(one, plain))
-        return lambda raw: outer.match(_plain(raw)) is not None
+        return lambda raw: outer.match(plain_line(raw)) is not None
 
     def begins(raw: str) -> bool:
-        text = _plain(raw)
+        text = plain_line(raw)
         return (
-            _STARTS.match(text) is not None
-            or _HEADER.match(text) is not None
+            STARTS.match(text) is not None
+            or HEADER.match(text) is not None
             or any(pattern.match(text) for pattern in style)
-            or _ANCHOR.search(text, 0, 200) is not None
+            or ANCHOR.search(text, 0, 200) is not None
         )
 
     return begins
@@ -241,7 +182,13 @@ def _width(lines: list[str], begins: Callable[[str], bool]) -> tuple[int | None,
     longest = max(map(len, lines), default=0)
     # The same line many times is no proof.
     full = len({line for line in lines if len(line) == longest})
-    broken = len({line for line, after in pairwise(lines) if len(line) == longest and not begins(after)})
+    broken = len(
+        {
+            line
+            for line, after in pairwise(lines)
+            if len(line) == longest and not begins(after) and TABLE_ROW.search(line) is None
+        }
+    )
     known = longest in _COMMON_WIDTHS or (full > 1 and _NARROWEST <= longest <= _WIDEST)
     # Where no line begins anything for certain, only a text that is mostly full lines was broken.
     known = known and (2 * full >= len(lines) or any(map(begins, lines)))
@@ -325,14 +272,14 @@ def _text_in(raw: dict[str, Any]) -> tuple[str, str] | None:
                 return key, value
             if isinstance(value, list) and value and all(type(one) is int and 0 <= one < 256 for one in value):
                 # journald gives messages with escape sequences as numbers.
-                return key, _ESCAPES.sub("", bytes(value).decode("utf-8", "replace"))
+                return key, ESCAPES.sub("", bytes(value).decode("utf-8", "replace"))
     return None
 
 
 def _style(lines: list[str]) -> list[re.Pattern[str]]:
     """The prefixes that a share of the lines have which no accident explains."""
     wanted = max(1.0, 0.1 * sum(bool(line.strip()) for line in lines))
-    forms = (*_PREFIXES, _JSON_OBJECT, *_learned(lines))
+    forms = (*PREFIXES, JSON_OBJECT, *_learned(lines))
     return [pattern for pattern in forms if sum(pattern.match(line) is not None for line in lines) >= wanted]
 
 
@@ -342,7 +289,7 @@ def _peel(pieces: Iterator[_Piece]) -> tuple[Iterator[_Piece], bool]:
     lines = [text for _, text in head if text.strip()]
     everything = chain(head, pieces)
     # What all lines have is outside of what only whole lines have.
-    pattern = max((*_PREFIXES, *_learned(lines)), key=lambda one: _share(one, lines))
+    pattern = max((*PREFIXES, *_learned(lines)), key=lambda one: _share(one, lines))
     return (everything, False) if _share(pattern, lines) < _MOST else (_peeled(everything, pattern), True)
 
 
@@ -354,7 +301,7 @@ def _learned(lines: list[str]) -> Iterator[re.Pattern[str]]:
     """Prefixes of no known form: what stands before messages of TensorRT, with other digits."""
     shapes: Counter[str] = Counter()
     for line in lines:
-        anchor = _ANCHOR.search(line, 0, 300)
+        anchor = ANCHOR.search(line, 0, 300)
         if anchor is not None and anchor.start() and "{" not in line[: anchor.start()]:
             shapes[re.sub(r"\d+", r"\\d+", re.escape(line[: anchor.start()].rstrip()))] += 1
     for shape, count in shapes.most_common(3):
@@ -364,13 +311,15 @@ def _learned(lines: list[str]) -> Iterator[re.Pattern[str]]:
 
 def _peeled(pieces: Iterable[_Piece], pattern: re.Pattern[str]) -> Iterator[_Piece]:
     waiting: dict[str, str] = {}
+    latest: dict[str, str] = {}
     for source, text in pieces:
         match = pattern.match(text)
         if match is None:
-            yield source, text
+            # The rest of a line that a terminal broke behind its prefix.
+            yield latest.get(source, source), text
             continue
-        body = _plain(text[match.end() :])
-        cri = _CRI.match(text)
+        body = plain_line(text[match.end() :])
+        cri = CRI.match(text)
         origin = source + _NOT_A_NAME.sub("", match[0])[:100]
         if cri is not None:
             # The container runtime splits long lines; all but the last piece are marked P.
@@ -379,13 +328,14 @@ def _peeled(pieces: Iterable[_Piece], pattern: re.Pattern[str]) -> Iterator[_Pie
             if cri["part"] == "P" and len(body) < LONGEST_LINE:
                 waiting[origin] = body
                 continue
+        latest[source] = origin
         yield origin, body
     yield from waiting.items()
 
 
 def _messages(pieces: Iterable[_Piece]) -> Iterator[LogLine]:
     for source, line in pieces:
-        header = _HEADER.match(line)
+        header = HEADER.match(line)
         if header is not None and line.find("[", header.end()) < 0:
             yield LogLine(line[header.end() :], True, source)
             continue
@@ -394,27 +344,27 @@ def _messages(pieces: Iterable[_Piece]) -> Iterator[LogLine]:
 
 
 def _message(source: str, line: str) -> LogLine:
-    header = _HEADER.match(line)
+    header = HEADER.match(line)
     if header is not None:
         return LogLine(line[header.end() :], True, source)
-    anchor = _ANCHOR.search(line, 0, 300)
+    anchor = ANCHOR.search(line, 0, 300)
     if anchor is not None:
-        header = _HEADER.match(line, anchor.start())
+        header = HEADER.match(line, anchor.start())
         return LogLine(line[header.end() if header is not None else anchor.start() :], True, source)
     at = 0
     for _ in range(_LAYERS):
         found = next(
-            (match for one in _PREFIXES if (match := one.match(line, at)) is not None and match.end() > at), None
+            (match for one in PREFIXES if (match := one.match(line, at)) is not None and match.end() > at), None
         )
         if found is None:
             break
         at = found.end()
-    return LogLine(_plain(line[at:]) if at else line, False, source)
+    return LogLine(plain_line(line[at:]) if at else line, False, source)
 
 
 def _parts(line: str) -> list[str]:
     """Split a line in which a second message follows without a line feed, as when two threads print."""
-    starts = [match.start() for match in _STAMP.finditer(line)]
+    starts = [match.start() for match in STAMP.finditer(line)]
     # Two logger's times side by side are one message that was logged twice over.
     cuts = [at for before, at in pairwise(starts) if at - before > _LONGEST_HEADER]
     ends = [0, *cuts, len(line)]

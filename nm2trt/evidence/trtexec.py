@@ -3,7 +3,7 @@
 Files are told apart by what is in them, not by their names, and those of one run are joined: trex and most scripts
 keep a log of the build beside one of the timed run. The defaults of the tool changed: up to 10.x, transfers are timed
 and CUDA graph and spin wait are off; from 11.0 it is the other way round. Two numbers are comparable only where these
-three agree, so they are read from the log, or follow from the version.
+three agree, so they are read from the log's list of options, or follow from its command line and the version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nm2trt.evidence.precision import precision_of
 from nm2trt.evidence.profile_table import ProfiledLayer
 from nm2trt.evidence.recognize import Content, FileKind, is_text, recognize, restore_backslashes
 from nm2trt.evidence.trtexec_log import Shapes, TimingSummary, TrtexecLog, read_trtexec_logs
-from nm2trt.evidence.trtexec_options import Toggles, read_shapes, read_toggles
+from nm2trt.evidence.trtexec_options import Toggles, read_asked_precision, read_shapes, read_toggles
 
 __all__ = ["ProfiledLayer", "TimingSummary", "Toggles", "TrtexecRun", "read_trtexec"]
 
@@ -61,6 +61,7 @@ class TrtexecRun:
     version: str = ""
     toggles: Toggles = field(default_factory=Toggles)
     toggles_source: str = ""
+    streams: int | None = None
     gpu: str = ""
     multiprocessors: int | None = None
     asked_precision: str = ""
@@ -164,10 +165,10 @@ def _from_json(content: Content, run: TrtexecRun) -> TrtexecRun | None:
 
 
 def _with_times(raw: Sequence[Any], file: Path, run: TrtexecRun) -> TrtexecRun:
-    if run.compute_ms is not None:
-        raise InputError("a second file of times for the same run", where=file, mend=_OWN_PREFIX)
     entries = [entry for entry in raw if isinstance(entry, dict)]
     compute_ms = _column(entries, ("computeMs",), file)
+    if run.compute_ms is not None and not np.array_equal(run.compute_ms, compute_ms):
+        raise InputError("a second file of times for the same run", where=file, mend=_OWN_PREFIX)
     h2d_ms, d2h_ms = _column(entries, _H2D, file), _column(entries, _D2H, file)
     moved_ms = h2d_ms + d2h_ms
     started, ended = ([entry.get(key) for entry in entries] for key in ("startEnqMs", "endEnqMs"))
@@ -204,7 +205,7 @@ def _with_profile(raw: Sequence[Any], file: Path, run: TrtexecRun) -> TrtexecRun
         layers.append(
             ProfiledLayer(restore_backslashes(name), float(str(average)), None if median is None else float(median))
         )
-    if run.layers:
+    if run.layers and run.layers != tuple(layers):
         raise InputError("a second profile for the same run", where=file, mend=_OWN_PREFIX)
     count = next((entry["count"] for entry in raw if isinstance(entry, dict) and "count" in entry), 0)
     if not layers:
@@ -241,7 +242,12 @@ def _from_trex(raw: Mapping[str, Any], run: TrtexecRun) -> TrtexecRun:
     model = raw.get("model_options")
     if isinstance(built, dict):
         loaded = isinstance(model, dict) and model.get("Format") == "*"
-        run = replace(run, asked_precision="" if loaded else str(built.get("Precision", "")) or run.asked_precision)
+        run = replace(
+            run,
+            asked_precision=""
+            if loaded
+            else read_asked_precision(str(built.get("Precision", "")), "") or run.asked_precision,
+        )
     asked = raw.get("inference_options")
     if not isinstance(asked, dict):
         return run
@@ -284,13 +290,18 @@ def _with_logs(run: TrtexecRun, logs: Sequence[tuple[Path, TrtexecLog]]) -> Trte
     layers = next((log for log in any_log if log.layers), None)
     notes = [note for log in dict.fromkeys(map(id, any_log)) for one in any_log if id(one) == log for note in one.notes]
     passes = next((log.build for _, log in logs if log.build.passes), built.build)
+    toggles, source = (timed.toggles, "its own log") if timed.has_options else (run.toggles, run.toggles_source)
+    if toggles == Toggles() and timed.command_toggles != Toggles():
+        release = timed.version.partition(".")[0]
+        toggles, source = timed.command_toggles, f"its command line and the defaults of trtexec {release}"
     dumped = built.build.layers or next((log.build.layers for _, log in logs if log.build.layers), ())
     return replace(
         run,
         log=replace(passes, layers=dumped),
         version=next((log.version for log in any_log if log.version), run.version),
-        toggles=timed.toggles if timed.has_options else run.toggles,
-        toggles_source="its own log" if timed.has_options else run.toggles_source,
+        toggles=toggles,
+        toggles_source=source,
+        streams=timed.streams,
         gpu=next((log.gpu for log in any_log if log.gpu), run.gpu),
         multiprocessors=next((log.multiprocessors for log in any_log if log.multiprocessors), run.multiprocessors),
         asked_precision=asked or run.asked_precision,
@@ -309,9 +320,9 @@ def _with_logs(run: TrtexecRun, logs: Sequence[tuple[Path, TrtexecLog]]) -> Trte
 def _timed_log(logs: Sequence[TrtexecLog]) -> TrtexecLog:
     """The log of the timed run: it loads the engine and has a summary, or at least one of the two."""
 
-    def rank(log: TrtexecLog) -> tuple[bool, bool, bool]:
-        # A run with --dumpProfile alone prints layer times and no summary of whole calls that compares.
-        return log.compute is not None, log.is_loaded, log.has_options
+    def rank(log: TrtexecLog) -> tuple[bool, bool, bool, bool]:
+        # With --dumpProfile, the profiler slows the calls that the summary is of.
+        return log.compute is not None, log.is_loaded, not log.layers, log.has_options
 
     return max(logs, key=rank)
 
@@ -327,7 +338,10 @@ def _check_one_engine(logs: Sequence[tuple[Path, TrtexecLog]]) -> None:
         raise InputError("a second log of a build for the same run", where=builds[1][0], mend=_OWN_PREFIX)
     timed = [(path, log) for path, log in logs if log.compute is not None and log.is_loaded]
     timed = timed or [(path, log) for path, log in logs if log.compute is not None]
+    timed = [(path, log) for path, log in timed if not log.layers] or timed
     if len(timed) > 1 and len({(log.compute.median_ms, log.compute.mean_ms) for _, log in timed if log.compute}) > 1:
+        if timed[0][0] == timed[1][0]:
+            raise InputError("holds the times of several runs", where=timed[0][0], mend="give each run its own file")
         raise InputError("a second log with times for the same run", where=timed[1][0], mend=_OWN_PREFIX)
     gpus = [(path, log.gpu) for path, log in logs if log.gpu]
     if len({gpu for _, gpu in gpus}) > 1:
@@ -343,12 +357,8 @@ def _with_precision(run: TrtexecRun) -> TrtexecRun:
 
 
 def _with_defaults(run: TrtexecRun) -> TrtexecRun:
-    """Fill in what the version's defaults tell, and what the times themselves show."""
-    major = int(run.version.partition(".")[0]) if run.version else None
+    """Fill in what the times themselves show."""
     toggles, source = run.toggles, run.toggles_source
-    if toggles == Toggles() and major is not None:
-        toggles = Toggles(transfers=major < 11, graph=major >= 11, spin=major >= 11)
-        source = f"the defaults of trtexec {major}; its log does not list the options"
     if toggles.transfers is None and run.compute_ms is not None:
         toggles = replace(toggles, transfers=run.latency_ms is not None)
         source = source or "the times themselves"

@@ -1,7 +1,8 @@
 """trtexec's own log, 7 to 11: options, shapes, performance summary, table of layer times, and the build's lines.
 
 Seen: shapes as `Input inference shape: x=1x3x224x224` (8.x), `... shape : x=...` (10.x), `Created input binding for x
-with dimensions ...` (8.2), `Input binding for x with dimensions ... is created.` (8.5 on). The summary is one line per
+with dimensions ...` (8.2), `Input binding for x with dimensions ... is created.` (8.5 on), `... and type fp32 is
+created.` (10.16). The summary is one line per
 quantity from 8.0 on, a block of lines in 7.x. The table names the layer first up to 8.5 and last from 8.6 on; medians
 from 8.4 on.
 """
@@ -18,7 +19,9 @@ from nm2trt.evidence.text import LogLine
 from nm2trt.evidence.trtexec_options import (
     Toggles,
     parse_version,
+    read_asked_precision,
     read_command_shapes,
+    read_command_toggles,
     read_sizes,
     read_toggles,
     read_version,
@@ -31,21 +34,22 @@ _ENDED = re.compile(r"&&&& (?P<how>PASSED|FAILED|WAIVED) TensorRT\.trtexec")
 _OPTION_KEYS = frozenset(
     {
         "Data transfers", "Spin-wait", "CUDA Graph", "Precision", "Format", "Batch", "Selected Device", "SMs",
-        "Input inference shapes", "TensorRT version", "Streams",
+        "Input inference shapes", "TensorRT version", "Streams", "Inference Streams",
     }
 )  # fmt: skip
 _SHAPE = r"(?P<sizes>\d+(?:x\d+)*|)"
 _INFERENCE_SHAPE = re.compile(rf"Input inference shape ?: ?(?P<name>.+)={_SHAPE}\s*$")
 _BINDING = re.compile(
-    r"(?:Created input binding for|Input binding for) (?P<name>.+?) with dimensions (?P<sizes>\d+(?:x\d+)*)"
-    r"(?: is created\.?|\s*$)"
+    r"(?:Created input binding for|Input binding for) (?P<name>.+?) with dimensions (?P<sizes>\d+(?:x\d+)*|)"
+    r"(?: and type \w+)?(?: is created\.?|\s*$)"
 )
+_SET = re.compile(r"Set shape of input tensor (?P<name>.+?) to: (?P<sizes>\d+(?:x\d+)*)\s*$")
 _OVERRIDDEN = re.compile(
     r"(?:required for input:? (?P<name>\S+?),? but no shapes were provided\. Automatically overriding shape to:? )"
     r"(?P<sizes>\d+(?:x\d+)*)"
 )
 _METRIC = re.compile(
-    r"^\s*(?P<what>GPU Compute(?: Time)?|(?:Host )?Latency|Enqueue Time|H2D Latency|D2H Latency): (?P<rest>min = .*)$"
+    r"^\s*(?P<what>GPU Compute(?: Time)?|(?:Host )?Latency|Enqueue Time|H2D Latency|D2H Latency): +(?P<rest>min = .*)$"
 )
 _VALUE = re.compile(
     r"(?P<key>min|max|mean|median|percentile)(?:\((?P<at>[\d.]+)%\))? = (?P<value>[\d.]+(?:e[+-]?\d+)?) ?ms"
@@ -53,6 +57,7 @@ _VALUE = re.compile(
 _OLD_PERCENTILE = re.compile(r"percentile: (?P<value>[\d.]+) ms at (?P<at>[\d.]+)%")
 _OLD_VALUE = re.compile(r"^\s*(?P<key>min|max|mean|median): (?P<value>[\d.]+) ms")
 _OLD_BLOCKS = ("Host Latency", "Host latency", "GPU Compute", "Enqueue Time")
+_LONGEST_SUMMARY = 2000
 _THROUGHPUT = re.compile(r"^\s*[Tt]hroughput: (?P<value>[\d.]+(?:e[+-]?\d+)?) qps")
 _TRACE = re.compile(r"Timing trace has (\d+) queries over")
 _TABLE_HEAD = re.compile(r"\s*(?:Time\(ms\)\s.*\sLayer|Layer\s+Time \(ms\)\s.*Time %)\s*$")
@@ -83,6 +88,11 @@ class TrtexecLog:
     version: str = ""
     command: str = ""
     toggles: Toggles = field(default_factory=Toggles)
+    """As the list of options has them."""
+    command_toggles: Toggles = field(default_factory=Toggles)
+    """As the command line and the defaults of the release have them."""
+    streams: int | None = None
+    """Concurrent streams of calls."""
     gpu: str = ""
     multiprocessors: int | None = None
     precision: str = ""
@@ -129,10 +139,22 @@ def read_trtexec_logs(lines: Iterable[LogLine]) -> list[TrtexecLog]:
             reader = reader if reader is not None else _RunReader()
             reader.start(running)
         else:
+            if reader is not None and reader.has_compute and _is_compute(line.text):
+                # Summaries of several runs in one text, without trtexec's first lines between them.
+                logs.append(reader.finish())
+                reader = None
             if reader is None:
                 reader = _RunReader()
             reader.feed(line)
     return [*logs, (reader or _RunReader()).finish()]
+
+
+def _is_compute(text: str) -> bool:
+    """Whether a line begins a summary of GPU compute times."""
+    if "GPU Compute" not in text:
+        return False
+    metric = _METRIC.match(text)
+    return text.strip() == "GPU Compute" or (metric is not None and metric["what"].startswith("GPU"))
 
 
 def join_logs(logs: list[TrtexecLog]) -> TrtexecLog:
@@ -160,11 +182,16 @@ class _RunReader:
         self._bound: dict[str, tuple[int, ...]] = {}
         self._overridden: dict[str, tuple[int, ...]] = {}
         self._metrics: dict[str, dict[str, float]] = {}
-        self._metric = self._block = ""
+        self._metric = self._metric_text = self._block = ""
         self._queries_per_s: float | None = None
         self._samples: int | None = None
         self._table: ProfileTable | None = None
         self._failed = False
+
+    @property
+    def has_compute(self) -> bool:
+        """Whether a summary of GPU compute times was read."""
+        return "median" in self._metrics.get("GPU Compute", {})
 
     def start(self, running: re.Match[str]) -> None:
         """Begin with trtexec's first line."""
@@ -214,6 +241,7 @@ class _RunReader:
         version = self._version or parse_version(options.get("TensorRT version", ""))
         loaded = options.get("Format") == "*" or "--loadEngine" in self._command
         sms, batch = options.get("SMs", ""), options.get("Batch", "")
+        streams = options.get("Inference Streams", options.get("Streams", ""))
         toggles = read_toggles(options)
         table = self._table.finish() if self._table is not None else ((), 0)
         command_shapes, command_batch = read_command_shapes(self._command)
@@ -225,9 +253,11 @@ class _RunReader:
             version=version,
             command=self._command,
             toggles=toggles,
+            command_toggles=read_command_toggles(self._command, version),
+            streams=int(streams) if streams.isdigit() and len(streams) < 6 else None,
             gpu=options.get("Selected Device", ""),
             multiprocessors=int(sms) if sms.isdigit() and len(sms) < 6 else None,
-            precision="" if loaded else options.get("Precision", ""),
+            precision="" if loaded else read_asked_precision(options.get("Precision", ""), self._command),
             is_loaded=loaded,
             shapes={**command_shapes, **self._overridden, **self._asked, **self._bound},
             # "Batch: 1" is also printed where the engine has no implicit batch.
@@ -255,6 +285,7 @@ class _RunReader:
             (_INFERENCE_SHAPE, self._asked),
             (_BINDING, self._bound),
             (_OVERRIDDEN, self._overridden),
+            (_SET, self._overridden),
         ):
             match = pattern.search(text)
             if match is not None:
@@ -281,7 +312,9 @@ class _RunReader:
             values[old["key"] if "key" in old.groupdict() else old["at"]] = float(old["value"])
             return
         if self._metric and (metric is not None or not line.is_message):
-            for value in _VALUE.finditer(text):
+            # The rest of a line that a terminal broke, maybe within a number.
+            self._metric_text = text if metric is not None else self._metric_text[-_LONGEST_SUMMARY:] + text
+            for value in _VALUE.finditer(self._metric_text):
                 self._metrics[self._metric][value["at"] or value["key"]] = _float(value["value"])
         elif line.is_message:
             self._metric = ""

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _TOGGLES = {"Data transfers": "transfers", "CUDA Graph": "graph", "Spin-wait": "spin"}
+_PRECISIONS = {"--fp16": "FP16", "--bf16": "BF16", "--fp8": "FP8", "--int8": "INT8", "--int4": "INT4"}
+_TYPES = re.compile(r"\b(?:FP|BF|TF|INT)\d", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,37 @@ def read_toggles(options: Mapping[str, str]) -> Toggles:
     return Toggles(**found)
 
 
+def read_command_toggles(command: str, version: str) -> Toggles:
+    """What a command line and the defaults of its release say of its times; nothing where one of them is missing."""
+    if not command or not version:
+        return Toggles()
+    flags = set(_words(command))
+    if int(version.partition(".")[0]) < 11:
+        return Toggles("--noDataTransfers" not in flags, "--useCudaGraph" in flags, "--useSpinWait" in flags)
+    return Toggles("--includeDataTransfers" in flags, "--noCudaGraph" not in flags, "--noSpinWait" not in flags)
+
+
+def read_asked_precision(printed: str, command: str) -> str:
+    """Types that the builder was allowed, as "FP32+FP16"; empty where the network alone decides ("Strongly Typed").
+
+    Args:
+        printed: As the list of options has it; empty where there is no list.
+        command: The command line, which decides then.
+    """
+    if printed:
+        return printed if _TYPES.search(printed) is not None else ""
+    flags = set(_words(command))
+    found = [word for flag, word in _PRECISIONS.items() if flag in flags]
+    return "+".join(("FP32", *found)) if found and "--stronglyTyped" not in flags else ""
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
 def read_sizes(text: str) -> tuple[int, ...]:
     """(32, 3, 224, 224) of 32x3x224x224."""
     return tuple(int(size) for size in text.split("x") if size.isdigit() and len(size) < 12)
@@ -53,11 +86,7 @@ def read_shapes(text: str) -> dict[str, tuple[int, ...]]:
 
 def read_command_shapes(command: str) -> tuple[dict[str, tuple[int, ...]], int | None]:
     """Shapes and implicit batch that a command line asks for; with --optShapes alone, trtexec times those."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    options = {key: value for word in words for key, equals, value in [word.partition("=")] if equals}
+    options = {key: value for word in _words(command) for key, equals, value in [word.partition("=")] if equals}
     shapes = read_shapes(options.get("--shapes") or options.get("--optShapes") or "")
     batch = options.get("--batch", "")
     return shapes, int(batch) if batch.isdigit() and 0 < len(batch) < 9 else None

@@ -45,6 +45,8 @@ def _differences(one: TrtexecRun, other: TrtexecRun) -> list[tuple[str, str, str
         found.append(("GPU", one.gpu, other.gpu))
     if one.version and other.version and _release(one.version) != _release(other.version):
         found.append(("TensorRT", one.version, other.version))
+    if one.streams and other.streams and one.streams != other.streams:
+        found.append(("inference streams", str(one.streams), str(other.streams)))
     for what, a, b in (
         ("data transfers", one.toggles.transfers, other.toggles.transfers),
         ("CUDA graph", one.toggles.graph, other.toggles.graph),
@@ -95,4 +97,8 @@ def comparison_notes(runs: Mapping[ArmName, TrtexecRun]) -> list[str]:
             unknown_things.append(f"{what} ({', '.join(unknown)})")
     if unknown_things:
         notes.append(f"No file tells {', '.join(unknown_things)}, so nothing shows that the runs are alike in that.")
+    names = {frozenset(run.shapes) for run in runs.values() if run.shapes}
+    if len(names) > 1 and frozenset.intersection(*names):
+        lists = " and ".join(", ".join(sorted(one)) for one in sorted(names, key=sorted))
+        notes.append(f"The runs tell shapes of different inputs ({lists}): those of the others are not compared.")
     return notes

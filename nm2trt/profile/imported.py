@@ -28,15 +28,17 @@ from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.errors import ConfigError
 from nm2trt.evidence.layer_table import TableRow, read_layer_table
 from nm2trt.evidence.layers import engine_evidence
+from nm2trt.evidence.names import split_profile
 from nm2trt.evidence.trtexec import TrtexecRun, read_trtexec
 from nm2trt.profile import statistics
 from nm2trt.profile.comparable import check_comparable, comparison_notes
 from nm2trt.profile.inspected import work_of
-from nm2trt.profile.layers import Network, layers_record, network_of, summarised
+from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layers import Network, layers_record, network_of
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
 from nm2trt.profile.runner import LayerTimes
-from nm2trt.profile.trtexec_batch import batch_record
+from nm2trt.profile.trtexec_batch import batch_record, is_timed
 from nm2trt.profile.wording import Kernels
 
 _UNPAIRED = (
@@ -96,7 +98,7 @@ def import_trtexec(
         roofline=known_roofline(first.gpu, precision),
         headline=words,
         facts=_facts(kernels, words, f"trtexec {first.version}".strip(), compared=record is not None and len(runs) > 1),
-        notes=_notes(runs, record),
+        notes=(*_notes(runs, record), *_batch_notes(runs, size)),
         command=_command(paths, model, size if batch else None),
         host=host_record(),
     )
@@ -120,7 +122,7 @@ def _layers(
     work = {name: one for run in runs.values() for name, one in work_of(run.inspection).items()}
     network = replace(network, work={} if network.geometry else work)
     evidence: dict[str, tuple[LayerEvidence, ...]] = {
-        arm: engine_evidence(run.inspection, run.log, network.graph).layers
+        arm: engine_evidence(run.inspection, run.log, network.graph, profile=_timed_profile(run)).layers
         for arm, run in runs.items()
         if arm in tables and (run.inspection is not None or run.log is not None)
     }
@@ -141,6 +143,12 @@ def _layers(
         source=f"trtexec's profile, {either.iterations} iterations, {'medians' if by_median else 'means'}",
         seed=seed,
     )
+
+
+def _timed_profile(run: TrtexecRun) -> int | None:
+    """Optimization profile of the layers that were timed; None where several were."""
+    numbers = {split_profile(layer.name)[1] for layer in run.layers}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _medians(run: TrtexecRun) -> tuple[float, float]:
@@ -175,7 +183,9 @@ def _kernels(runs: Mapping[ArmName, TrtexecRun], layers: LayersRecord | None) ->
     if sparse is None:
         return Kernels(exist=True)
     if layers is not None and layers.chosen is not None:
-        return Kernels(exist=True, chosen=layers.chosen, weighted=layers.weighted)
+        # Where the log lists what it chose, layers that hide their weights hide no sparse kernel.
+        hidden = layers.weights_unknown and not (sparse.log is not None and sparse.log.names_layers)
+        return Kernels(exist=True, chosen=layers.chosen or (None if hidden else 0), weighted=layers.weighted)
     if sparse.inspection is None and sparse.log is None:
         return Kernels(exist=True)
     found = engine_evidence(sparse.inspection, sparse.log)
@@ -196,10 +206,13 @@ def _headline(record: BatchRecord | None, layers: LayersRecord | None, runs: Map
         return f"{text} Layers: {layers.sentence}." if layers is not None and layers.net is not None else text
     if len(set(runs) - {"sparse-again"}) == 1:
         only = next(iter(runs))
-        timed = runs[only].summary
-        words = f" GPU compute median {timed.median_ms:.4g} ms." if timed is not None else ""
+        median_ms = _medians(runs[only])[1]
+        words = f" GPU compute median {median_ms:.4g} ms." if np.isfinite(median_ms) else ""
         return f"One engine was given ({only}), so nothing is compared.{words}"
-    return f"No times of whole calls were given. Layers: {layers.sentence}." if layers else "Nothing could be compared."
+    if layers is not None:
+        return f"No times of whole calls were given. Layers: {layers.sentence}."
+    without = [arm for arm in ("dense", "sparse") if not is_timed(runs[arm])]
+    return f"Nothing could be compared: no file tells times of the {' and the '.join(without)} run."
 
 
 def _network(run: TrtexecRun) -> NetworkRecord:
@@ -258,6 +271,13 @@ def _notes(runs: Mapping[ArmName, TrtexecRun], record: BatchRecord | None) -> tu
     if record is not None:
         notes.append(_UNPAIRED)
     return tuple(notes)
+
+
+def _batch_notes(runs: Mapping[ArmName, TrtexecRun], batch: int) -> list[str]:
+    told = sorted({run.batch for run in runs.values() if run.batch})
+    if not told or batch in told:
+        return []
+    return [f"The files tell batch {', '.join(map(str, told))}; batch {batch} was given and is taken."]
 
 
 def _facts(kernels: Kernels, words: str, where: str, *, compared: bool) -> Facts:

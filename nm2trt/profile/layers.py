@@ -17,6 +17,7 @@ from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.matching import OnnxNodes, match_name, onnx_nodes
 from nm2trt.profile import statistics
 from nm2trt.profile.inspected import Work
+from nm2trt.profile.layer_summary import summarised
 from nm2trt.profile.reasons import Setting, why_not_faster
 from nm2trt.profile.runner import LayerTimes, Runner
 
@@ -162,96 +163,6 @@ def layers_record(
     return summarised(rows, batch=setting.batch, source=source, calls=_calls([*dense, *sparse]), seed=seed)
 
 
-def summarised(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, calls: int, seed: int) -> LayersRecord:
-    """Add totals, and tell what also shows on layers without a sparse kernel from what does not."""
-    # Layers that only the dense arm has are other layers, not more of them.
-    is_pair = any(row.sparse_ms is not None for row in rows)
-    weighted = [row for row in rows if row.weighted and (row.sparse_ms is not None or not is_pair)]
-    matched = sum(row.dense_ms is not None and row.sparse_ms is not None for row in weighted)
-    chosen = sum(row.chosen is True for row in weighted)
-    is_seen = bool(weighted) and all(row.chosen is not None for row in weighted)
-    dense_ms, sparse_ms = (sum(getattr(row, key) or 0.0 for row in rows) for key in ("dense_ms", "sparse_ms"))
-    with_kernel = _over(rows, seed, chosen=True)
-    without_kernel = _over(rows, seed, chosen=False)
-    net = None
-    if with_kernel is not None and without_kernel is not None and sparse_ms:
-        total = dense_ms / sparse_ms
-        net = RatioRecord(
-            value=total / without_kernel.value, low=total / without_kernel.high, high=total / without_kernel.low
-        )
-    record = LayersRecord(
-        batch=batch,
-        source=source,
-        calls=calls,
-        layers=tuple(rows),
-        dense_ms=dense_ms,
-        sparse_ms=sparse_ms,
-        weighted=len(weighted),
-        eligible=_count([row.eligible for row in weighted]),
-        matched=matched,
-        chosen=chosen if chosen or is_seen else None,
-        with_kernel=with_kernel,
-        without_kernel=without_kernel,
-        net=net,
-        sentence="",
-    )
-    return record.model_copy(update={"sentence": _sentence(record)})
-
-
-def _count(states: Sequence[bool | None]) -> int | None:
-    known = [state for state in states if state is not None]
-    return sum(known) if known else None
-
-
-def _over(rows: Sequence[LayerTimeRecord], seed: int, *, chosen: bool) -> RatioRecord | None:
-    ratios = [row.ratio.value for row in rows if row.weighted and row.chosen is chosen and row.ratio is not None]
-    return statistics.median_ratio(ratios, seed=seed) if len(ratios) > 1 else None
-
-
-def _sentence(record: LayersRecord) -> str:
-    total = f"sum of the layers {record.dense_ms:.4g} ms dense, {record.sparse_ms:.4g} ms sparse"
-    if not record.sparse_ms or not record.dense_ms:
-        only = record.sparse_ms or record.dense_ms
-        ran = f", of which {record.chosen} run sparse kernels" if record.chosen is not None else ""
-        words = f"{record.weighted} layers with weights{ran}, sum of the layers {only:.4g} ms"
-        return f"{words}; one engine, so nothing to compare"
-    without = record.without_kernel
-    if record.chosen is None:
-        return f"{total}; which kernels ran was not observed{_unmatched(record)}"
-    if record.chosen == 0:
-        words = f"{total}; no layer runs a sparse kernel"
-        return words + (f", and dense/sparse of their times is {_words(without)}" if without else _unmatched(record))
-    words = f"{record.chosen} of {record.weighted} layers with weights run sparse kernels"
-    if record.with_kernel is not None:
-        words += f"; on them dense/sparse is {_words(record.with_kernel)} (median)"
-    unseen = sum(row.weighted and row.chosen is None and row.sparse_ms is not None for row in record.layers)
-    words += f", of {unseen} it was not observed" if unseen else ""
-    if without is None:
-        return f"{words}; {total}{_unmatched(record)}"
-    words += f"; on the others, which run dense kernels in both arms, it is {_words(without)}"
-    if record.net is not None:
-        words += (
-            f". Of the {record.dense_ms / record.sparse_ms:.2f}x over all layers, sparse kernels account for "
-            f"{record.net.value:.2f}x; the rest shows without them, too (clocks, power, another build)"
-        )
-    return words
-
-
-def _unmatched(record: LayersRecord) -> str:
-    if not record.weighted or record.matched == record.weighted:
-        return ""
-    if not record.matched:
-        return (
-            "; no layer of the dense run could be matched with one of the sparse run: their names differ, as in "
-            "networks that were exported apart"
-        )
-    return f"; {record.weighted - record.matched} of them have no counterpart in the dense run"
-
-
-def _words(ratio: RatioRecord) -> str:
-    return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
 def _calls(layers: Sequence[LayerTimes]) -> int:
     return min((len(layer.times_ms) for layer in layers), default=0)
 
@@ -279,7 +190,7 @@ def _row(
     chosen = _chosen(seen, setting, weighted=bool(products) or _has_weights(seen))
     either = row.sparse or row.dense
     work = [network.work[layer.name] for layer in either if layer.name in network.work]
-    weighted = bool(products or work) or _has_weights(seen)
+    weighted = True if products or work else _weighted(seen, network)
     record = LayerTimeRecord(
         name=_name(products, either),
         type=" + ".join(dict.fromkeys(layer.type for layer in either if layer.type)),
@@ -316,6 +227,15 @@ def _name(products: Sequence[LayerGeometry], layers: Sequence[LayerTimes]) -> st
     if names:
         return " + ".join(names[:3]) + (f" + {len(names) - 3} more" if len(names) > 3 else "")
     return layers[0].name
+
+
+def _weighted(seen: Sequence[LayerEvidence], network: Network) -> bool | None:
+    """Whether layers that run none of the network's known products have weights; None where nothing shows it."""
+    if _has_weights(seen):
+        return True
+    if network.geometry or (seen and all(one.weighted is False for one in seen)):
+        return False
+    return None
 
 
 def _has_weights(seen: Sequence[LayerEvidence]) -> bool:

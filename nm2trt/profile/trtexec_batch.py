@@ -22,15 +22,16 @@ def batch_record(runs: Mapping[ArmName, TrtexecRun], batch: int, kernels: Kernel
 
     Where a run has only trtexec's summary, all are compared by medians: two runs, no interval, no finding.
     """
-    if any(name not in runs or not _is_timed(runs[name]) for name in ("dense", "sparse")):
+    if any(name not in runs or not is_timed(runs[name]) for name in ("dense", "sparse")):
         return None
-    timed = {name: run for name, run in runs.items() if _is_timed(run)}
+    timed = {name: run for name, run in runs.items() if is_timed(run)}
     if all(run.compute_ms is not None and run.compute_ms.size for run in timed.values()):
         return _from_calls(timed, batch, kernels, seed)
     return _from_summaries(timed, batch, kernels)
 
 
-def _is_timed(run: TrtexecRun) -> bool:
+def is_timed(run: TrtexecRun) -> bool:
+    """Whether a file tells GPU compute times of whole calls."""
     if run.compute_ms is not None and run.compute_ms.size:
         return float(np.median(run.compute_ms)) > 0
     return run.summary is not None and run.summary.median_ms > 0 and run.summary.mean_ms > 0

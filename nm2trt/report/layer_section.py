@@ -61,8 +61,8 @@ def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _badge(state: bool | None, *, weighted: bool) -> Cell:
-    if not weighted:
+def _badge(state: bool | None, *, weighted: bool | None) -> Cell:
+    if weighted is False:
         return ""
     return Badge("not seen", "unknown") if state is None else Badge("yes", "good") if state else Badge("no")
 

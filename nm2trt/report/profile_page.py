@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from nm2trt.artifacts import NetworkRecord, ReportDocument
+from nm2trt.artifacts.ratio import RatioRecord
 from nm2trt.artifacts.report import has_zeros
 from nm2trt.report.latency_section import contrasts_section, device_section, latency_section
 from nm2trt.report.layer_section import layer_times_section, load_section
@@ -41,12 +42,16 @@ def _subtitle(report: ReportDocument) -> str:
     return " · ".join(part for part in known if part)
 
 
+def _interval(ratio: RatioRecord) -> str:
+    return f"[{ratio.low:.3f}, {ratio.high:.3f}]" if math.isfinite(ratio.high) else "no interval"
+
+
 def _key_figures(report: ReportDocument) -> list[KeyFigure]:
     figures = [
         KeyFigure(
             f"{batch.ratio.value:.3f}x",
             f"{batch.baseline} / sparse, batch {batch.label}",
-            f"[{batch.ratio.low:.3f}, {batch.ratio.high:.3f}], {_noise(batch.noise_floor)}",
+            f"{_interval(batch.ratio)}, {_noise(batch.noise_floor)}",
         )
         for batch in report.batches[:3]
         if len(batch.arms) > 1

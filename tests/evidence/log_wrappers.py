@@ -3,6 +3,7 @@
 import base64
 import bz2
 import gzip
+import html
 import json
 import lzma
 
@@ -81,6 +82,43 @@ TERMINAL = {
 }
 WRAPPERS = {**PREFIXES, **JSON_LINES, **TERMINAL}
 
+PLATFORMS = {
+    "buildkit": each(lambda i, line: f"#12 {1 + i * 0.37:.3f} {line}"),
+    "colored compose": each(lambda i, line: f"\x1b[33mtrt_1  |\x1b[0m {line}\r"),
+    "compose in github": each(lambda i, line: f"{stamp(i)[:27]}Z trt-1  | {line}"),
+    "buildkit in github": each(lambda i, line: f"{stamp(i)[:27]}Z #9 {1 + i * 0.2:.1f} {line}"),
+    "json in containerd": each(lambda i, line: f"{stamp(i)} stdout F {json.dumps({'level': 'INFO', 'msg': line})}"),
+    "tracing": each(lambda i, line: json.dumps({"timestamp": stamp(i), "fields": {"message": line}, "target": "trt"})),
+    "cloudwatch": each(lambda i, line: f"{stamp(i)[:19]}.000000+00:00 trt/build/0a1b2c3d {line}"),
+    "gitlab": each(lambda i, line: f"{stamp(i)[:26]}Z 00O {line}"),
+    "buildkite": each(lambda i, line: f"\x1b_bk;t={1690000000000 + i}\x07{line}"),
+    "ts": each(lambda i, line: f"Sep 26 10:{i // 60 % 60:02}:{i % 60:02} {line}"),
+    "srun": each(lambda i, line: f"0: {line}"),
+    "mpirun": each(lambda i, line: f"[1,0]<stdout>:{line}"),
+    "torchrun": each(lambda i, line: f"[rank0]: {line}"),
+    "ray": each(lambda i, line: f"\x1b[36m(build pid=4711, ip=10.0.0.3)\x1b[0m {line}"),
+    "loguru": each(lambda i, line: f"{stamp(i)[:10]} {stamp(i)[11:23]} | INFO     | builder:run:42 - {line}"),
+    "rich": each(lambda i, line: f"[10:{i // 60 % 60:02}:{i % 60:02}] INFO     {line}"),
+    "absl": each(lambda i, line: f"I0926 10:{i // 60 % 60:02}:{i % 60:02}.000000 140735 build.py:33] {line}"),
+    "grep": each(lambda i, line: f"logs/build.log:{i + 1}:{line}"),
+    "numbered": each(lambda i, line: f"{i + 1:6}\t{line}"),
+    "indented": each(lambda _, line: f"\t{line}"),
+}
+"""Prefixes of build services, launchers and loggers, most of them of no form that the readers know beforehand."""
+PAGES = {
+    "markdown": lambda lines: ["# My run", "", "```bash", *lines, "```", "", "Thanks!"],
+    "web page": each(lambda _, line: html.escape(line, quote=False)),
+    "script": lambda lines: [
+        'Script started on 2026-09-26 10:00:00+00:00 [COLUMNS="120"]',
+        *(f"{line}\r" for line in lines),
+        "Script done",
+    ],
+    "padded": each(lambda _, line: line.ljust(190)),
+    "152 columns": wrapped_at(152),
+    "237 columns": wrapped_at(237),
+}
+ALL = {**WRAPPERS, **PLATFORMS, **PAGES}
+
 ENCODINGS = {
     "utf-8": lambda text: text.encode(),
     "utf-8 with mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
@@ -96,5 +134,5 @@ def wrap(text, *names):
     """Put wrappers around a text, the first innermost."""
     lines = text.split("\n")
     for name in names:
-        lines = [piece for line in WRAPPERS[name](lines) for piece in line.split("\n")]
+        lines = [piece for line in ALL[name](lines) for piece in line.split("\n")]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -65,6 +66,22 @@ def test_the_log_speaks_where_kernels_have_no_name():
     assert (layers["inner"].type, layers["inner"].chosen) == ("", True)
     assert "build log only" in layers["inner"].why
     assert (found.log_eligible, found.log_chosen) == (3, 2)
+
+
+def test_the_log_of_another_engine_adds_no_layers():
+    layers, found = judge([layer("x", SPARSE, 1), layer("y", DENSE, 0)], LOG)
+    assert list(layers) == ["x", "y"]
+    assert any("none of the 3 layers that the log lists is one of the engine's" in note for note in found.notes)
+    hidden, _ = judge([layer("x", SPARSE, 1), layer("{ForeignNode[q...z]}", kind="Myelin")], LOG)
+    assert list(hidden)[2:] == ["a", "b + r", "inner"]
+
+
+@pytest.mark.parametrize(("profile", "number"), [(None, 0), (1, 1), (7, 0)])
+def test_the_layers_of_the_profile_that_was_timed(profile, number):
+    raw = [layer(f"{name} [profile {at}]", SPARSE if at else DENSE, 1) for at in (0, 1) for name in ("a", "b")]
+    found = engine_evidence(parse_inspection({"Layers": raw}), None, profile=profile)
+    assert [one.name for one in found.layers] == [f"a [profile {number}]", f"b [profile {number}]"]
+    assert all(one.chosen is bool(number) for one in found.layers)
 
 
 def test_layers_inside_a_foreign_node_are_found_in_the_log_by_their_nodes():

@@ -68,6 +68,47 @@ def test_a_layer_file_is_no_log_and_a_text_is_neither(tmp_path):
         read_inspection(tmp_path / "b.log")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda layers: json.dumps(layers),
+        lambda layers: json.dumps([json.dumps(layer) for layer in layers]),
+        lambda layers: json.dumps(json.dumps({"Layers": layers})),
+        lambda layers: "\n".join(json.dumps(layer) for layer in layers),
+        lambda layers: "\n".join(json.dumps(layer, indent=2) for layer in layers) + "\n",
+        lambda layers: ",\n".join(json.dumps(layer) for layer in layers),
+    ],
+)
+def test_the_inspectors_layers_however_a_script_wrote_them(tmp_path, form):
+    path = tmp_path / "layers"
+    path.write_text(form([CONV | {"Name": f"conv{index}"} for index in range(3)]))
+    found = read_inspection(path)
+    assert [layer.name for layer in found.layers] == ["conv0", "conv1", "conv2"]
+    assert all(layer.has_sparse_weights for layer in found.layers)
+
+
+def test_one_layer_alone_is_a_layer_file(tmp_path):
+    path = tmp_path / "layer"
+    path.write_text(json.dumps(CONV))
+    assert [layer.name for layer in read_inspection(path).layers] == ["conv1"]
+
+
+def test_documents_of_other_kinds_behind_one_another_are_no_layers(tmp_path):
+    path = tmp_path / "both"
+    path.write_text(json.dumps(CONV) + "\n" + json.dumps({"a": 1}))
+    with pytest.raises(InputError, match="holds more than one JSON document"):
+        recognize(path)
+
+
+def test_lines_of_a_log_in_a_list_without_line_feeds_are_lines(tmp_path):
+    path = tmp_path / "result.json"
+    lines = ["&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --onnx=n.onnx",
+             "[I] [TRT] (Sparsity) Found 3 layer(s) eligible to use sparse tactics: a, b",
+             "[I] [TRT] (Sparsity) Chose 0 layer(s) using sparse tactics:, a"]  # fmt: skip
+    path.write_text(json.dumps({"format": "trt_fp16", "meta": {"sparsity_lines": lines}}))
+    assert read_log(path).eligible == {"a": True, "b": False}
+
+
 def test_layers_within_a_log_are_read_as_layers(tmp_path):
     path = tmp_path / "both.txt"
     layers = json.dumps(FILES[FileKind.LAYERS])

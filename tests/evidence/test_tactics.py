@@ -13,6 +13,8 @@ SPARSE = [
     "ampere_int8_i16864gemm_sp_int8_256x128_ldg16_relu_stages_128x3_nt_v1",
     "sm80_xmma_sparse_gemm_f16f16_f16f32_f32_tt_t_tilesize128x128x64_stage3_warpsize2x2x1_spten",
     "cutlass3x_sm90_sptensorop_s64x128x64spgemm_f16_f16_f32",
+    "ampere_sp_fp16_s16832gemm_fp16_128x128",
+    "void cutlass::Kernel<cutlass::gemm::kernel::SparseGemm<cutlass::gemm::threadblock::SparseMmaMultistage> >",
 ]
 DENSE = [
     "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc_tilesize256x64x32_stage3_g1_tensor16x8x16",

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from log_wrappers import ENCODINGS, JSON_LINES, PACKINGS, PREFIXES, TERMINAL, WRAPPERS, wrap
+from log_wrappers import ALL, ENCODINGS, JSON_LINES, PACKINGS, PLATFORMS, PREFIXES, TERMINAL, WRAPPERS, wrap
 
 from nm2trt.errors import InputError
 from nm2trt.evidence.recognize import FileKind, recognize
@@ -42,6 +42,29 @@ Layer(CaskConvolution): /c2/Conv + /c2/Relu, Tactic: 0x00000000000000a2, a (Half
 [09/26/2026-10:00:09] [I] Throughput: 3210.5 qps
 [09/26/2026-10:00:09] [I] GPU Compute Time: min = 0.29 ms, max = 0.42 ms, mean = 0.305 ms, median = 0.301 ms, percentile(90%) = 0.31 ms, percentile(95%) = 0.32 ms, percentile(99%) = 0.33 ms
 &&&& PASSED TensorRT.trtexec [TensorRT v101401] [b48] # trtexec --onnx=net.onnx"""  # noqa: E501
+
+
+QUIET = "\n".join(line for line in LOG.split("\n") if "[V]" not in line and not line.startswith("Layer("))
+OLDER = """\
+&&&& RUNNING TensorRT.trtexec [TensorRT v8503] # trtexec --onnx=r.onnx --fp16 --sparsity=enable --shapes=input:8x3x224x224
+[05/09/2022-06:10:30] [I] === Build Options ===
+[05/09/2022-06:10:30] [I] Precision: FP32+FP16
+[05/09/2022-06:10:30] [I] Input inference shape: input=8x3x224x224
+[05/09/2022-06:10:30] [I] Spin-wait: Disabled
+[05/09/2022-06:10:30] [I] Selected Device: NVIDIA GeForce RTX 3090
+[05/09/2022-06:10:31] [W] [TRT] weights.cpp:369: The model has INT64 weights, which this release does not support natively. Attempting to cast them down to INT32.
+[05/09/2022-06:10:41] [I] [TRT] (Sparsity) Layers eligible for sparse math: Conv_0 + Relu_1, Conv_3 + Relu_4, Conv_5 + Relu_6, Conv_7, Conv_8 + Add_9 + Relu_10, Conv_11 + Relu_12, Gemm_121
+[05/09/2022-06:10:41] [I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: Conv_5 + Relu_6, Conv_8 + Add_9 + Relu_10
+[05/09/2022-06:10:42] [I] Engine built in 10.1935 sec.
+[05/09/2022-06:10:42] [I] Created input binding for input with dimensions 8x3x224x224
+[05/09/2022-06:10:45] [I] === Performance summary ===
+[05/09/2022-06:10:45] [I] Throughput: 332.1 qps
+[05/09/2022-06:10:45] [I] GPU Compute Time: min = 2.9 ms, max = 3.3 ms, mean = 3.0 ms, median = 2.98 ms, percentile(99%) = 3.2 ms"""  # noqa: E501
+LEGACY = """\
+[TensorRT] INFO: (Sparsity) Layers eligible for sparse math: Conv_0, Conv_3
+[TensorRT] INFO: (Sparsity) TRT inference plan picked sparse implementation for layers: Conv_3
+[TensorRT] INFO: Detected 1 inputs and 1 output network tensors."""
+LOGS = {"verbose": LOG, "quiet": QUIET, "older": OLDER, "legacy": LEGACY}
 
 
 def summary_of(lines):
@@ -81,9 +104,10 @@ def test_the_plain_log_holds_what_the_others_are_held_against():
     assert [layer.median_ms for layer in found["profile"][0]] == [0.199, 0.099]
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_each_wrapper_alone_changes_nothing(name):
-    assert summary_of(normalize(wrap(LOG, name).split("\n"))) == plain()
+@pytest.mark.parametrize("log", LOGS)
+@pytest.mark.parametrize("name", ALL)
+def test_each_wrapper_alone_changes_nothing(name, log):
+    assert summary_of(normalize(wrap(LOGS[log], name).split("\n"))) == summary_of(normalize(LOGS[log].split("\n")))
 
 
 BREAKS = {name for name in TERMINAL if "columns" in name} | {"cri"}
@@ -133,6 +157,75 @@ def test_any_composition_of_wrappers_changes_nothing(tmp_path_factory, names, en
     path.write_bytes(data)
     assert recognize(path).kind is FileKind.LOG
     assert summary_of(recognize(path).lines()) == plain()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(list(LOGS)),
+    st.lists(st.sampled_from([*PLATFORMS, *PREFIXES, *JSON_LINES]), min_size=1, max_size=2, unique=True),
+    st.sampled_from(["colors", "carriage returns", "web page", "script", ""]),
+    st.sampled_from(list(ENCODINGS)),
+    st.sampled_from(list(PACKINGS)),
+)
+def test_platforms_within_one_another_change_nothing(tmp_path_factory, log, names, last, encoding, packing):
+    """As docker compose with colors within GitHub Actions, with CR LF, in UTF-16, packed by gzip."""
+    text = wrap(LOGS[log], *names, *([last] if last else []))
+    path = tmp_path_factory.mktemp("log") / "x"
+    path.write_bytes(PACKINGS[packing](ENCODINGS[encoding](text + "\n")))
+    assert summary_of(recognize(path).lines()) == summary_of(normalize(LOGS[log].split("\n")))
+
+
+@pytest.mark.parametrize("log", ["quiet", "older", "legacy"])
+@pytest.mark.parametrize("columns", ["80 columns", "100 columns", "152 columns"])
+@pytest.mark.parametrize("prefix", ["docker compose", "github", "jenkins", "python", "buildkit", "rich", "loguru"])
+def test_a_short_log_behind_a_prefix_that_a_terminal_broke(log, columns, prefix):
+    """The rest of a broken line has no prefix, and few lines are as long as the terminal is wide."""
+    assert summary_of(normalize(wrap(LOGS[log], prefix, columns).split("\n"))) == summary_of(
+        normalize(LOGS[log].split("\n"))
+    )
+
+
+NAMES = [
+    "Reformatting CopyNode for Input Tensor 0 to /features/features.0/features.0.0/Conv + PWN(/features.0/Clip)",
+    "/layer1/layer1.0/conv1/Conv + /layer1/layer1.0/relu/Relu",
+    "c2",
+    "{ForeignNode[/a/b/MatMul.../c/d/Add]}",
+    "3 x",
+]
+
+
+def name_last(header):
+    rows = [
+        f"{24 + i:11.2f}{0.24 + i / 100:13.4f}{0.23 + i / 100:13.4f}{10:10.1f}   {name}" for i, name in enumerate(NAMES)
+    ]
+    lines = ["=== Profile (100 iterations ) ===", "   Time(ms)     Avg.(ms)   Median(ms)   Time(%)   Layer", *rows]
+    return [f"{header}{line}" for line in (*lines, f"{120:11.2f}{1.2:13.4f}{1.15:13.4f}{100:10.1f}   Total", "")]
+
+
+def name_first(header):
+    width = max(map(len, NAMES)) + 2
+    rows = [f"{name:>{width}}{24 + i:12.2f}{0.24 + i / 100:17.4f}{10:9.1f}" for i, name in enumerate(NAMES)]
+    head = f"{'Layer':>{width}}   Time (ms)   Avg. Time (ms)   Time %"
+    lines = [
+        "=== Profile (100 iterations ) ===",
+        head,
+        *rows,
+        f"{'Total':>{width}}{120:12.2f}{1.2:17.4f}{100:9.1f}",
+        "",
+    ]
+    return [f"{header}{line}" for line in lines]
+
+
+@pytest.mark.parametrize("table", [name_last, name_first])
+@pytest.mark.parametrize("header", ["", "[09/26/2026-10:00:09] [I] "])
+@pytest.mark.parametrize(
+    "wrappers", [(), ("80 columns",), ("100 columns",), ("docker compose",), ("github", "80 columns")]
+)
+def test_tables_of_layer_times_keep_their_rows(table, header, wrappers):
+    """All rows of the older table are equally long, so their length is no terminal's width."""
+    lines = normalize(wrap("\n".join(table(header)), *wrappers).split("\n"))
+    found = [(layer.name, layer.average_ms) for layer in read_trtexec_log(lines).layers]
+    assert found == [(name, pytest.approx(0.24 + index / 100)) for index, name in enumerate(NAMES)]
 
 
 @given(st.text(max_size=400), st.lists(st.sampled_from(list(WRAPPERS)), max_size=2))

@@ -29,6 +29,10 @@ def read(text, *, version="8601", command="--onnx=n.onnx"):
         ("[I] Input binding for data with dimensions 8x3x32x32 is created.", {"data": (8, 3, 32, 32)}),
         ("[W] Dynamic dimensions required for input: x, but no shapes were provided. Automatically overriding shape to: 1x3x2x2",
          {"x": (1, 3, 2, 2)}),
+        ("[I] Input binding for data with dimensions 8x3x32x32 and type fp32 is created.", {"data": (8, 3, 32, 32)}),
+        ("[I] Input binding for n with dimensions  and type int64 is created.", {"n": ()}),
+        ("[I] Set shape of input tensor data to: 8x3x32x32", {"data": (8, 3, 32, 32)}),
+        ("[I] Set shape of input tensor data for optimization profile 0 to: MIN=1x3 OPT=4x3 MAX=8x3", {}),
         ("[I] Input inference shapes: model", {}),
         ("[I] Input build shape: x=1x3x2x2+4x3x2x2+8x3x2x2", {}),
         ("[I] Output binding for y with dimensions 8x10 is created.", {}),
@@ -220,6 +224,27 @@ def test_logs_of_two_engines_under_one_prefix_are_refused(tmp_path, first, secon
         read_trtexec(tmp_path)
 
 
+def test_a_log_of_layer_times_beside_the_timed_run_does_not_replace_its_times(tmp_path):
+    table = "[I] === Profile (9 iterations ) ===\n[I] Layer   Time (ms)   Avg. Time (ms)   Time %\n[I] c1   9.0   1.0   100.0\n"
+    slow = TIMED.replace("median = 2.06", "median = 3.06")
+    (tmp_path / "n.time.log").write_text(TIMED)
+    (tmp_path / "n.profile.log").write_text(slow.replace("[I] GPU Compute", f"{table}[I] GPU Compute", 1))
+    run = read_trtexec(tmp_path / "n")
+    assert run.summary is not None
+    assert f"median = {run.summary.median_ms}" in TIMED
+    assert [layer.name for layer in run.layers] == ["c1"]
+
+
+def test_copies_of_a_file_are_that_file(tmp_path):
+    for name, text in (("p.json", '[{"count": 3}, {"name": "a", "averageMs": 1.5}]'), ("t.json", '[{"computeMs": 2.5}]'),
+                       ("n.log", TIMED)):  # fmt: skip
+        (tmp_path / f"r.{name}").write_text(text)
+        (tmp_path / f"r.{name}.bak").write_text(text)
+    run = read_trtexec(tmp_path / "r")
+    assert run.compute_ms is not None
+    assert (len(run.layers), run.compute_ms.tolist()) == (1, [2.5])
+
+
 def test_two_layer_files_under_one_prefix_are_refused_unless_they_are_one(tmp_path):
     layers = '{"Layers": [{"Name": "a", "LayerType": "CaskConvolution"}]}'
     (tmp_path / "run.layers.json").write_text(layers)
@@ -248,3 +273,64 @@ def test_a_plan_and_other_files_beside_the_logs_are_left_alone(tmp_path):
     assert "net.engine.notes.txt" in run.notes[-1]
     with pytest.raises(InputError, match="none of these files is trtexec's"):
         read_trtexec(tmp_path / "net.engine.notes")
+
+
+@pytest.mark.parametrize(
+    ("version", "command", "expected"),
+    [
+        ("8601", "--onnx=n.onnx", (True, False, False)),
+        ("8601", "--onnx=n.onnx --noDataTransfers --useCudaGraph --useSpinWait", (False, True, True)),
+        ("101601", "--onnx=n.onnx --useCudaGraph", (True, True, False)),
+        ("110100", "--onnx=n.onnx", (False, True, True)),
+        ("110100", "--onnx=n.onnx --includeDataTransfers --noCudaGraph --noSpinWait", (True, False, False)),
+    ],
+)
+def test_without_a_list_of_options_the_command_line_tells_what_was_timed(version, command, expected):
+    toggles = read("", version=version, command=command).command_toggles
+    assert (toggles.transfers, toggles.graph, toggles.spin) == expected
+
+
+def test_without_command_and_options_nothing_tells_what_was_timed(tmp_path):
+    (tmp_path / "tail.log").write_text(
+        "[I] TensorRT version: 8.6.1\n[I] GPU Compute Time: min = 1 ms, max = 3 ms, mean = 2 ms, median = 2 ms\n"
+    )
+    run = read_trtexec(tmp_path / "tail.log")
+    assert run.version == "8.6.1"
+    assert run.toggles.words() == "data transfers not known, CUDA graph not known, spin wait not known"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "precision"),
+    [
+        ("--onnx=n.onnx --fp16", "", "FP32+FP16"),
+        ("--onnx=n.onnx --fp16 --int8", "", "FP32+FP16+INT8"),
+        ("--onnx=n.onnx", "", ""),
+        ("--onnx=n.onnx --best", "", ""),
+        ("--onnx=n.onnx --fp16", "[I] Precision: FP32\n", "FP32"),
+        ("--onnx=n.onnx --stronglyTyped", "[I] Precision: Strongly Typed\n", ""),
+        ("--onnx=n.onnx", "[I] Precision: FP32+FP16+INT8 (obey precision constraints)\n",
+         "FP32+FP16+INT8 (obey precision constraints)"),
+        ("--loadEngine=n.plan --fp16", "[I] Precision: FP32\n", ""),
+    ],
+)  # fmt: skip
+def test_the_precision_is_what_the_builder_was_allowed_or_not_known(command, option, precision):
+    assert read(option, command=command).precision == precision
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        "[I] GPU Compute Time: min = 1 ms, max = 3 ms, mean = {0} ms, median = {0} ms\n",
+        "=== Performance summary ===\nThroughput: 9 qps\n\nGPU Compute Time: min = 1 ms, max = 3 ms, mean = {0} ms, median = {0} ms\n",
+        "[I] GPU Compute\n[I] min: 1 ms\n[I] max: 3 ms\n[I] mean: {0} ms\n[I] median: {0} ms\n",
+    ],
+)
+def test_a_later_summary_in_the_same_text_does_not_replace_an_earlier_one(tmp_path, one):
+    path = tmp_path / "notes.md"
+    path.write_text("# Batch 1\n" + one.format(1.5) + "# Batch 4\n" + one.format(6.5))
+    with pytest.raises(InputError, match="holds the times of several runs; give each run its own file"):
+        read_trtexec(path)
+    path.write_text(one.format(1.5) * 2)
+    summary = read_trtexec(path).summary
+    assert summary is not None
+    assert summary.median_ms == 1.5

@@ -10,7 +10,8 @@ from small_networks import small_network
 from nm2trt.artifacts import LayerEvidence
 from nm2trt.artifacts.ratio import RatioRecord
 from nm2trt.artifacts.report_layers import LayerTimeRecord
-from nm2trt.profile.layers import Network, layer_tables, layers_record, matched, summarised
+from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layers import Network, layer_tables, layers_record, matched
 from nm2trt.profile.onnxruntime_layers import layer_times
 from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 from nm2trt.profile.reasons import Setting

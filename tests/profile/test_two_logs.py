@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import assert_one_error_line, nm2trt_inline
 
-from nm2trt.artifacts import ReportDocument
+from nm2trt.artifacts import FactState, ReportDocument
 from nm2trt.errors import InputError
 from nm2trt.profile.imported import TrtexecPaths, import_trtexec
 from nm2trt.report.profile_page import profile_page
@@ -77,6 +77,12 @@ def test_without_a_sparsity_line_nothing_is_said_of_kernels(tmp_path):
     assert report.facts.chosen.state.value == "unknown"
 
 
+def test_the_page_shows_no_interval_where_there_is_none(tmp_path):
+    page = profile_page(import_trtexec(pair(tmp_path)))
+    assert "no interval" in page
+    assert "inf]" not in page
+
+
 def test_a_second_sparse_run_is_said_and_gives_no_verdict(tmp_path):
     paths = pair(tmp_path)
     again = write(tmp_path / "again.log", median=2.05)
@@ -101,10 +107,54 @@ def test_runs_that_differ_in_more_than_the_engine_are_refused(tmp_path, changes,
     assert words in str(caught.value)
 
 
+def test_runs_with_other_numbers_of_streams_are_refused(tmp_path):
+    paths = pair(tmp_path)
+    for path, key, count in ((paths.dense, "Streams", 1), (paths.sparse, "Inference Streams", 4)):
+        path.write_text(
+            path.read_text().replace(
+                "[07/28/2026-08:45:30] [I] SMs",
+                f"[07/28/2026-08:45:30] [I] {key}: {count}\n[07/28/2026-08:45:30] [I] SMs",
+            )
+        )
+    with pytest.raises(InputError, match="inference streams: 1 in the dense run, 4 in the sparse run"):
+        import_trtexec(paths)
+
+
+def test_strongly_typed_runs_do_not_tell_their_precision(tmp_path):
+    changes = {"precision": "Strongly Typed"}
+    paths = TrtexecPaths(dense=write(tmp_path / "d.log", **changes), sparse=write(tmp_path / "s.log", **changes))
+    paths.dense.write_text(paths.dense.read_text().replace("--fp16 ", "--stronglyTyped "))
+    report = import_trtexec(paths)
+    assert report.precision == "precision not known"
+    assert any("No file tells precision (dense, sparse)" in note for note in report.notes)
+
+
 def test_times_of_zero_are_no_times(tmp_path):
     report = import_trtexec(pair(tmp_path, median=0))
     assert report.batches == []
-    assert report.headline == "Nothing could be compared."
+    assert report.headline == "Nothing could be compared: no file tells times of the sparse run."
+
+
+def test_a_log_without_a_summary_is_named(tmp_path):
+    paths = pair(tmp_path)
+    assert paths.dense is not None
+    text = paths.dense.read_text()
+    paths.dense.write_text(text[: text.index("[07/28/2026-08:45:44] [I] Timing trace")])
+    report = import_trtexec(paths)
+    assert report.batches == []
+    assert report.headline == "Nothing could be compared: no file tells times of the dense run."
+
+
+def test_a_batch_that_contradicts_the_files_is_said(tmp_path):
+    assert any("tell batch 32; batch 4 was given" in note for note in import_trtexec(pair(tmp_path), batch=4).notes)
+    assert not any("was given and is taken" in note for note in import_trtexec(pair(tmp_path), batch=32).notes)
+
+
+def test_inputs_that_only_one_log_tells_are_said(tmp_path):
+    paths = pair(tmp_path)
+    line = "[07/28/2026-08:45:30] [I] Input inference shape: mask=32x128\n"
+    paths.sparse.write_text(paths.sparse.read_text().replace("[07/28/2026-08:45:30] [I] Data", f"{line}[I] Data"))
+    assert any("different inputs (image and image, mask)" in note for note in import_trtexec(paths).notes)
 
 
 def test_another_patch_release_is_said(tmp_path):
@@ -177,6 +227,32 @@ def test_a_part_that_does_not_match_is_counted(tmp_path):
     layers = import_trtexec(TrtexecPaths(dense=dense, sparse=sparse), batch=1).layers
     assert (layers.weighted, layers.matched) == (2, 1)
     assert "1 of them have no counterpart in the dense run" in layers.sentence
+
+
+def test_layers_that_hide_their_weights_are_in_no_count(tmp_path):
+    for name, speed in (("dense", 1.0), ("sparse", 1.2)):
+        layers = [
+            {
+                "Name": "conv",
+                "LayerType": "CaskConvolution",
+                "HasSparseWeights": 1,
+                "TacticName": "sm80_xmma_fprop_gemm",
+            },
+            {"Name": "{ForeignNode[fc1...fc3]}", "LayerType": "Myelin"},
+            {"Name": "pool", "LayerType": "CaskPooling", "TacticName": "sm80_xmma_pooling"},
+        ]
+        times = [{"name": layer["Name"], "averageMs": 0.1, "medianMs": 0.1 / speed} for layer in layers]
+        (tmp_path / f"{name}.layers.json").write_text(json.dumps({"Layers": layers}))
+        (tmp_path / f"{name}.profile.json").write_text(json.dumps([{"count": 9}, *times]))
+    report = import_trtexec(TrtexecPaths(dense=tmp_path / "dense", sparse=tmp_path / "sparse"), batch=1)
+    assert report.layers is not None
+    assert (report.layers.weighted, report.layers.weights_unknown, report.layers.chosen) == (1, 1, 0)
+    assert "none of 1 layers with weights runs a sparse kernel (1 more do not show" in report.layers.sentence
+    assert report.facts.chosen.state == FactState.UNKNOWN
+    alone = import_trtexec(TrtexecPaths(sparse=tmp_path / "sparse.profile.json"), batch=1).layers
+    assert alone is not None
+    assert (alone.weighted, alone.weights_unknown) == (0, 3)
+    assert "which layers have weights is not known" in alone.sentence
 
 
 def test_the_command_takes_two_logs_dense_first(tmp_path):
