@@ -24,6 +24,7 @@ from nm2trt.serve.answers import Failure, RequestFailed
 from nm2trt.serve.check_metadata import Described, check_metadata
 from nm2trt.serve.check_outputs import Tally, ask_all, output_problems, outputs_record, unanswered
 from nm2trt.serve.client import TIMEOUT_S, Client, open_client
+from nm2trt.serve.index_probe import probe_ranges
 from nm2trt.serve.load import (
     Request,
     levels,
@@ -231,7 +232,11 @@ def _choose(
             raise refusals[0]  # type: ignore[misc]
         if refusals:
             shapes = [sizes for sizes, refusal in zip(shapes, refusals, strict=True) if refusal is None]
-    return choose_samples(build, limits, data_dir=config.data_dir, shapes=shapes)
+    ranges = probe_ranges(build.inputs, onnx, limits, one_feed(build, limits, (shapes or [{}])[0]))
+    if _refusal(reference, one_feed(build, ranges, (shapes or [{}])[0])) is not None:
+        # Each input by itself takes more than all at once.
+        ranges = dict(limits)
+    return choose_samples(build, ranges, data_dir=config.data_dir, shapes=shapes)
 
 
 def _refusal(reference: Reference, feed: Feed) -> InputError | None:
