@@ -282,7 +282,8 @@ def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str,
     """
     largest = max(sizes)
     number = 0
-    for group, prefix in _named(samples):
+    named = list(_named(samples))
+    for group, prefix in named:
         if not group.batched:
             for at in range(group.count):
                 number += 1
@@ -294,15 +295,20 @@ def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str,
                 number += 1
                 yield f"{prefix}samples from {at}, batch {size}", group.feed(at, size)
     end = time.monotonic() + _AGAIN_S
-    between = range(min(sizes), largest + 1)
+    every = range(min(sizes), largest + 1)
+    between = [size for size in every if size not in sizes]
     for turn in itertools.count():
-        for group, prefix in _named(samples):
-            if number >= ENOUGH_REQUESTS or time.monotonic() > end:
-                return
-            number += 1
-            size = between[turn % len(between)]
-            at = turn * size % group.count
-            yield f"{prefix}samples from {at} again, batch {size}", group.feed(at, size)
+        # Every size between once, however many requests there were already.
+        if time.monotonic() > end or (turn >= len(between) and number >= ENOUGH_REQUESTS):
+            return
+        group, prefix = named[turn % len(named)]
+        number += 1
+        size = between[turn] if turn < len(between) else every[turn % len(every)]
+        if not group.batched:
+            yield f"{prefix}sample {turn % group.count} again", group.feed(turn)
+            continue
+        at = turn * size % group.count
+        yield f"{prefix}samples from {at} again, batch {size}", group.feed(at, size)
 
 
 def _named(samples: SampleSet) -> Iterator[tuple[Samples, str]]:
