@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nm2trt.artifacts import BuildDocument, GraphPort
 from nm2trt.errors import InputError, MachineError
+from nm2trt.serve.ports import is_served_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +15,25 @@ if TYPE_CHECKING:
 
 _TRIED = (2, 3)
 """Batch sizes that an output of unknown kind is tried at."""
+
+
+def check_types(build: BuildDocument, *, where: Path) -> None:
+    """Refuse ports whose values no server's tensors hold here: text, complex numbers, 8-bit and 4-bit floats.
+
+    Raises:
+        InputError: There is one.
+    """
+    for kind, port in _all_ports(build):
+        if is_served_type(port.dtype):
+            continue
+        text = port.dtype.lower() in ("object", "string", "str")
+        raise InputError(
+            f"{kind} {port.name!r} holds {'text' if text else port.dtype}, which nm2trt packages for no server",
+            where=where,
+            mend="end the network at numbers, and leave the lookup of text to the client"
+            if text
+            else "cast it in the network and export again",
+        )
 
 
 def check_described(build: BuildDocument, *, batched: bool, where: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -170,7 +171,13 @@ def published(repository: Path, name: str) -> Held | None:
     folder = repository / name
     if not folder.exists() and not folder.is_symlink():
         return None
-    if not folder.is_dir() or folder.is_symlink() or not (folder / PackageDocument.FILE).is_file():
+    if folder.is_symlink():
+        raise ConfigError(
+            f"is a symbolic link to {folder.readlink()}",
+            where=folder,
+            mend="package into the repository that holds the folder itself, or choose another --name",
+        )
+    if not folder.is_dir() or not (folder / PackageDocument.FILE).is_file():
         raise ConfigError(
             f"the repository holds another {name!r} that nm2trt did not package",
             where=folder,
@@ -332,10 +339,17 @@ def rewrite(folder: Path, files: dict[str, str], warmup: Mapping[str, bytes], *,
     """Replace a model's own files, each at once, and take a version away.
 
     In this order: config.pbtxt, so that no server loads the version any more; its folder; package.json, for which a
-    version that it names and that is gone was removed.
+    version that it names and that is gone was removed. On a full disk the folder goes first: it makes the space.
     """
-    _write_warmup(folder, warmup)
-    write_atomic(folder / CONFIG, files[CONFIG])
+    try:
+        _write_warmup(folder, warmup)
+        write_atomic(folder / CONFIG, files[CONFIG])
+    except OSError as error:
+        if remove is None or error.errno != errno.ENOSPC:
+            raise
+        shutil.rmtree(folder / str(remove), ignore_errors=True)
+        _write_warmup(folder, warmup)
+        write_atomic(folder / CONFIG, files[CONFIG])
     if remove is not None:
         take_away(folder, remove)
     write_atomic(folder / PackageDocument.FILE, files[PackageDocument.FILE])
