@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,10 +67,14 @@ def command(
     """
     import contextlib
 
+    from nm2trt.errors import ConfigError
     from nm2trt.serve import check_repository
     from nm2trt.serve.installed import STAND_INS, find_triton
     from nm2trt.serve.server import choose_ports, start
 
+    if not math.isfinite(timeout_s):
+        # A range lets nan through.
+        raise ConfigError(f"{timeout_s} is no time", where="--timeout", mend="give seconds")
     models = check_repository(repository)
     installed = find_triton()
     ports = choose_ports(http_port, grpc_port, metrics_port)
@@ -82,6 +87,10 @@ def command(
         notes.print(text, style="yellow", markup=False, soft_wrap=True)
     stand_ins = frozenset(STAND_INS) if stand_in else frozenset[str]()
     replaced = sorted(set(installed.missing(needed)) & stand_ins)
+    if stand_in and not replaced:
+        raise ConfigError(
+            f"no effect: {', '.join(sorted(needed))} runs by itself here", where="--stand-in", mend="drop it"
+        )
     if replaced:
         text = f"stand-in for {', '.join(replaced)}: ONNX Runtime on the CPU runs model.onnx, not the engine"
         notes.print(text, style="yellow", markup=False, soft_wrap=True)

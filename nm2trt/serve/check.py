@@ -18,7 +18,7 @@ from nm2trt.artifacts.server_report import (
     SaturationRecord,
     ServerReportDocument,
 )
-from nm2trt.errors import InputError
+from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.address import Address, Tls, read_grpc_address, read_headers, read_http_address
 from nm2trt.serve.answers import Failure, RequestFailed
 from nm2trt.serve.check_metadata import Described, check_metadata
@@ -120,13 +120,15 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
     """Ask a server, and compare with the build.
 
     Raises:
-        ConfigError: The URL, a header or a shape is wrong.
+        ConfigError: The URL, a header or a shape is wrong, or a folder of data is given to a build without.
         InputError: The build or the samples cannot be used, nothing listens at the address, or the model is not ready.
         MachineError: tritonclient is missing, and gRPC was asked for.
     """
     addresses = _addresses(config)
     build = read_build(config.build)
     check_code(config.build / build.FILE, {"data": build.source.data}, trust=config.trust)
+    if config.data_dir is not None and build.source.data is None:
+        raise ConfigError("no effect: the build names no data set", where="--data-dir", mend="drop it, or --samples")
     onnx = build_onnx(config.build, build, config.arm)
     shapes = read_shapes(config.shapes, build)
     own = None if config.samples is None else read_samples(config.samples, build)
