@@ -20,8 +20,9 @@ from nm2trt.serve.lock import locked
 from nm2trt.serve.model_files import model_files
 from nm2trt.serve.port_rules import check_described, check_types
 from nm2trt.serve.ports import check_name, free_sizes, numpy_type
+from nm2trt.serve.publish import publish
 from nm2trt.serve.releases import triton_release
-from nm2trt.serve.repository import Held, check_interface, next_version, publish, published
+from nm2trt.serve.repository import Held, check_interface, next_version, published
 from nm2trt.serve.source import Network, has_plan, onnx_network, plan_network, read_build
 
 QUEUE_DELAY_US = 500

@@ -182,7 +182,7 @@ def test_removing_a_version_frees_a_full_disk(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return genuine_pwrite(handle, content, at)
 
-    monkeypatch.setattr("nm2trt.serve.repository.write_atomic", full_while_it_lies_there)
+    monkeypatch.setattr("nm2trt.serve.publish.write_atomic", full_while_it_lies_there)
     monkeypatch.setattr(os, "pwrite", no_byte)
     with pytest.raises(OSError, match="No space left"):
         roll_back(repository, "net")
@@ -347,3 +347,36 @@ def test_what_a_kept_configuration_does_not_take_over_is_refused(tmp_path, build
     with pytest.raises(ConfigError, match="changes nothing"):
         package(repository, build, keep_config=True, **{option: given})
     assert everything(repository) == before
+
+
+@pytest.mark.parametrize("kind", ["empty", "renamed"])
+def test_a_version_that_package_json_does_not_know_can_be_removed(tmp_path, kind):
+    repository = tmp_path / "repo"
+    for seed in (1, 2):
+        package(repository, make_build(tmp_path / f"build{seed}", seed=seed))
+    if kind == "empty":
+        (repository / "net/7").mkdir()
+    else:
+        (repository / "net/2").rename(repository / "net/7")
+    with pytest.raises(InputError, match=r"version 7 is not in package\.json.*--remove-version 7"):
+        check_repository(repository)
+    remove_version(repository, "net", 7)
+    assert check_repository(repository) == {"net": ("python", [1, 2] if kind == "empty" else [1])}
+    with pytest.raises(ConfigError, match="has no version 7"):
+        remove_version(repository, "net", 7)
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_what_lies_in_a_new_versions_place_is_named(tmp_path, kind):
+    repository, build = tmp_path / "repo", make_build(tmp_path / "build")
+    package(repository, build)
+    place = repository / "net/2"
+    if kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to("nowhere")
+    before = everything(repository)
+    with pytest.raises(ConfigError, match="net/2: lies where the new version goes"):
+        package(repository, build)
+    assert everything(repository) == before
+    assert package(repository, build, version=3).version.version == 3
