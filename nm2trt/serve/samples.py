@@ -129,9 +129,15 @@ def free_names(build: BuildDocument) -> list[str]:
 
 
 def free_size_choices(build: BuildDocument) -> list[dict[str, int]]:
-    """Sizes of the free dimensions to try: none where all are fixed."""
+    """Sizes of the free dimensions to try: all alike, and each another where there are several.
+
+    A server that takes the height for the width is right where they are equal.
+    """
     names = free_names(build)
-    return [dict.fromkeys(names, length) for length in _LENGTHS] if names else [{}]
+    alike = [dict.fromkeys(names, length) for length in _LENGTHS] if names else [{}]
+    if len(names) > 1:
+        alike.append({name: _LENGTHS[at % len(_LENGTHS)] for at, name in enumerate(names)})
+    return alike
 
 
 def one_feed(build: BuildDocument, limits: Limits, sizes: Mapping[str, int]) -> Feed:

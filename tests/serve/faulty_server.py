@@ -173,6 +173,8 @@ class Spoiler:
         elif mode == "reordered":
             for name in sorted(outputs, reverse=True):
                 outputs[name] = outputs.pop(name)
+        elif mode == "fewer-columns" and feed["x"].shape[1] != feed["x"].shape[2]:
+            outputs["a"] = a[:, : feed["x"].shape[2] // 2]
         elif mode == "zeros":
             outputs["a"] = np.zeros_like(a)
         elif mode == "stale" and self.first["a"].shape == a.shape:
