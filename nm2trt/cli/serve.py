@@ -11,6 +11,9 @@ import click
 from nm2trt.cli.common import json_option, stderr_console
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from nm2trt.serve.server import Server
 
 
@@ -65,8 +68,6 @@ def command(
     Looks for tritonserver on PATH and for nvidia-pytriton's in build/triton; NM2TRT_TRITON names another. Prints the
     addresses when every model is ready, and stops in order on Ctrl-C or SIGTERM.
     """
-    import contextlib
-
     from nm2trt.errors import ConfigError
     from nm2trt.serve import check_repository
     from nm2trt.serve.installed import STAND_INS, find_triton
@@ -94,8 +95,29 @@ def command(
     if replaced:
         text = f"stand-in for {', '.join(replaced)}: ONNX Runtime on the CPU runs model.onnx, not the engine"
         notes.print(text, style="yellow", markup=False, soft_wrap=True)
+    return _serve(
+        lambda: start(installed, repository, ports, needed=needed, stand_ins=stand_ins, poll_s=poll_s, log=log),
+        models,
+        restarts=restarts,
+        timeout_s=timeout_s,
+        as_json=as_json,
+    )
+
+
+def _serve(
+    start_server: Callable[[], AbstractContextManager[Server]],
+    models: dict[str, tuple[str, list[int]]],
+    *,
+    restarts: int,
+    timeout_s: float,
+    as_json: bool,
+) -> int:
+    """Serve until somebody stops it; a server that was killed is started again."""
+    import contextlib
+
+    notes = stderr_console()
     for attempt in range(restarts + 1):
-        with start(installed, repository, ports, needed=needed, stand_ins=stand_ins, poll_s=poll_s, log=log) as server:
+        with start_server() as server:
             # Ctrl-C and SIGTERM (main makes it the same) end the block, which stops the server.
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait_until_ready(timeout_s)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from nm2trt.artifacts import GraphPort
 from nm2trt.serve.draw import InputRange, is_length, is_mask
 from nm2trt.serve.ports import numpy_type
+from nm2trt.serve.trial_run import OPEN_SESSION
 
 _BUDGET_S = 15.0
 _MOST_COLUMNS = 64
@@ -30,14 +31,8 @@ _MOST_COLUMNS = 64
 _LARGEST = 1 << 22
 """A value so large that still runs is no index."""
 _MEMORY = 8 << 30
-_PROBE = f"""
-import json, sys, time
-import numpy as np
-import onnxruntime
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 4
-options.intra_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+_PROBE = f"""{OPEN_SESSION}
+import json, time
 plan = json.loads(sys.argv[3])
 with np.load(sys.argv[2]) as values:
     base = [values[f"arr_{{at}}"] for at in range(len(values.files))]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from nm2trt.artifacts import BuildDocument, GraphPort
 from nm2trt.errors import InputError, MachineError
 from nm2trt.serve.ports import is_served_type
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _TRIED = (2, 3)
 """Batch sizes that an output of unknown kind is tried at."""
@@ -102,7 +97,9 @@ def _named(kind: str, port: GraphPort) -> str:
 def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, list[int]]:
     """First dimension of each named output, at each batch size that is tried."""
     try:
-        import onnxruntime
+        from nm2trt.serve.reference import Reference
+
+        reference = Reference(onnx)
     except ImportError:
         raise MachineError(
             f"only a run of the network tells whether {', '.join(names)} has a batch, and onnxruntime is missing",
@@ -110,20 +107,16 @@ def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, li
         ) from None
     from nm2trt.serve.warmup import sample_inputs
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     lengths: dict[str, list[int]] = {name: [] for name in names}
     for size in _TRIED:
-        feeds: dict[str, npt.NDArray[np.generic]] = sample_inputs(build.inputs, onnx, batch=size)
         try:
-            results: list[Any] = session.run(names, feeds)
-        except Exception as error:
+            results = reference.run(sample_inputs(build.inputs, onnx, batch=size))
+        except InputError as error:
             raise InputError(
                 f"whether {', '.join(names)} has a batch cannot be told: a run with made-up inputs failed",
                 where=onnx,
                 mend="serve it without batching: --max-batch 0",
             ) from error
-        for name, value in zip(names, results, strict=True):
-            lengths[name].append(value.shape[0] if value.ndim else -1)
+        for name in names:
+            lengths[name].append(results[name].shape[0] if results[name].ndim else -1)
     return lengths
