@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,13 @@ _MOST_COLUMNS = 64
 _LARGEST = 1 << 22
 """A value so large that still runs is no index."""
 _MEMORY = 8 << 30
+"""Bytes of address space."""
 _PROBE = f"""{OPEN_SESSION}
-import json, time
+import contextlib, json, resource, time
+with contextlib.suppress(ValueError, OSError):
+    # A value may be a size: a network must not take all memory for it.
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY} if hard == -1 else min({_MEMORY}, hard), hard))
 plan = json.loads(sys.argv[3])
 with np.load(sys.argv[2]) as values:
     base = [values[f"arr_{{at}}"] for at in range(len(values.files))]
@@ -175,7 +179,6 @@ def _run(onnx: Path, base: Sequence[NDArray[Any]], plan: Mapping[str, Any]) -> d
                 text=True,
                 timeout=4 * _BUDGET_S,
                 check=False,
-                preexec_fn=_limit_memory,
             )
             text = ended.stdout
         except subprocess.TimeoutExpired as error:
@@ -186,9 +189,3 @@ def _run(onnx: Path, base: Sequence[NDArray[Any]], plan: Mapping[str, Any]) -> d
             said = json.loads(line)
             found.setdefault(said.pop("at"), {}).update(said)
     return found
-
-
-def _limit_memory() -> None:
-    """A value may be a size: a network must not take all memory for it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard), hard))

@@ -12,7 +12,7 @@ from nm2trt.artifacts import BuildDocument
 from nm2trt.serve.draw import InputRange
 from nm2trt.serve.index_probe import probe_ranges
 from nm2trt.serve.reference import Reference, read_limits
-from nm2trt.serve.samples import choose_samples, one_feed
+from nm2trt.serve.samples import choose_samples, free_size_choices, one_feed
 
 INT64, INT32, FLOAT = TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT
 node = helper.make_node
@@ -106,7 +106,7 @@ def network(nodes, *, kind=INT64, seed=0):
 def ranges_of(folder):
     build, file = BuildDocument.read(folder), folder / "model.onnx"
     limits = read_limits(file)
-    return build, file, probe_ranges(build.inputs, file, limits, one_feed(build, limits, {}))
+    return build, file, probe_ranges(build.inputs, file, limits, one_feed(build, limits, free_size_choices(build)[0]))
 
 
 @pytest.mark.parametrize("case", NETWORKS)
@@ -179,3 +179,17 @@ def test_masks_and_lengths_are_left_to_their_names(tmp_path):
     nodes = [node("Mul", ["attention_mask", "seq_len"], ["m"]), node("Cast", ["m"], ["a"], to=FLOAT)]
     inputs = [("attention_mask", INT64, ["N", 2]), ("seq_len", INT64, ["N", 1])]
     assert probed(tmp_path, nodes, inputs, {})[2] == {}
+
+
+def test_a_value_that_is_a_size_costs_no_memory(tmp_path):
+    """The network makes a tensor as large as the value says; larger ones than the limit allows are refused."""
+    nodes = [
+        node("Concat", ["million", "size"], ["shape"], axis=0),
+        node("ConstantOfShape", ["shape"], ["zeros"]),
+        node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        node("Add", ["x", "sum"], ["a"]),
+    ]
+    inputs = [("x", FLOAT, ["N", 2]), ("size", INT64, [1])]
+    _, _, ranges = probed(tmp_path, nodes, inputs, {"million": np.array([10**6])})
+    found = ranges.get("size", 0)
+    assert isinstance(found, int) or found.rows < 8000
