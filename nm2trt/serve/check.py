@@ -24,6 +24,7 @@ from nm2trt.serve.answers import Failure, RequestFailed
 from nm2trt.serve.check_metadata import Described, check_metadata
 from nm2trt.serve.check_outputs import Tally, ask_all, output_problems, outputs_record, unanswered
 from nm2trt.serve.client import TIMEOUT_S, Client, open_client
+from nm2trt.serve.draw import InputRange, at_ends
 from nm2trt.serve.index_probe import probe_ranges
 from nm2trt.serve.load import (
     Request,
@@ -234,11 +235,20 @@ def _choose(
             raise refusals[0]  # type: ignore[misc]
         if refusals:
             shapes = [sizes for sizes, refusal in zip(shapes, refusals, strict=True) if refusal is None]
-    ranges = probe_ranges(build.inputs, onnx, limits, one_feed(build, limits, (shapes or [{}])[0]))
-    if _refusal(reference, one_feed(build, ranges, (shapes or [{}])[0])) is not None:
-        # Each input by itself takes more than all at once.
-        ranges = dict(limits)
-    return choose_samples(build, ranges, data_dir=config.data_dir, shapes=shapes)
+    sizes = (shapes or [{}])[0]
+    alone: dict[str, int | InputRange] = dict(limits)
+    ranges = probe_ranges(build.inputs, onnx, limits, one_feed(build, limits, sizes))
+    feed = one_feed(build, limits, sizes)
+    if _refusal(reference, at_ends(feed, ranges)) is None:
+        return choose_samples(build, ranges, data_dir=config.data_dir, shapes=shapes)
+    # Each input by itself takes more than all at once, as where two are added: one after another takes all of its own.
+    turns: list[dict[str, int | InputRange]] = [
+        {**limits, name: found} for name, found in ranges.items() if limits.get(name) != found
+    ]
+    taken = [turn for turn in turns if _refusal(reference, at_ends(feed, turn)) is None]
+    sets = [choose_samples(build, turn, data_dir=config.data_dir, shapes=shapes) for turn in taken or [alone]]
+    origin = "; then ".join(one.origin for one in sets)
+    return SampleSet(groups=tuple(group for one in sets for group in one.groups), origin=origin)
 
 
 def _refusal(reference: Reference, feed: Feed) -> InputError | None:

@@ -100,6 +100,17 @@ def draw_arrays(
     return total, arrays
 
 
+def at_ends(feed: Mapping[str, Array], limits: Limits) -> dict[str, Array]:
+    """A request whose indices all name the last rows that they may."""
+    changed = dict(feed)
+    for name, limit in limits.items():
+        below = range_of(limit).below
+        if below and name in feed:
+            ends = np.asarray(below if len(below) > 1 else below[0]) - 1
+            changed[name] = np.broadcast_to(ends, feed[name].shape).astype(feed[name].dtype)
+    return changed
+
+
 def count_covered(array: Array, limit: int | InputRange) -> int:
     """How many rows of the largest table an input's samples look up."""
     below = range_of(limit).below

@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nm2trt.artifacts import GraphPort
+from nm2trt.ort.index_limits import largest_modulus
 from nm2trt.serve.draw import InputRange, is_length, is_mask
 from nm2trt.serve.ports import numpy_type
 from nm2trt.serve.trial_run import OPEN_SESSION
@@ -127,8 +130,10 @@ def probe_ranges(
     ranges: dict[str, int | InputRange] = dict(limits)
     for at, port in asked:
         drawn = _range(found.get(at, {}), port, known=port.name in limits)
-        if drawn is not None:
-            ranges[port.name] = drawn
+        if drawn is None:
+            continue
+        modulus = 0 if drawn.below else min(largest_modulus(ir.load(onnx)), _LARGEST)
+        ranges[port.name] = replace(drawn, below=(modulus,)) if modulus > 1 else drawn
     return ranges
 
 

@@ -56,6 +56,10 @@ def gather_nd():
     return [node("Unsqueeze", ["ids", "last"], ["at"]), node("GatherND", ["table", "at"], ["a"])]
 
 
+def hashed():
+    return [node("Mod", ["ids", "rows"], ["at"]), node("Gather", ["table", "at"], ["a"])]
+
+
 def by_floats():
     nodes = [node("Cast", ["ids"], ["f"], to=FLOAT), node("Floor", ["f"], ["g"]), node("Cast", ["g"], ["at"], to=INT64)]
     return [*nodes, node("Gather", ["table", "at"], ["a"])]
@@ -65,6 +69,7 @@ NETWORKS = {
     "twice": (twice(), (20,)),
     "gather_nd": (gather_nd(), (40,)),
     "by floats": (by_floats(), (40,)),
+    "hashed": (hashed(), (40,)),
     "subgraph": (subgraph(), (40,)),
     "offset columns": (offset_columns(), (40, 36, 24)),
     "column tables": (column_tables(), (4, 40, 13)),
@@ -81,7 +86,8 @@ def network(nodes, *, kind=INT64, seed=0):
     if seed:
         tables["table"][30:] = np.random.default_rng(seed).standard_normal((10, 2))
     constants = {
-        "one": np.array(1, np.int64), "two": np.array(2, np.int64), "last": np.array([2], np.int64),
+        "one": np.array(1, np.int64), "rows": np.array(40, np.int64), "two": np.array(2, np.int64),
+        "last": np.array([2], np.int64),
         "yes": np.array(True), "offsets": np.array([0, 4, 16], np.int64), "ones": np.array([1, 1, 1], np.int64),
         **{f"c{at}": np.array(at, np.int64) for at in range(3)},
     }  # fmt: skip
@@ -193,3 +199,30 @@ def test_a_value_that_is_a_size_costs_no_memory(tmp_path):
     _, _, ranges = probed(tmp_path, nodes, inputs, {"million": np.array([10**6])})
     found = ranges.get("size", 0)
     assert isinstance(found, int) or found.rows < 8000
+
+
+def test_two_inputs_that_are_added_are_tried_one_after_the_other(tmp_path):
+    """Each by itself may name every row, both at their ends no row."""
+    for seed, expected in ((0, 0), (1, 1)):
+        table = np.random.default_rng(5).standard_normal((40, 2)).astype("f4")
+        table[30:] += seed
+        nodes = [node("Add", ["ids", "shift"], ["at"]), node("Gather", ["table", "at"], ["a"])]
+        inputs = [helper.make_tensor_value_info(name, INT64, ["N"]) for name in ("ids", "shift")]
+        graph = helper.make_graph(
+            nodes, "g", inputs, [helper.make_tensor_value_info("a", FLOAT, ["N", 2])],
+            [numpy_helper.from_array(table, "table")],
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        folder = write_build(tmp_path / f"build{seed}", model)
+        with http_server(folder / "model.onnx", "ok") as url:
+            result = nm2trt_inline(
+                "check-server",
+                f"http://{url}",
+                MODEL,
+                "--build",
+                tmp_path / "build0",
+                "--protocol",
+                "http",
+                "--no-load",
+            )
+        assert result.returncode == expected, result.stderr
