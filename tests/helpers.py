@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,13 @@ def nm2trt_inline(*arguments):
     """Run the command line in this process: quick, for mistakes that are found before any work."""
     from nm2trt.cli.main import run
 
-    out, err = io.StringIO(), io.StringIO()
+    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
+    # A command settles how OpenMP's threads wait, for its own process.
+    for name in os.environ.keys() - before.keys():
+        if name.startswith(("OMP_", "GOMP_")):
+            del os.environ[name]
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 

@@ -196,6 +196,7 @@ def _change(
     """--remove-version and --rollback."""
     from nm2trt.errors import ConfigError
     from nm2trt.serve import remove_version, roll_back
+    from nm2trt.serve.ports import check_name
 
     own = {"remove_version", "rollback"} & given
     what = _option_of(sorted(own)[0])
@@ -205,7 +206,7 @@ def _change(
         raise ConfigError("takes no BUILD", where=what, mend="package the build by itself")
     for name in sorted(given - own - set(_CHANGES) - {"builds"}):
         raise ConfigError(f"does nothing with {what}", where=_option_of(name, options.get(name)), mend="drop it")
-    name = options["name"] or _only_model(output)
+    name = _only_model(output) if options["name"] is None else check_name(options["name"])
     keep = options["keep_config"]
     if remove is not None:
         changed = remove_version(output, name, remove, keep_config=keep, on_wait=_tell)
@@ -260,11 +261,11 @@ def _repository(builds: tuple[Path, ...], server: str, output: Path, as_json: bo
     surroundings = _surroundings(server, options)
     if server == "kserve":
         # What is missing of it is told before the build is read.
-        check_surroundings(options["name"] or "model", surroundings)
+        check_surroundings("model" if options["name"] is None else options["name"], surroundings)
     request = PackageRequest(
         builds=builds,
         repository=output,
-        name=options["name"] or _default_name(builds[0]),
+        name=_model_name(options["name"], builds[0]),
         server=kind,
         platform=options["platform"],
         device=options["device"],
@@ -309,12 +310,14 @@ def _around(output: Path, document: PackageDocument, surroundings: Surroundings)
     return written
 
 
-def _default_name(build: Path) -> str:
-    """Name a model after what was trained: data set and network, or after the folder."""
+def _model_name(given: str | None, build: Path) -> str:
+    """The name that was given, else one after what was trained: data set and network; or after the folder."""
     import re
 
     from nm2trt.serve import read_build
 
+    if given is not None:
+        return given
     source = read_build(build).source
     words = [source.data, source.model.name] if source.data and source.model else [build.resolve().name]
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(str(word) for word in words)).strip("-.") or "model"
@@ -331,7 +334,7 @@ def _folder(
     if len(builds) > 1 or len(options["arms"]) > 1:
         raise ConfigError(f"{server} takes one BUILD and one --arm")
     check_output(output, force=force)
-    name = options["name"] or _default_name(builds[0])
+    name = _model_name(options["name"], builds[0])
     arm: Arm = (options["arms"] or ("sparse",))[0]
     with staged_folder(output, force=force) as folder:
         if server == "deepstream":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from nm2trt.cli.common import stderr_console
 from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from nm2trt.serve.server import Server
 
 
@@ -65,12 +69,14 @@ def command(
     Looks for tritonserver on PATH and for nvidia-pytriton's in build/triton; NM2TRT_TRITON names another. Prints the
     addresses when every model is ready, and stops in order on Ctrl-C or SIGTERM.
     """
-    import contextlib
-
+    from nm2trt.errors import ConfigError
     from nm2trt.serve import check_repository
     from nm2trt.serve.installed import STAND_INS, find_triton
     from nm2trt.serve.server import choose_ports, start
 
+    if not math.isfinite(timeout_s):
+        # A range lets nan through.
+        raise ConfigError(f"{timeout_s} is no time", where="--timeout", mend="give seconds")
     models = check_repository(repository)
     installed = find_triton()
     ports = choose_ports(http_port, grpc_port, metrics_port)
@@ -83,11 +89,36 @@ def command(
         notes.print(text, style="yellow", markup=False, soft_wrap=True)
     stand_ins = frozenset(STAND_INS) if stand_in else frozenset[str]()
     replaced = sorted(set(installed.missing(needed)) & stand_ins)
+    if stand_in and not replaced:
+        raise ConfigError(
+            f"no effect: {', '.join(sorted(needed))} runs by itself here", where="--stand-in", mend="drop it"
+        )
     if replaced:
         text = f"stand-in for {', '.join(replaced)}: ONNX Runtime on the CPU runs model.onnx, not the engine"
         notes.print(text, style="yellow", markup=False, soft_wrap=True)
+    return _serve(
+        lambda: start(installed, repository, ports, needed=needed, stand_ins=stand_ins, poll_s=poll_s, log=log),
+        models,
+        restarts=restarts,
+        timeout_s=timeout_s,
+        as_json=as_json,
+    )
+
+
+def _serve(
+    start_server: Callable[[], AbstractContextManager[Server]],
+    models: dict[str, tuple[str, list[int]]],
+    *,
+    restarts: int,
+    timeout_s: float,
+    as_json: bool,
+) -> int:
+    """Serve until somebody stops it; a server that was killed is started again."""
+    import contextlib
+
+    notes = stderr_console()
     for attempt in range(restarts + 1):
-        with start(installed, repository, ports, needed=needed, stand_ins=stand_ins, poll_s=poll_s, log=log) as server:
+        with start_server() as server:
             # Ctrl-C and SIGTERM (main makes it the same) end the block, which stops the server.
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait_until_ready(timeout_s)

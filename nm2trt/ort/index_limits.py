@@ -103,3 +103,12 @@ def _constant(value: ir.Value | None) -> int | None:
     if tensor is None or tensor.size != 1 or not tensor.dtype.is_integer():
         return None
     return int(tensor.numpy().reshape(-1)[0])
+
+
+def largest_modulus(model: ir.Model) -> int:
+    """Largest constant that the graph takes remainders of, as for a hash of ids; 0: none.
+
+    Remainders are taken of any number, so that nothing refuses one; those below the modulus give every remainder.
+    """
+    nodes = (node for node in model.graph.all_nodes() if node.op_type == "Mod" and len(node.inputs) > 1)
+    return max((_constant(node.inputs[1]) or 0 for node in nodes), default=0)

@@ -18,12 +18,14 @@ from nm2trt.artifacts.server_report import (
     SaturationRecord,
     ServerReportDocument,
 )
-from nm2trt.errors import InputError
+from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.address import Address, Tls, read_grpc_address, read_headers, read_http_address
 from nm2trt.serve.answers import Failure, RequestFailed
 from nm2trt.serve.check_metadata import Described, check_metadata
 from nm2trt.serve.check_outputs import Tally, ask_all, output_problems, outputs_record, unanswered
 from nm2trt.serve.client import TIMEOUT_S, Client, open_client
+from nm2trt.serve.draw import InputRange, at_ends
+from nm2trt.serve.index_probe import probe_ranges
 from nm2trt.serve.load import (
     Request,
     levels,
@@ -119,13 +121,15 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
     """Ask a server, and compare with the build.
 
     Raises:
-        ConfigError: The URL, a header or a shape is wrong.
+        ConfigError: The URL, a header or a shape is wrong, or a folder of data is given to a build without.
         InputError: The build or the samples cannot be used, nothing listens at the address, or the model is not ready.
         MachineError: tritonclient is missing, and gRPC was asked for.
     """
     addresses = _addresses(config)
     build = read_build(config.build)
     check_code(config.build / build.FILE, {"data": build.source.data}, trust=config.trust)
+    if config.data_dir is not None and build.source.data is None:
+        raise ConfigError("no effect: the build names no data set", where="--data-dir", mend="drop it, or --samples")
     onnx = build_onnx(config.build, build, config.arm)
     shapes = read_shapes(config.shapes, build)
     own = None if config.samples is None else read_samples(config.samples, build)
@@ -231,7 +235,20 @@ def _choose(
             raise refusals[0]  # type: ignore[misc]
         if refusals:
             shapes = [sizes for sizes, refusal in zip(shapes, refusals, strict=True) if refusal is None]
-    return choose_samples(build, limits, data_dir=config.data_dir, shapes=shapes)
+    sizes = (shapes or [{}])[0]
+    alone: dict[str, int | InputRange] = dict(limits)
+    ranges = probe_ranges(build.inputs, onnx, limits, one_feed(build, limits, sizes))
+    feed = one_feed(build, limits, sizes)
+    if _refusal(reference, at_ends(feed, ranges)) is None:
+        return choose_samples(build, ranges, data_dir=config.data_dir, shapes=shapes)
+    # Each input by itself takes more than all at once, as where two are added: one after another takes all of its own.
+    turns: list[dict[str, int | InputRange]] = [
+        {**limits, name: found} for name, found in ranges.items() if limits.get(name) != found
+    ]
+    taken = [turn for turn in turns if _refusal(reference, at_ends(feed, turn)) is None]
+    sets = [choose_samples(build, turn, data_dir=config.data_dir, shapes=shapes) for turn in taken or [alone]]
+    origin = "; then ".join(one.origin for one in sets)
+    return SampleSet(groups=tuple(group for one in sets for group in one.groups), origin=origin)
 
 
 def _refusal(reference: Reference, feed: Feed) -> InputError | None:

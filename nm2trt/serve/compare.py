@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from nm2trt.ort import OutputComparison, compare_output, compare_outputs
-from nm2trt.serve.samples import Array, Feed
+from nm2trt.serve.draw import Array
+from nm2trt.serve.samples import Feed
 
 
 def output_scales(references: Iterable[Feed]) -> dict[str, float]:

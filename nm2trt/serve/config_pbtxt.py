@@ -129,12 +129,14 @@ def _runs_on(spec: ModelSpec) -> str:
 
 def _ports(key: str, ports: Sequence[GraphPort], spec: ModelSpec) -> Message:
     message: Message = []
-    for name, dtype, dims in batched_ports(ports, batched=spec.max_batch > 0):
+    classes = ports[0].shape[-1:]
+    for port, (name, dtype, dims) in zip(ports, batched_ports(ports, batched=spec.max_batch > 0), strict=True):
         entry: Message = [("name", name), ("data_type", Word(f"TYPE_{dtype}")), ("dims", dims or [1])]
         if not dims:
             # One number per sample. Triton has no dims: [], so clients see [batch, 1], and the network [batch].
             entry.append(("reshape", [("shape", [])]))
-        if key == "output" and spec.labels:
+        if key == "output" and spec.labels and port.shape[-1:] == classes:
+            # The labels are of the first output's classes.
             entry.append(("label_filename", LABELS))
         message.append((key, entry))
     return message

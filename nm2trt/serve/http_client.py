@@ -126,6 +126,7 @@ class HttpClient(Client):
                 method, f"{self._address.prefix}/v2{path}", body or None, {**(headers or {}), **self._address.headers}
             )
             response = self._connection.getresponse()
+            encoding = response.headers.get("Content-Encoding", "identity")
             content = self._read(response, deadline)
         except RequestFailed:
             self._connection.close()
@@ -146,6 +147,9 @@ class HttpClient(Client):
             self._connection.close()
             raise RequestFailed(Failure.UNREADABLE, f"no HTTP: {type(error).__name__} {error}") from None
         self._used = time.monotonic()
+        if encoding.lower() != "identity" and content:
+            # http.client asks for identity alone.
+            raise RequestFailed(Failure.UNREADABLE, f"it is encoded with {encoding!r}, which was not asked for")
         return response.status, content, response.headers.get(HEADER_LENGTH)
 
     def _read(self, response: http.client.HTTPResponse, deadline: float) -> bytes:

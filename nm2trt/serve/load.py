@@ -115,19 +115,10 @@ def run_level(
 
     gate = threading.Barrier(concurrency + 1, action=begin, timeout=_OPEN_S)
 
-    def client(number: int) -> None:
-        try:
-            with open_client() as one:
-                gate.wait()
-                _ask(one, tallies[number], number, level, started[0] + duration_s)
-        except threading.BrokenBarrierError:
-            # The client that could not start says why.
-            pass
-        except BaseException as error:  # noqa: BLE001 -- a thread's exception would be lost, and the check passed
-            tallies[number].add_error(f"a client failed: {type(error).__name__}: {error}")
-            gate.abort()
-
-    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(concurrency)]
+    threads = [
+        threading.Thread(target=_run_client, args=(open_client, gate, tally, number, level, started), daemon=True)
+        for number, tally in enumerate(tallies)
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -144,6 +135,27 @@ def run_level(
     seconds = time.perf_counter() - started[0]
     busy_s = time.process_time() - started[1]
     return _record(protocol, tallies, seconds=seconds, busy_s=busy_s)
+
+
+def _run_client(
+    open_client: OpenClient,
+    gate: threading.Barrier,
+    tally: _Tally,
+    number: int,
+    level: _Level,
+    started: Sequence[float],
+) -> None:
+    """One client, from its connection to its last answer; `started` is filled once all are connected."""
+    try:
+        with open_client() as one:
+            gate.wait()
+            _ask(one, tally, number, level, started[0] + level.duration_s)
+    except threading.BrokenBarrierError:
+        # The client that could not start says why.
+        pass
+    except BaseException as error:  # noqa: BLE001 -- a thread's exception would be lost, and the check passed
+        tally.add_error(f"a client failed: {type(error).__name__}: {error}")
+        gate.abort()
 
 
 def _join(threads: Sequence[threading.Thread], tallies: Sequence[_Tally], *, time_s: float) -> None:

@@ -80,8 +80,10 @@ def _take(repository: Path, wait_s: float, on_wait: Callable[[str], None] | None
                 f"its file system has no locks: {error}", where=repository, mend="package into a local folder and copy"
             ) from None
         if _is_current(handle, path):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            # The name is for whoever waits; a full disk has no byte for it.
+            with suppress(OSError):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return handle
         os.close(handle)
 

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from nm2trt.artifacts import BuildDocument, GraphPort
 from nm2trt.errors import InputError, MachineError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+from nm2trt.serve.ports import is_served_type
 
 _TRIED = (2, 3)
 """Batch sizes that an output of unknown kind is tried at."""
+
+
+def check_types(build: BuildDocument, *, where: Path) -> None:
+    """Refuse ports whose values no server's tensors hold here: text, complex numbers, 8-bit and 4-bit floats.
+
+    Raises:
+        InputError: There is one.
+    """
+    for kind, port in _all_ports(build):
+        if is_served_type(port.dtype):
+            continue
+        text = port.dtype.lower() in ("object", "string", "str")
+        raise InputError(
+            f"{kind} {port.name!r} holds {'text' if text else port.dtype}, which nm2trt packages for no server",
+            where=where,
+            mend="end the network at numbers, and leave the lookup of text to the client"
+            if text
+            else "cast it in the network and export again",
+        )
 
 
 def check_described(build: BuildDocument, *, batched: bool, where: Path) -> None:
@@ -82,7 +97,9 @@ def _named(kind: str, port: GraphPort) -> str:
 def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, list[int]]:
     """First dimension of each named output, at each batch size that is tried."""
     try:
-        import onnxruntime
+        from nm2trt.serve.reference import Reference
+
+        reference = Reference(onnx)
     except ImportError:
         raise MachineError(
             f"only a run of the network tells whether {', '.join(names)} has a batch, and onnxruntime is missing",
@@ -90,20 +107,16 @@ def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, li
         ) from None
     from nm2trt.serve.warmup import sample_inputs
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     lengths: dict[str, list[int]] = {name: [] for name in names}
     for size in _TRIED:
-        feeds: dict[str, npt.NDArray[np.generic]] = sample_inputs(build.inputs, onnx, batch=size)
         try:
-            results: list[Any] = session.run(names, feeds)
-        except Exception as error:
+            results = reference.run(sample_inputs(build.inputs, onnx, batch=size))
+        except InputError as error:
             raise InputError(
                 f"whether {', '.join(names)} has a batch cannot be told: a run with made-up inputs failed",
                 where=onnx,
                 mend="serve it without batching: --max-batch 0",
             ) from error
-        for name, value in zip(names, results, strict=True):
-            lengths[name].append(value.shape[0] if value.ndim else -1)
+        for name in names:
+            lengths[name].append(results[name].shape[0] if results[name].ndim else -1)
     return lengths

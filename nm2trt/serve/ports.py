@@ -39,6 +39,11 @@ def kserve_type(dtype: str) -> str:
     return known
 
 
+def is_served_type(dtype: str) -> bool:
+    """Whether the KServe v2 protocol has a type of numbers for it."""
+    return _SHORT.get(dtype.lower(), dtype.lower()) in _KSERVE_TYPES
+
+
 def numpy_type(dtype: str) -> str:
     """Name of the numpy type of a port's values.
 

@@ -1,26 +1,19 @@
-"""Triton model repositories: a version appears whole or not at all, beside the ones that are served."""
+"""Triton model repositories: what lies in one, and whether a server may load it."""
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nm2trt.artifacts import GraphPort, write_atomic
+from nm2trt.artifacts import GraphPort
 from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.config_reading import backend_of, is_edited, loaded_versions, named_versions, sign
 from nm2trt.serve.version_flaws import version_flaws, version_folders
 
 CONFIG = "config.pbtxt"
-LABELS = "labels.txt"
-WARMUP = "warmup"
-"""Triton's name for the folder with a model's warm-up data."""
 
 
 def read_document(
@@ -160,8 +153,13 @@ class Held:
         return is_edited(self.config)
 
 
-def published(repository: Path, name: str) -> Held | None:
+def published(repository: Path, name: str, *, besides: int | None = None) -> Held | None:
     """What the repository holds under a name; None where it holds nothing.
+
+    Args:
+        repository: Model repository.
+        name: Of the model.
+        besides: A version that may lie there unnamed, since it is about to go.
 
     Raises:
         ConfigError: Something that we did not package.
@@ -170,14 +168,20 @@ def published(repository: Path, name: str) -> Held | None:
     folder = repository / name
     if not folder.exists() and not folder.is_symlink():
         return None
-    if not folder.is_dir() or folder.is_symlink() or not (folder / PackageDocument.FILE).is_file():
+    if folder.is_symlink():
+        raise ConfigError(
+            f"is a symbolic link to {folder.readlink()}",
+            where=folder,
+            mend="package into the repository that holds the folder itself, or choose another --name",
+        )
+    if not folder.is_dir() or not (folder / PackageDocument.FILE).is_file():
         raise ConfigError(
             f"the repository holds another {name!r} that nm2trt did not package",
             where=folder,
-            mend="choose another --name",
+            mend="choose another --name; if its package.json is lost, move the folder away and package again",
         )
     document = read_document(folder)
-    flaws = version_flaws(folder, document)
+    flaws = version_flaws(folder, document, besides=besides)
     notes = {}
     damaged = set()
     for flaw in flaws:
@@ -250,127 +254,3 @@ def check_interface(old: PackageDocument, new: PackageDocument, folder: Path) ->
 
 def _ports(ports: tuple[GraphPort, ...]) -> str:
     return ", ".join(f"{port.name} {port.dtype} [{','.join(map(str, port.shape))}]" for port in ports)
-
-
-def publish(
-    repository: Path,
-    name: str,
-    version: int,
-    fill: Callable[[Path], tuple[dict[str, str], Mapping[str, bytes]]],
-) -> None:
-    """Add a version in one rename; whatever fails, what was served before is still there, unchanged.
-
-    Args:
-        repository: Exists, and is held by `lock.locked`.
-        name: Of the model.
-        version: A number that is not there yet.
-        fill: Writes the version's files into the folder it gets, and returns the model's own files, name -> text, and
-            its warm-up data, name -> bytes.
-    """
-    folder = repository / name
-    fresh = not folder.exists()
-    if not fresh:
-        _clear_partial(folder)
-    # Outside the repository: a server that polls it would take a half-made folder for a model.
-    beside = repository.parent if _one_disk(repository.parent, repository) else repository
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=beside if fresh else folder))
-    try:
-        staging.chmod(0o755)
-        target = staging / str(version)
-        target.mkdir()
-        files, warmup = fill(target)
-        if fresh:
-            _write_warmup(staging, warmup)
-            for file, text in files.items():
-                (staging / file).write_text(text, encoding="utf-8")
-            staging.rename(folder)
-        else:
-            _add(folder, target, files, warmup)
-            staging.rmdir()
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def _clear_partial(folder: Path) -> None:
-    """Remove what a killed process left; the lock says that nobody is writing."""
-    for entry in folder.glob(".*.partial-*"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink()
-
-
-def _add(folder: Path, target: Path, files: dict[str, str], warmup: Mapping[str, bytes]) -> None:
-    """Put a version beside others; when a step fails, take the version away and put the old files back.
-
-    The order serves whoever reads meanwhile, or comes after a kill. A version that package.json names and that is not
-    there counts as removed; one that is there and not named would be a stranger's. config.pbtxt is last: with a policy
-    that names versions, Triton does not look at the new one before its settings are there too.
-    """
-    before = {name: (folder / name).read_bytes() if (folder / name).is_file() else None for name in files}
-    final = folder / target.name
-    order = sorted(files, key=[LABELS, PackageDocument.FILE, CONFIG].index)
-    try:
-        _write_warmup(folder, warmup)
-        for name in order:
-            if name == CONFIG:
-                target.rename(final)
-            if before[name] != files[name].encode():
-                write_atomic(folder / name, files[name])
-    except BaseException:
-        shutil.rmtree(final, ignore_errors=True)
-        for name, content in before.items():
-            if content is not None and (folder / name).read_bytes() != content:
-                write_atomic(folder / name, content)
-        _clean_warmup(folder, before[CONFIG])
-        raise
-    _clean_warmup(folder, files[CONFIG].encode())
-
-
-def rewrite(folder: Path, files: dict[str, str], warmup: Mapping[str, bytes], *, remove: int | None = None) -> None:
-    """Replace a model's own files, each at once, and take a version away.
-
-    In this order: config.pbtxt, so that no server loads the version any more; its folder; package.json, for which a
-    version that it names and that is gone was removed.
-    """
-    _write_warmup(folder, warmup)
-    write_atomic(folder / CONFIG, files[CONFIG])
-    if remove is not None:
-        take_away(folder, remove)
-    write_atomic(folder / PackageDocument.FILE, files[PackageDocument.FILE])
-    _clean_warmup(folder, files[CONFIG].encode())
-
-
-def _write_warmup(folder: Path, warmup: Mapping[str, bytes]) -> None:
-    if warmup:
-        (folder / WARMUP).mkdir(exist_ok=True)
-    for name, content in warmup.items():
-        # Named by its content: one that is there is right, and a running server may be reading it.
-        if not (folder / WARMUP / name).is_file():
-            write_atomic(folder / WARMUP / name, content)
-
-
-def _clean_warmup(folder: Path, config: bytes | None) -> None:
-    """Remove warm-up data of ours that config.pbtxt no longer names."""
-    if not (folder / WARMUP).is_dir():
-        return
-    for path in (folder / WARMUP).iterdir():
-        if re.fullmatch(r"input\d+-[0-9a-f]{16}", path.name) and path.name.encode() not in (config or b""):
-            path.unlink()
-    if not any((folder / WARMUP).iterdir()):
-        (folder / WARMUP).rmdir()
-
-
-def take_away(folder: Path, version: int) -> None:
-    """Remove a version's folder: out of the server's sight in one rename, then file by file."""
-    where = folder / str(version)
-    if not where.is_dir():
-        return
-    gone = Path(tempfile.mkdtemp(prefix=f".{version}.partial-", dir=folder))
-    where.rename(gone / str(version))
-    shutil.rmtree(gone)
-
-
-def _one_disk(one: Path, other: Path) -> bool:
-    return os.stat(one).st_dev == os.stat(other).st_dev  # noqa: PTH116 -- reads as what it asks

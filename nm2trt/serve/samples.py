@@ -13,28 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nm2trt.artifacts import BuildDocument, GraphPort
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.serve.draw import Array, Limits, count_covered, draw_arrays, range_of
 from nm2trt.serve.ports import has_dynamic_batch, numpy_type
 
-Array = NDArray[Any]
 Feed = dict[str, Array]
 
 SAMPLES = 64
 MOST_COVERING = 4096
 """Most requests that are sent so that every row of a table is looked up."""
-_AFTER_COVERING = 16
 ENOUGH_REQUESTS = 200
 _AGAIN_S = 5.0
-_SEED = 0
 _LENGTHS = (8, 13, 32)
 """Of a free dimension besides the batch, where nothing says one."""
-_FIRST_PADDED = 0.75
 _SHAPE = re.compile(r"[1-9][0-9]{0,8}(?:x[1-9][0-9]{0,8})*")
-_MASK = re.compile(r"mask", re.I)
-_LENGTH = re.compile(r"(^|[_.])len(gth)?s?($|[_.\d])|lengths?$", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +79,7 @@ class SampleSet:
 
 def choose_samples(
     build: BuildDocument,
-    limits: Mapping[str, int],
+    limits: Limits,
     *,
     count: int = SAMPLES,
     data_dir: Path | None = None,
@@ -95,7 +89,7 @@ def choose_samples(
 
     Args:
         build: The build's document.
-        limits: Input name -> values are below it, as `nm2trt.ort.index_limits` has it.
+        limits: Ranges of integer inputs, as `nm2trt.ort.index_limits` or `index_probe.probe_ranges` have them.
         count: How many samples at least.
         data_dir: Where the data set's files are; None looks in the usual places.
         shapes: Sizes of free dimensions by name, as `read_shapes` gives; empty: a few usual ones.
@@ -118,9 +112,11 @@ def choose_samples(
         for at, sizes in enumerate(choices)
     ]
     words = f"{groups[0].count} samples of seeded noise" + (" for each shape" if len(groups) > 1 else "")
-    covered = [_coverage(group, limits) for group in groups]
-    for name, rows in sorted(limits.items()):
-        most = max(one.get(name, 0) for one in covered)
+    for name, limit in sorted(limits.items()):
+        rows = range_of(limit).rows
+        if not rows:
+            continue
+        most = max(count_covered(group.arrays[name], limit) for group in groups)
         words += f", {name} over {'all' if most == rows else f'{most} of'} {rows} rows"
     return SampleSet(groups=tuple(groups), origin=words)
 
@@ -133,12 +129,18 @@ def free_names(build: BuildDocument) -> list[str]:
 
 
 def free_size_choices(build: BuildDocument) -> list[dict[str, int]]:
-    """Sizes of the free dimensions to try: none where all are fixed."""
+    """Sizes of the free dimensions to try: all alike, and each another where there are several.
+
+    A server that takes the height for the width is right where they are equal.
+    """
     names = free_names(build)
-    return [dict.fromkeys(names, length) for length in _LENGTHS] if names else [{}]
+    alike = [dict.fromkeys(names, length) for length in _LENGTHS] if names else [{}]
+    if len(names) > 1:
+        alike.append({name: _LENGTHS[at % len(_LENGTHS)] for at, name in enumerate(names)})
+    return alike
 
 
-def one_feed(build: BuildDocument, limits: Mapping[str, int], sizes: Mapping[str, int]) -> Feed:
+def one_feed(build: BuildDocument, limits: Limits, sizes: Mapping[str, int]) -> Feed:
     """A request of one sample, to try whether the graph takes these sizes."""
     return _draw(build.inputs, limits, sizes, 1, batched=has_dynamic_batch(build), most=0).feed(0)
 
@@ -266,68 +268,16 @@ def _own_data(build: BuildDocument, count: int, data_dir: Path | None) -> tuple[
 
 
 def _draw(
-    inputs: Sequence[GraphPort],
-    limits: Mapping[str, int],
-    sizes: Mapping[str, int],
-    count: int,
-    *,
-    batched: bool,
-    most: int,
+    inputs: Sequence[GraphPort], limits: Limits, sizes: Mapping[str, int], count: int, *, batched: bool, most: int
 ) -> Samples:
-    """Draw samples, the first of which, `most` at most, look up every row of every table if they are enough."""
+    """Draw samples of one shape."""
     shapes = {
         port.name: tuple(size if isinstance(size, int) else sizes[size] for size in port.shape[batched:])
         for port in inputs
     }
-    needed = max((math.ceil(limits[name] / max(math.prod(shapes[name]), 1)) for name in limits), default=0)
-    covering = min(needed, most)
-    total = max(count, covering + _AFTER_COVERING if covering else 0)
-    rng = np.random.default_rng(_SEED)
-    longest = max((shape[-1] for shape in shapes.values() if shape), default=1)
-    arrays = {}
-    for port in inputs:
-        kind, shape = np.dtype(numpy_type(port.dtype)), shapes[port.name]
-        if port.name in limits:
-            arrays[port.name] = _indices(limits[port.name], (total, *shape), covering, rng).astype(kind)
-        elif _MASK.search(port.name) and shape:
-            arrays[port.name] = _mask((total, *shape), covering).astype(kind)
-        else:
-            arrays[port.name] = _noise(port.name, kind, (count, *shape), longest, rng)
+    total, arrays = draw_arrays(inputs, limits, shapes, count, most=most)
     label = ", ".join(f"{name} {size}" for name, size in sizes.items())
     return Samples(batched=batched, count=total, arrays=arrays, label=label)
-
-
-def _indices(rows: int, shape: tuple[int, ...], covering: int, rng: np.random.Generator) -> Array:
-    """Rows of a table; the first `covering` samples hold each at least once, if they are enough."""
-    indices = rng.integers(0, rows, shape)
-    first = indices[:covering].reshape(-1)
-    order = rng.permutation(rows)[: first.size]
-    first[: order.size] = order
-    indices[:covering] = first.reshape(indices[:covering].shape)
-    return indices
-
-
-def _mask(shape: tuple[int, ...], covering: int) -> Array:
-    """Ones; behind the samples that must not hide a token, every other sample is padded at its end."""
-    mask = np.ones(shape, dtype=np.int64)
-    mask[covering + 1 :: 2, ..., math.ceil(shape[-1] * _FIRST_PADDED) :] = 0
-    return mask
-
-
-def _noise(name: str, kind: np.dtype[Any], shape: tuple[int, ...], longest: int, rng: np.random.Generator) -> Array:
-    if kind.kind == "f":
-        return rng.standard_normal(shape).astype(kind)
-    if _LENGTH.search(name) and kind.kind in "iu":
-        return rng.integers(1, max(min(longest, np.iinfo(kind).max), 1) + 1, shape).astype(kind)
-    if kind.itemsize == 1 and kind.kind in "iu":
-        # Pixels and quantized values take all of their type.
-        return rng.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
-    # Nothing bounds them: flags and segments are the commonest.
-    return rng.integers(0, 2, shape).astype(kind)
-
-
-def _coverage(group: Samples, limits: Mapping[str, int]) -> dict[str, int]:
-    return {name: len(np.unique(group.arrays[name])) for name in limits if name in group.arrays}
 
 
 def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str, Feed]]:
@@ -338,7 +288,8 @@ def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str,
     """
     largest = max(sizes)
     number = 0
-    for group, prefix in _named(samples):
+    named = list(_named(samples))
+    for group, prefix in named:
         if not group.batched:
             for at in range(group.count):
                 number += 1
@@ -350,15 +301,20 @@ def requests_of(samples: SampleSet, sizes: Sequence[int]) -> Iterator[tuple[str,
                 number += 1
                 yield f"{prefix}samples from {at}, batch {size}", group.feed(at, size)
     end = time.monotonic() + _AGAIN_S
-    between = range(min(sizes), largest + 1)
+    every = range(min(sizes), largest + 1)
+    between = [size for size in every if size not in sizes]
     for turn in itertools.count():
-        for group, prefix in _named(samples):
-            if number >= ENOUGH_REQUESTS or time.monotonic() > end:
-                return
-            number += 1
-            size = between[turn % len(between)]
-            at = turn * size % group.count
-            yield f"{prefix}samples from {at} again, batch {size}", group.feed(at, size)
+        # Every size between once, however many requests there were already.
+        if time.monotonic() > end or (turn >= len(between) and number >= ENOUGH_REQUESTS):
+            return
+        group, prefix = named[turn % len(named)]
+        number += 1
+        size = between[turn] if turn < len(between) else every[turn % len(every)]
+        if not group.batched:
+            yield f"{prefix}sample {turn % group.count} again", group.feed(turn)
+            continue
+        at = turn * size % group.count
+        yield f"{prefix}samples from {at} again, batch {size}", group.feed(at, size)
 
 
 def _named(samples: SampleSet) -> Iterator[tuple[Samples, str]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _CANNOT_TELL = 3
 _LONGEST_S = 300
-_RUN = f"""
+OPEN_SESSION = f"""
 import sys
 import numpy as np
 try:
@@ -25,6 +25,9 @@ try:
     session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 except Exception:
     sys.exit({_CANNOT_TELL})
+"""
+"""Beginning of a script whose first argument is a network."""
+_RUN = f"""{OPEN_SESSION}
 with np.load(sys.argv[2]) as values:
     names = [port.name for port in session.get_inputs()]
     session.run(None, {{name: values[f"arr_{{at}}"] for at, name in enumerate(names)}})

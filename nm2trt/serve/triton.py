@@ -18,10 +18,11 @@ from nm2trt.serve.batch_limits import largest_batch
 from nm2trt.serve.config_pbtxt import ONNX, PLAN, profile_names_readable
 from nm2trt.serve.lock import locked
 from nm2trt.serve.model_files import model_files
-from nm2trt.serve.port_rules import check_described
+from nm2trt.serve.port_rules import check_described, check_types
 from nm2trt.serve.ports import check_name, free_sizes, numpy_type
+from nm2trt.serve.publish import publish
 from nm2trt.serve.releases import triton_release
-from nm2trt.serve.repository import Held, check_interface, next_version, publish, published
+from nm2trt.serve.repository import Held, check_interface, next_version, published
 from nm2trt.serve.source import Network, has_plan, onnx_network, plan_network, read_build
 
 QUEUE_DELAY_US = 500
@@ -143,6 +144,7 @@ def _prepare(request: PackageRequest, name: str, folders: tuple[Path, ...], arm:
     gpu = platform == "tensorrt_plan" or (platform == "onnxruntime" and device == "gpu")
     if request.device is not None and platform != "onnxruntime":
         raise ConfigError(f"is for onnxruntime, and {platform} is packaged here", where="--device", mend="drop it")
+    check_types(network.build, where=network.folder)
     _check_runs(network, platform, gpu=gpu)
     number = next_version(held.last if held else 0, request.version)
     kept = request if old is None else _with_old_options(request, old)
@@ -240,6 +242,9 @@ def _unserved(old: PackageDocument | None, document: PackageDocument) -> list[st
             continue
         if (version.plan_files, version.tensorrt) == (newest.plan_files, newest.tensorrt):
             why = "ONNX Runtime's engine cache tells no weights apart, so one version is loaded at a time"
+        elif version.plan_files == newest.plan_files:
+            needed, has = (", ".join(sorted(one.tensorrt)) for one in (version, newest))
+            why = f"its plans need TensorRT {needed}, those of version {newest.version} {has}, and a server has one"
         else:
             have = ", ".join(f"SM {sm}" for sm in sorted(newest.plan_files, key=int))
             why = f"one config.pbtxt cannot name its plans and those of version {newest.version} ({have})"

@@ -21,19 +21,24 @@ class Flaw:
     what: str
 
 
-def version_flaws(folder: Path, document: PackageDocument) -> list[Flaw]:
+def version_flaws(folder: Path, document: PackageDocument, *, besides: int | None = None) -> list[Flaw]:
     """Hold every version to the sha256 of its files.
+
+    Args:
+        folder: The model's.
+        document: Names the versions.
+        besides: A version that may lie there unnamed, since it is about to go.
 
     Raises:
         InputError: A version lies there that package.json does not name.
     """
     known = {version.version for version in document.versions}
     for number in version_folders(folder):
-        if number not in known:
+        if number not in known and number != besides:
             raise InputError(
                 f"version {number} is not in package.json",
                 where=folder / str(number),
-                mend="move it out of the repository, and package its build",
+                mend=f"move it out of the repository and package its build, or --remove-version {number}",
             )
     return [flaw for version in document.versions if (flaw := _flaw_of(folder, version)) is not None]
 

@@ -10,7 +10,8 @@ from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.lock import locked
 from nm2trt.serve.model_files import model_files
-from nm2trt.serve.repository import CONFIG, Held, published, rewrite, without
+from nm2trt.serve.publish import rewrite
+from nm2trt.serve.repository import CONFIG, Held, published, without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ def remove_version(
 ) -> Changed:
     """Remove a version's files; the newest one that is left serves requests without a version.
 
-    A version that is gone already, or damaged, can be removed too.
+    A version that is gone already, damaged, or unknown to package.json can be removed too.
 
     Raises:
         ConfigError: There is no such version, it is the last that can be served, or config.pbtxt was edited.
@@ -42,8 +43,8 @@ def remove_version(
     """
     with locked(repository, on_wait=on_wait):
         folder = repository / name
-        held, recorded = _held(repository, name)
-        if number not in recorded:
+        held, recorded = _held(repository, name, besides=number)
+        if number not in recorded and not (folder / str(number)).is_dir():
             raise ConfigError(
                 f"{name} has no version {number}", where="--remove-version", mend=f"it has {_list(recorded)}"
             )
@@ -79,9 +80,9 @@ def roll_back(
         return Changed(document=document, folder=folder, version=number, notes=_other_notes(held, number))
 
 
-def _held(repository: Path, name: str) -> tuple[Held, list[int]]:
+def _held(repository: Path, name: str, *, besides: int | None = None) -> tuple[Held, list[int]]:
     """What is there, and all versions that package.json names."""
-    held = published(repository, name)
+    held = published(repository, name, besides=besides)
     if held is None:
         raise ConfigError(f"holds no model {name!r}", where=repository, mend="name one with --name")
     recorded = PackageDocument.read(repository / name)

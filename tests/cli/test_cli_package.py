@@ -55,6 +55,7 @@ def test_a_folder_is_replaced_only_with_force(tmp_path, server):
         (("package", "BUILD", "-o", "OUT", "--max-batch", "65"), 2, "65 is outside 1..64"),
         (("package", "BUILD", "-o", "OUT", "--sm", "80"), 2, "--sm: states what a plan is for"),
         (("package", "BUILD", "BUILD", "-o", "OUT"), 2, "name one build"),
+        (("package", "BUILD", "-o", "OUT", "--name", ""), 2, "--name: model name ''"),
         (("package", "nowhere", "-o", "OUT", "--name", "net"), 3, "no build.json"),
         (("package", "BUILD", "-o", "OUT", "--platform", "tensorrt_plan"), 3, "holds no sparse plan"),
         (("package", "BUILD", "BUILD", "--server", "onnxruntime", "-o", "OUT"), 2, "takes one BUILD"),

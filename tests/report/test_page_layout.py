@@ -144,3 +144,17 @@ def test_a_network_without_zeros_is_not_called_filled():
     assert "the same network: it has no zeros to fill" in text
     assert "same values" in text
     assert "zeros filled" in " ".join(Reader(profile_page(report_document(sparse=network(0.5)))).text)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_without_a_break_stay_on_the_page(chromium, tmp_path, width):
+    """Only tables may scroll, and on a laptop not even they."""
+    name = "features" + "x" * 150
+    report = full_report(name, headline=f"output '{name}' is served, and the build has none")
+    assert report.layers is not None
+    layers = tuple(one.model_copy(update={"name": f"{name}{at}"}) for at, one in enumerate(report.layers.layers))
+    report = report.model_copy(update={"layers": report.layers.model_copy(update={"layers": layers})})
+    script = "return [d.documentElement.scrollWidth,...[...d.querySelectorAll('.scroll')].map(e=>e.scrollWidth)]"
+    whole, *tables = measured(chromium, tmp_path, profile_page(report), width, script)
+    assert whole == width
+    assert width < 1000 or max(tables) <= width

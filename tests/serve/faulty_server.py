@@ -3,6 +3,7 @@
 It answers with ONNX Runtime's outputs of a graph, spoiled as its mode says. `RIGHT` modes are unusual and correct.
 """
 
+import gzip
 import itertools
 import json
 import socket
@@ -20,7 +21,10 @@ LATE = 230
 """Requests that are right before a mode with "late" starts: more than the comparison of outputs sends."""
 TYPES = {"int64": "INT64", "float32": "FP32", "float16": "FP16", "float64": "FP64", "int32": "INT32", "bool": "BOOL"}
 ARRAYS = {kserve: np.dtype(name) for name, kserve in TYPES.items()}
-RIGHT = ("ok", "json", "nested-json", "chunked", "connection-close", "no-id", "in-pieces")
+RIGHT = (
+    "ok", "json", "nested-json", "chunked", "connection-close", "no-id", "in-pieces", "reordered", "typed-as-text",
+    "http-1.0",
+)  # fmt: skip
 
 WORDS = {
     "truncated": "the answer cannot be read: output 'a' of FP32",
@@ -39,6 +43,9 @@ WORDS = {
     "infinite": "NaN, infinite",
     "off-by-one": "output class_id: ",
     "batched-only": "batch 2",
+    "only-batch-5": "batch 5",
+    "rows-of-batch-3": "batch 3",
+    "big-endian": "outputs differ from ONNX Runtime's",
     "some-tokens": "outputs differ from ONNX Runtime's",
     "stale": "outputs differ from ONNX Runtime's",
     "zeros": "outputs differ from ONNX Runtime's",
@@ -76,6 +83,9 @@ HTTP_WORDS = {
     "content-length-long": "the answer cannot be read: it broke off",
     "content-length-short": "the answer cannot be read",
     "chunk-broken": "the answer cannot be read: it broke off",
+    "gzip": "the answer cannot be read: it is encoded with 'gzip'",
+    "redirect": "the server answered with an error: HTTP 302",
+    "no-content": "the server answered with an error: HTTP 204",
     "error-200": "the server answered with an error: HTTP 200: out of memory",
     "json-text": "the answer cannot be read: output 'a' of FP32 holds '",
     "json-short": "the answer cannot be read: output 'a' of FP32",
@@ -134,6 +144,7 @@ class Spoiler:
             mode == "wrong"
             or (mode == "one-in-100-wrong" and number % 100 == 0)
             or (mode == "batched-only" and rows > 1)
+            or (mode == "only-batch-5" and rows == 5)
             or (mode == "some-tokens" and (feed["ids"] == 37).any())
         ):
             outputs["a"] = a + nudge
@@ -143,7 +154,7 @@ class Spoiler:
             outputs["class_id"] = outputs["class_id"] + 1
         elif mode == "swapped-outputs":
             outputs["a"], outputs["b"] = outputs["b"], a
-        elif mode == "swapped-rows":
+        elif mode == "swapped-rows" or (mode == "rows-of-batch-3" and rows == 3):
             outputs["a"] = a[::-1].copy()
         elif mode == "wrong-dtype":
             outputs["a"] = a.astype(np.float64)
@@ -157,6 +168,13 @@ class Spoiler:
             outputs["debug"] = np.zeros(1, np.float32)
         elif mode == "renamed-output":
             outputs["A"] = outputs.pop("a")
+        elif mode == "big-endian":
+            outputs["a"] = a.byteswap()
+        elif mode == "reordered":
+            for name in sorted(outputs, reverse=True):
+                outputs[name] = outputs.pop(name)
+        elif mode == "fewer-columns" and feed["x"].shape[1] != feed["x"].shape[2]:
+            outputs["a"] = a[:, : feed["x"].shape[2] // 2]
         elif mode == "zeros":
             outputs["a"] = np.zeros_like(a)
         elif mode == "stale" and self.first["a"].shape == a.shape:
@@ -318,7 +336,10 @@ class Handler(BaseHTTPRequestHandler):
         }
         if mode in bodies:
             self.reply(200, bodies[mode])
-        return mode in bodies
+        codes = {"redirect": (302, "Location: http://127.0.0.1:9/"), "no-content": (204, "X-Nothing: yes")}
+        if mode in codes:
+            self.reply(codes[mode][0], b"", [codes[mode][1]])
+        return mode in bodies or mode in codes
 
     def send_answer(self, request, outputs, number):
         mode, entries, blob = self.spoiler.mode, [], b""
@@ -354,6 +375,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(head + blob)}\r\n{headers[0]}\r\n\r\n".encode())
             for byte in (head[:1], head[1:], blob[:3], blob[3:]):
                 self.wfile.write(byte)
+            return None
+        if mode == "gzip":
+            return self.reply(200, gzip.compress(head + blob), [*headers, "Content-Encoding: gzip"])
+        if mode == "typed-as-text":
+            headers.append("Content-Type: text/plain; charset=latin-1")
+        if mode == "http-1.0":
+            # Nothing but the end of the connection tells where the answer ends.
+            self.close_connection = True
+            self.wfile.write("\r\n".join(["HTTP/1.0 200 OK", *headers, "", ""]).encode() + head + blob)
             return None
         announced = len(head) + len(blob) + {"content-length-long": 4, "content-length-short": -4}.get(mode, 0)
         broken = announced != len(head) + len(blob)

@@ -40,6 +40,9 @@ def test_a_plan_with_a_dynamic_batch():
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [("x", 11, [3, 8, 8])]
     assert [(one.name, one.data_type, list(one.dims)) for one in config.output] == [("y", 10, [10])]
     assert config.output[0].label_filename == "labels.txt"
+    boxes = GraphPort(name="boxes", dtype="float32", shape=("N", 4))
+    outputs = parse(config_pbtxt(spec(labels=True, outputs=(*spec().outputs, boxes)))).output
+    assert [one.label_filename for one in outputs] == ["labels.txt", ""]
     assert config.default_model_filename == "model.plan"
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
     assert not config.dynamic_batching.preferred_batch_size

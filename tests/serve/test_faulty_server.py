@@ -276,3 +276,31 @@ def test_a_network_with_one_answer_is_told(tmp_path):
         result = check(build, url, "--protocol", "http", "--no-load")
     assert result.returncode == 0
     assert "mixed-up answers would not be found" in result.stdout
+
+
+def image_network():
+    """x [N, height, width] -> a [N, height, 2]: the first columns that a server may take for rows."""
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "two", "axis"], ["s"]),
+        helper.make_node("Mul", ["s", "half"], ["a"]),
+    ]
+    constants = {"zero": np.array([0]), "two": np.array([2]), "axis": np.array([2]), "half": np.float32(0.5)}
+    graph = helper.make_graph(
+        nodes,
+        "image",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "height", "width"])],
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", "height", 2])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_free_sizes_differ_from_each_other(tmp_path):
+    build = write_build(tmp_path / "build", image_network())
+    with http_server(build / "model.onnx", "ok") as url:
+        result = check(build, url, "--protocol", "http", "--no-load", "--json")
+    assert result.returncode == 0, result.stderr
+    assert "height 8, width 13" in json.loads(result.stdout)["outputs"][0]["inputs"]
+    with http_server(build / "model.onnx", "fewer-columns") as url:
+        result = check(build, url, "--protocol", "http", "--no-load", "--json")
+    assert_found_out(result, "output a is float32")

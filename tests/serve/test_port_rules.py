@@ -276,3 +276,27 @@ def test_pixels_are_zeros(tmp_path):
     assert packaged(build, tmp_path / "repo").returncode == 0
     assert "zero_data" in (tmp_path / "repo/net/config.pbtxt").read_text()
     assert not (tmp_path / "repo/net/warmup").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("object", "output 'y' holds text"), ("float8_e4m3fn", "output 'y' holds float8_e4m3fn")]
+)
+@pytest.mark.parametrize("server", ["triton", "triton-cpu"])
+def test_values_that_no_tensor_holds_are_refused(tmp_path, dtype, words, server):
+    build = make_build(tmp_path / "build")
+    document = json.loads((build / "build.json").read_text())
+    document["outputs"][0]["dtype"] = dtype
+    (build / "build.json").write_text(json.dumps(document))
+    result = nm2trt_inline("package", build, "--server", server, "-o", tmp_path / "repository", "--name", "net")
+    assert_one_error_line(result, 3, str(build), words)
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_linked_model_folder_is_called_a_link(tmp_path):
+    build = make_build(tmp_path / "build")
+    assert packaged(build, tmp_path / "real").returncode == 0
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/net").symlink_to(tmp_path / "real/net")
+    result = packaged(build, tmp_path / "linked")
+    assert_one_error_line(result, 2, "linked/net", "is a symbolic link to")
+    assert sorted(path.name for path in (tmp_path / "real/net").iterdir() if path.is_dir()) == ["1"]

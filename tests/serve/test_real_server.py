@@ -312,6 +312,17 @@ def test_serve_names_the_missing_backend_before_it_starts(plan_repository, envir
     assert_one_error_line(result, 4, "has no tensorrt backend", "--stand-in")
 
 
+@pytest.mark.parametrize(
+    ("option", "words"), [(("--stand-in",), "--stand-in: no effect: python"), (("--timeout", "nan"), "nan is no time")]
+)
+def test_what_changes_nothing_is_refused(tmp_path, environment, option, words):
+    build = make_build(tmp_path / "build")
+    assert (
+        nm2trt_inline("package", build, "--server", "triton-cpu", "-o", tmp_path / "r", "--name", "net").returncode == 0
+    )
+    assert_one_error_line(nm2trt("serve", tmp_path / "r", *option, env=environment), 2, words)
+
+
 def test_stand_ins_serve_both_gpu_configurations(plan_repository, environment, tmp_path):
     """Proves that layout, names, types, batching and warm-up are in order; the ONNX runs, never the plan."""
     build, repository = plan_repository / "80", plan_repository / "repository"

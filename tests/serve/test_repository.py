@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, fresh, broken)
     if broken == "copyfile":
         monkeypatch.setattr(shutil, "copyfile", full)
     else:
-        monkeypatch.setattr("nm2trt.serve.repository.write_atomic", full)
+        monkeypatch.setattr("nm2trt.serve.publish.write_atomic", full)
     with pytest.raises(OSError, match="No space left"):
         package(repository, build, queue_delay_us=9)
     assert (everything(repository) if repository.exists() else {}) == before
@@ -151,7 +151,7 @@ def test_the_dense_network_of_a_build(tmp_path):
     assert (tmp_path / "repo/net/1/model.onnx").read_bytes() == (build / "model.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("at", ["shutil.copyfile", "nm2trt.serve.repository.write_atomic"])
+@pytest.mark.parametrize("at", ["shutil.copyfile", "nm2trt.serve.publish.write_atomic"])
 def test_a_kill_leaves_the_old_version_in_place(tmp_path, at):
     repository, build = tmp_path / "repo", make_build(tmp_path / "build", seed=1)
     package(repository, make_build(tmp_path / "old", seed=2))
@@ -182,7 +182,7 @@ def test_a_kill_at_any_step_leaves_a_repository_that_serves_and_takes_versions(t
     package(repository, make_build(tmp_path / "old", seed=2))
     code = (
         "import os, pathlib, signal\n"
-        "import nm2trt.serve.repository as r\n"
+        "import nm2trt.serve.publish as r\n"
         "done = 0\n"
         "def counted(real):\n"
         "    def call(*a, **k):\n"

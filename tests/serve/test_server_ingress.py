@@ -118,6 +118,7 @@ def test_grpc_over_tls(build, certificate):
         (("--shape", "ids=1x6"), "has no effect"),
         (("--ca-file", "x"), "no use over http"),
         (("--header", "secret"), "no NAME: VALUE"),
+        (("--data-dir", "data"), "--data-dir: no effect: the build names no data set"),
     ],
 )
 def test_an_option_without_effect_is_refused(build, options, words):

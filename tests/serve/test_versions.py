@@ -1,6 +1,8 @@
 """A model over its versions: options that stay, versions that are removed, rolled back, gone or damaged."""
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -8,7 +10,7 @@ import pytest
 from helpers import assert_one_error_line, nm2trt_inline
 from serve_builds import everything, make_build
 
-from nm2trt.artifacts import BatchRange
+from nm2trt.artifacts import BatchRange, write_atomic
 from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve import PackageRequest, check_repository, package_triton, read_model, remove_version, roll_back
@@ -155,10 +157,38 @@ def test_a_version_that_cannot_run_under_the_new_configuration_is_not_loaded(tmp
         builds = [make_build(tmp_path / "new", builder="tensorrt", version="10.14.1.48")]
     second = plans(repository, *builds)
     assert loaded(repository) == [2]
-    assert any("version 1 stays in the repository and is no longer loaded" in note for note in second.notes)
+    (note,) = [note for note in second.notes if "version 1 stays in the repository and is no longer loaded" in note]
+    why = {"files": "(SM 80, SM 90)", "tensorrt": "need TensorRT 10.13.3.9, those of version 2 10.14.1.48"}
+    assert why[change] in note
     roll_back(repository, "net")
     assert loaded(repository) == [1]
     assert 'default_model_filename: "model.plan"' in config(repository)
+
+
+def test_removing_a_version_frees_a_full_disk(tmp_path, monkeypatch):
+    """The space comes from the version itself; until then nothing can be written."""
+    repository = tmp_path / "repo"
+    for seed in (1, 2, 3):
+        plans(repository, make_build(tmp_path / f"build{seed}", seed=seed, builder="tensorrt"))
+    genuine_write, genuine_pwrite = write_atomic, os.pwrite
+
+    def full_while_it_lies_there(path, content):
+        if (repository / "net/2").exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        genuine_write(path, content)
+
+    def no_byte(handle, content, at):
+        if (repository / "net/2").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return genuine_pwrite(handle, content, at)
+
+    monkeypatch.setattr("nm2trt.serve.publish.write_atomic", full_while_it_lies_there)
+    monkeypatch.setattr(os, "pwrite", no_byte)
+    with pytest.raises(OSError, match="No space left"):
+        roll_back(repository, "net")
+    remove_version(repository, "net", 2)
+    assert loaded(repository) == [1, 3]
+    assert [one.version for one in read_model(repository / "net").versions] == [1, 3]
 
 
 def test_onnx_runtime_on_a_gpu_loads_one_version_with_its_own_cache(tmp_path):
@@ -317,3 +347,36 @@ def test_what_a_kept_configuration_does_not_take_over_is_refused(tmp_path, build
     with pytest.raises(ConfigError, match="changes nothing"):
         package(repository, build, keep_config=True, **{option: given})
     assert everything(repository) == before
+
+
+@pytest.mark.parametrize("kind", ["empty", "renamed"])
+def test_a_version_that_package_json_does_not_know_can_be_removed(tmp_path, kind):
+    repository = tmp_path / "repo"
+    for seed in (1, 2):
+        package(repository, make_build(tmp_path / f"build{seed}", seed=seed))
+    if kind == "empty":
+        (repository / "net/7").mkdir()
+    else:
+        (repository / "net/2").rename(repository / "net/7")
+    with pytest.raises(InputError, match=r"version 7 is not in package\.json.*--remove-version 7"):
+        check_repository(repository)
+    remove_version(repository, "net", 7)
+    assert check_repository(repository) == {"net": ("python", [1, 2] if kind == "empty" else [1])}
+    with pytest.raises(ConfigError, match="has no version 7"):
+        remove_version(repository, "net", 7)
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_what_lies_in_a_new_versions_place_is_named(tmp_path, kind):
+    repository, build = tmp_path / "repo", make_build(tmp_path / "build")
+    package(repository, build)
+    place = repository / "net/2"
+    if kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to("nowhere")
+    before = everything(repository)
+    with pytest.raises(ConfigError, match="net/2: lies where the new version goes"):
+        package(repository, build)
+    assert everything(repository) == before
+    assert package(repository, build, version=3).version.version == 3
