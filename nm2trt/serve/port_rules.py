@@ -88,11 +88,12 @@ def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, li
             f"only a run of the network tells whether {', '.join(names)} has a batch, and onnxruntime is missing",
             mend="pip install onnxruntime",
         ) from None
+    from nm2trt.ort import open_session
     from nm2trt.serve.warmup import sample_inputs
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+    session = open_session(str(onnx), options)
     lengths: dict[str, list[int]] = {name: [] for name in names}
     for size in _TRIED:
         feeds: dict[str, npt.NDArray[np.generic]] = sample_inputs(build.inputs, onnx, batch=size)
