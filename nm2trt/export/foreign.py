@@ -101,6 +101,9 @@ def _model(file: Path) -> ir.Model:
             common.InlinePass()(model)
         common.TopologicalSortPass()(model)
         _free_negative_sizes(model)
+        if any(output.shape is None for output in model.graph.outputs):
+            # The ONNX checker wants them, and runtimes do not.
+            common.ShapeInferencePass()(model)
     except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
         raise InputError(
             f"is no valid ONNX model: {one_line(error)}", where=file, mend="check it with onnx.checker"

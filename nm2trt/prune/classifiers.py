@@ -4,7 +4,8 @@ A *last layer* is a matrix product with a constant, or a convolution, from whose
 Whatever lies between it and a graph output (activations, softmax, scaling, reshapes, choices, merges of several heads)
 does not matter, except for one thing: where its output is added to what an earlier layer made, it is the end of a
 residual block, and the output is a feature map and not a score. A last convolution is a classifier only where classes
-are chosen, scores made by a sigmoid, or images averaged behind it; otherwise it makes an image.
+are chosen, scores made by a sigmoid, or its image becomes a row of numbers behind it (averaged over all places, or
+flattened); otherwise it makes an image.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _DIRECT = (
     *("Identity", "Cast", "Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
     *("QuantizeLinear", "DequantizeLinear", "Dropout"),
 )
+_ROW_RANK = 2
+"""Samples and scores."""
 _PRODUCTS = ("Gemm", "MatMul")
 
 
@@ -70,7 +73,7 @@ class _Flow:
             seen.add(here)
             at, chosen = here
             for value in at.outputs:
-                if value in self._outputs and chosen:
+                if value in self._outputs and (chosen or _is_row(value)):
                     return value
                 for reader in self._readers(value):
                     if self._ends_residual(reader, value):
@@ -133,6 +136,14 @@ class _Flow:
                 if source is not None and source not in seen:
                     seen.add(source)
                     pending.append(source)
+
+
+def _is_row(value: ir.Value) -> bool:
+    """Whether an output holds a row of numbers for each sample and no image; its producer tells where no shape does."""
+    if value.shape is not None:
+        return len(value.shape) <= _ROW_RANK
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Flatten"
 
 
 def _makes_scores(node: ir.Node) -> bool:

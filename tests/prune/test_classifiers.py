@@ -103,6 +103,27 @@ def test_several_heads(tmp_path):
     assert found == {"w": "2:4", "scores": None, "aux": None}
 
 
+@pytest.mark.parametrize("tail", ["ReduceMean", "AveragePool"])
+def test_a_last_convolution_whose_image_becomes_a_row(tail, tmp_path):
+    behind = {
+        "ReduceMean": [node("ReduceMean", "c", "y", axes=[2, 3], keepdims=0)],
+        "AveragePool": [node("AveragePool", "c", "p", kernel_shape=[4, 4]), node("Flatten", "p", "y")],
+    }
+    nodes = [node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r scores", "l"), node("Relu", "l", "c")]
+    info = helper.make_tensor_value_info
+    for outputs, pattern in ((["n", 8], None), (["n", 8, 4, 4], "2:4")):
+        graph = helper.make_graph(
+            [*nodes, *(behind[tail] if pattern is None else [node("Identity", "c", "y")])],
+            "g",
+            [info("x", 1, ["n", 8, 4, 4])],
+            [info("y", 1, outputs)],
+            [weight("w", 16, 8, 1, 1), weight("scores", 8, 16, 1, 1)],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "a.onnx")
+        document = prune_path(tmp_path / "a.onnx", tmp_path / "b.onnx", TWO_FOUR, force=True)
+        assert {layer.name: layer.pattern for layer in document.layers} == {"w": "2:4", "scores": pattern}
+
+
 def test_scores_that_a_later_layer_reads_too(tmp_path):
     """An early exit is a head as much as the last."""
     nodes = [*TRUNK, node("Softmax", "l", "e"), node("MatMul", "l late", "k"), node("Relu", "k", "y")]
