@@ -39,6 +39,7 @@ from nm2trt.calibration.sources import open_data
 from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.calibration.stripping import without_quantisation
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.layers.sources import foreign_error
 from nm2trt.verify import Judgement, verify_path
 
 Progress = Callable[[str, int, int], None]
@@ -238,6 +239,9 @@ def check_target(model: Path, output: Path, *, force: bool) -> None:
 def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> _Work:
     """Open model and samples; everything a user can get wrong is found here or in the first batch."""
     progress("opening the model", 0, 0)
+    if model.is_dir():
+        mend = "pass an .onnx file, or a folder of `nm2trt export`"
+        raise foreign_error(model) or InputError("holds no model.onnx", where=model, mend=mend)
     if not model.is_file():
         raise InputError("no such file" if not model.exists() else "is no file", where=model, mend="pass an .onnx file")
     graph, judged, notes = _float_graph(model, folder, settings)

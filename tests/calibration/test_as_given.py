@@ -87,6 +87,15 @@ def test_a_clip_that_ends_anywhere_comes_back(minimum, maximum, tmp_path):
     assert np.linalg.norm(before - after) < 0.05 * np.linalg.norm(before)
 
 
+def test_a_folder_of_another_format_is_told_by_its_name(tmp_path):
+    (tmp_path / "zero_to_fp32.py").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="is a DeepSpeed checkpoint"):
+        calibrate(tmp_path, tmp_path / "o.onnx", Settings(data="s.npz"))
+    (tmp_path / "zero_to_fp32.py").unlink()
+    with pytest.raises(InputError, match=r"holds no model\.onnx"):
+        calibrate(tmp_path, tmp_path / "o.onnx", Settings(data="s.npz"))
+
+
 def test_an_activation_that_is_still_there_is_not_doubled(tmp_path):
     from onnxruntime.quantization import QuantType
 

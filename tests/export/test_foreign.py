@@ -28,6 +28,17 @@ def test_a_file_is_taken_byte_by_byte(tmp_path):
     assert "not that the file is right" in record.reference
 
 
+def test_an_output_without_a_shape_gets_one(tmp_path):
+    write_gemm(tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "m.onnx")
+    export_source(tmp_path / "m.onnx").write(tmp_path / "out.onnx")
+    found = onnx.load(tmp_path / "out.onnx")
+    assert found.graph.output[0].type.tensor_type.HasField("shape")
+    onnx.checker.check_model(found, full_check=True)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("io_dtype", ["fp32", "same"])
 def test_a_file_is_converted_where_asked(tmp_path, precision, io_dtype):
