@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from nm2trt.layers.onnx_constants import as_text
+from nm2trt.prune.channel_parts import Part, parts_behind
 
 _CHOICES = ("Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK", "Hardmax", "GlobalAveragePool", "GlobalMaxPool")
 _SUMS = ("Add", "Sum")
@@ -63,22 +64,23 @@ class _Flow:
             return output
         if node not in self._last:
             return None
-        chosen = node.op_type in _PRODUCTS
-        pending: list[tuple[ir.Node, bool]] = [(node, chosen)]
-        seen: set[tuple[ir.Node, bool]] = set()
+        pending: list[tuple[ir.Value, Part, bool]] = [
+            (value, None, node.op_type in _PRODUCTS) for value in node.outputs
+        ]
+        seen: set[tuple[ir.Value, Part, bool]] = set()
         while pending:
             here = pending.pop()
             if here in seen:
                 continue
             seen.add(here)
-            at, chosen = here
-            for value in at.outputs:
-                if value in self._outputs and (chosen or _is_row(value)):
-                    return value
-                for reader in self._readers(value):
-                    if self._ends_residual(reader, value):
-                        continue
-                    pending.append((reader, chosen or reader.op_type in _CHOICES or _makes_scores(reader)))
+            value, part, chosen = here
+            if value in self._outputs and (chosen or _is_row(value)):
+                return value
+            for reader in self._readers(value):
+                if self._ends_residual(reader, value):
+                    continue
+                chosen_here = chosen or reader.op_type in _CHOICES or _makes_scores(reader)
+                pending += [(*behind, chosen_here) for behind in parts_behind(reader, value, part)]
         return None
 
     def _direct_output(self, node: ir.Node) -> ir.Value | None:
@@ -102,17 +104,21 @@ class _Flow:
 
     def _later(self, node: ir.Node) -> bool:
         """Whether another weighted layer is reached."""
-        pending, seen = [node], {node}
+        pending: list[tuple[ir.Value, Part]] = [(value, None) for value in self._values_of(node)]
+        seen = set(pending)
         while pending:
-            at = pending.pop()
-            values = [*at.outputs, *(value for graph in self._bodies.get(at, ()) for value in graph.inputs)]
-            for reader in (reader for value in values for reader in self._readers(value)):
+            value, part = pending.pop()
+            for reader in self._readers(value):
                 if reader in self.weighted and reader is not node:
                     return True
-                if reader not in seen:
-                    seen.add(reader)
-                    pending.append(reader)
+                inside = [(inner, None) for graph in self._bodies.get(reader, ()) for inner in graph.inputs]
+                new = [state for state in (*parts_behind(reader, value, part), *inside) if state not in seen]
+                seen.update(new)
+                pending += new
         return False
+
+    def _values_of(self, node: ir.Node) -> list[ir.Value]:
+        return [*node.outputs, *(value for graph in self._bodies.get(node, ()) for value in graph.inputs)]
 
     def _ends_residual(self, reader: ir.Node, value: ir.Value) -> bool:
         """Whether a sum adds what an earlier layer made, from which further layers go on."""

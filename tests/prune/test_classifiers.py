@@ -124,6 +124,33 @@ def test_a_last_convolution_whose_image_becomes_a_row(tail, tmp_path):
         assert {layer.name: layer.pattern for layer in document.layers} == {"w": "2:4", "scores": pattern}
 
 
+@pytest.mark.parametrize("cut", ["Split", "Slice"])
+def test_classes_and_boxes_that_share_a_concat(cut, tmp_path):
+    """As YOLO's heads do: boxes go on through a convolution over their bins, classes do not."""
+    integers = {
+        "sizes": [8, 4],
+        "shape": [0, 12, -1],
+        "zero": [0],
+        "bins": [8],
+        "all": [12],
+        "axis": [1],
+        "back": [0, 8, 4, 4],
+    }
+    parts = {
+        "Split": [node("Split", "f sizes", "b s", axis=1)],
+        "Slice": [node("Slice", "f zero bins axis", "b"), node("Slice", "f bins all axis", "s")],
+    }
+    nodes = [
+        node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r boxes", "hb"), node("Conv", "r scores", "hs"),
+        node("Concat", "hb hs", "hh", axis=1), node("Reshape", "hh shape", "f"), *parts[cut],
+        node("Reshape", "b back", "bb"), node("Conv", "bb later", "y"), node("Sigmoid", "s", "z"),
+    ]  # fmt: skip
+    weights = [weight("w", 16, 8, 1, 1), weight("boxes", 8, 16, 1, 1), weight("scores", 4, 16, 1, 1)]
+    arrays = [constant(name, np.array(value)) for name, value in integers.items()]
+    found = pruned(tmp_path, nodes, [*weights, weight("later", 4, 8, 1, 1), *arrays], outputs="y z")
+    assert found == {"w": "2:4", "boxes": "2:4", "scores": None, "later": "2:4"}
+
+
 def test_scores_that_a_later_layer_reads_too(tmp_path):
     """An early exit is a head as much as the last."""
     nodes = [*TRUNK, node("Softmax", "l", "e"), node("MatMul", "l late", "k"), node("Relu", "k", "y")]
