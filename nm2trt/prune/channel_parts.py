@@ -16,12 +16,16 @@ Part = tuple[int, int] | None
 
 _CHANNEL_AXIS = 1
 _KEEPING = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Sigmoid", "Relu")
+_SIZES = ("Shape", "Size")
 _DEFAULT = ("", "ai.onnx")
 
 
 def parts_behind(reader: ir.Node, value: ir.Value, part: Part) -> Iterator[tuple[ir.Value, Part]]:
     """Outputs of a node that hold something of some channels of one of its inputs, and which of their channels."""
     known = reader.op_type if reader.domain in _DEFAULT else ""
+    if known in _SIZES:
+        # How large something is holds nothing of what is in it.
+        return
     if known == "Concat":
         yield reader.outputs[0], _joined(reader, value, part)
     elif known in _KEEPING or (known == "Reshape" and _keeps_channels(reader, value)):

@@ -151,6 +151,27 @@ def test_classes_and_boxes_that_share_a_concat(cut, tmp_path):
     assert found == {"w": "2:4", "boxes": "2:4", "scores": None, "later": "2:4"}
 
 
+def test_a_layer_that_reads_only_the_size_of_the_scores_is_not_behind_them(tmp_path):
+    nodes = [
+        *TRUNK,
+        node("Softmax", "l", "y"),
+        node("Shape", "l", "n"),
+        node("Expand", "t n", "u"),
+        node("MatMul", "u late", "z"),
+    ]
+    weights = [weight("w", 16, 32), weight("scores", 32, 8), weight("late", 8, 8), weight("t", 1, 8)]
+    assert pruned(tmp_path, nodes, weights, outputs="y z")["scores"] is None
+    conv = [node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r scores", "l"), node("Sigmoid", "l", "y")]
+    behind = [node("Shape", "l", "n"), node("Expand", "t n", "u"), node("Conv", "u late", "z")]
+    weights = [
+        weight("w", 16, 8, 1, 1),
+        weight("scores", 8, 16, 1, 1),
+        weight("late", 8, 8, 1, 1),
+        weight("t", 1, 8, 1, 1),
+    ]
+    assert pruned(tmp_path, [*conv, *behind], weights, outputs="y z")["scores"] is None
+
+
 def test_scores_that_a_later_layer_reads_too(tmp_path):
     """An early exit is a head as much as the last."""
     nodes = [*TRUNK, node("Softmax", "l", "e"), node("MatMul", "l late", "k"), node("Relu", "k", "y")]
