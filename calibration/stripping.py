@@ -119,8 +119,9 @@ def _folded_ends(node: ir.Node, path: Path, clipped: Mapping[str, tuple[float, f
     producer = value.producer()
     low, end, _ = found
     is_clip = producer is not None and producer.op_type == "Clip"
-    if value.name in clipped and not is_clip:
-        return clipped[value.name]
+    known = clipped.get(str(value.name))
+    if known is not None and not is_clip:
+        return known
     if low != 0:
         return None
     folded = any(abs(end / common - 1) < _SAME_END for common in _CLIP_ENDS)

@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 from nm2trt.artifacts import BuildSource, sha256_of
 from nm2trt.errors import InputError
 from nm2trt.export.facts import meant_sparse
-from nm2trt.export.folding import constant_ancestors, weight_values
+from nm2trt.export.folding import constant_ancestors, split_weights, weight_values
 from nm2trt.export.input_shapes import settle_inputs
 from nm2trt.export.inputs import InputSpec
 from nm2trt.export.quantized import check_integer_operators
@@ -69,6 +69,8 @@ def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = (), sizes: Mapping[st
     _check_opset(model, file)
     check_integer_operators(model, file)
     _check_operators(model, file)
+    # torch's own exporter leaves the packed projection of a cross-attention so.
+    split_weights(model)
     _check_weights(model, file)
     inputs, dynamic = settle_inputs(model, {one.name: one for one in shapes}, sizes or {}, file)
     patterns = meant_sparse(judged) if source.patterns is None else dict(source.patterns)

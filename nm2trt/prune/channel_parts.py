@@ -60,8 +60,9 @@ def _joined(reader: ir.Node, value: ir.Value, part: Part) -> Part:
 
 
 def _channels(value: ir.Value) -> int | None:
-    if value.shape is not None and len(value.shape) > _CHANNEL_AXIS and isinstance(value.shape[_CHANNEL_AXIS], int):
-        return int(value.shape[_CHANNEL_AXIS])
+    channels = value.shape[_CHANNEL_AXIS] if value.shape is not None and len(value.shape) > _CHANNEL_AXIS else None
+    if isinstance(channels, int):
+        return channels
     producer = value.producer()
     if producer is None:
         return None

@@ -100,6 +100,31 @@ def test_a_weight_that_is_computed_is_named_with_its_operator(tmp_path):
         load_onnx(tmp_path / "m.onnx")
 
 
+def test_a_packed_weight_is_cut_into_its_parts(tmp_path):
+    """As torch exports a cross-attention: one matrix, split for queries, keys and values."""
+    rng = np.random.default_rng(0)
+    arrays = {"packed": rng.standard_normal((24, 8)).astype(np.float32), "sizes": np.array([8, 16])}
+    nodes = [
+        helper.make_node("Split", ["packed", "sizes"], ["q", "kv"], axis=0, name="cut"),
+        helper.make_node("Transpose", ["q"], ["q_t"], perm=[1, 0]),
+        helper.make_node("Transpose", ["kv"], ["kv_t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "q_t"], ["a"], name="queries"),
+        helper.make_node("MatMul", ["x", "kv_t"], ["b"], name="values"),
+        helper.make_node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", 1, ["n", 8])], [info("y", 1, ["n", 24])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    export_source(tmp_path / "m.onnx").write(tmp_path / "out.onnx")
+    assert "Split" not in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    x = rng.standard_normal((3, 8)).astype(np.float32)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "out.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(found, x @ arrays["packed"].T, rtol=1e-4, atol=1e-5)
+
+
 def test_a_table_that_is_computed_from_numbers_alone_is_no_weight(tmp_path):
     nodes = [
         helper.make_node("Range", ["zero", "sixteen", "one"], ["row"], name="row"),
