@@ -25,6 +25,7 @@ from nm2trt.verify import verify_path
 OLDEST_OPSET = 9
 """The oldest that TensorRT's ONNX parser takes."""
 _LISTED = 20
+_CONTRIB_PAIRS = ("(com.microsoft.QuantizeLinear)", "(com.microsoft.DequantizeLinear)")
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _QUANTISED = {"INT8": "int8", "UINT8": "uint8", "FLOAT8E4M3FN": "fp8", "INT4": "int4", "UINT4": "uint4"}
 _NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
@@ -153,10 +154,15 @@ def _check_operators(model: ir.Model, file: Path) -> None:
             name = f"{domain}.{node.op_type}" if domain else node.op_type
             unknown.append(f"{node.name or node.outputs[0].name} ({name})")
     if unknown:
+        mend = "replace them, or build with trtexec and its plugins and give what it writes to `nm2trt inspect`"
+        if all(name.endswith(_CONTRIB_PAIRS) for name in unknown):
+            mend = (
+                "quantize again without UseQDQContribOps, or calibrate it anew with `nm2trt calibrate --resymmetrize`"
+            )
         raise InputError(
             f"{len(unknown)} nodes with operators that ONNX does not know at this opset: {_list(unknown)}",
             where=file,
-            mend="replace them, or build with trtexec and its plugins and give what it writes to `nm2trt inspect`",
+            mend=mend,
         )
 
 

@@ -92,6 +92,13 @@ def test_unknown_operators_are_all_named(tmp_path):
         load_onnx(tmp_path / "m.onnx")
 
 
+def test_pairs_of_onnxruntimes_own_domain_are_told_by_the_option_that_makes_them(tmp_path):
+    extra = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"], domain="com.microsoft", name="pair")]
+    write_gemm(tmp_path / "m.onnx", extra=extra, initializers={"s": np.ones((), np.float32)})
+    with pytest.raises(InputError, match=r"pair \(com\.microsoft\.QuantizeLinear\); .*UseQDQContribOps"):
+        load_onnx(tmp_path / "m.onnx")
+
+
 def test_a_weight_that_is_computed_is_named_with_its_operator(tmp_path):
     masked = [helper.make_node("Mul", ["w", "mask"], ["wm"], name="pruner")]
     initializers = {"mask": np.ones((8, 16), np.float32)}
