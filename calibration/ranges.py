@@ -18,6 +18,8 @@ from nm2trt.errors import ConfigError
 LEVELS = 127
 """Largest INT8 value; -128 is left unused, so that the grid is symmetric."""
 _ENTROPY_LEVELS = 128
+_MOST_CLIPPED = 0.05
+"""Share of the magnitudes that the entropy method may clip."""
 _COARSE = 16
 _MSE_CANDIDATES = 200
 _PERCENTILE = re.compile(r"percentile:([0-9.]+)")
@@ -95,7 +97,8 @@ def entropy_bin(counts: Counts) -> int:
     reference is the first i bins with all that lies beyond added to the last; the candidate is those bins merged into
     128 levels and spread evenly over the bins that are not empty. The first bin is given the second's count, so that
     the exact zeros behind a ReLU, which any range represents, do not decide. Candidates are tried at every 16th bin,
-    and then one by one around the best.
+    and then one by one around the best. Only those are tried that clip few values: behind a Clip or Hardtanh the values
+    pile up at its ends, and a range that cuts the pile off loses no information by this measure, but most of the sum.
     """
     bins = counts.astype(np.float64)
     if len(bins) <= _ENTROPY_LEVELS:
@@ -105,8 +108,9 @@ def entropy_bin(counts: Counts) -> int:
     coarse = list(range(_ENTROPY_LEVELS, len(bins), _COARSE))
     if coarse[-1] != len(bins):
         coarse.append(len(bins))
-    best = _least(bins, beyond, coarse)
-    fine = range(max(best - _COARSE, _ENTROPY_LEVELS), min(best + _COARSE, len(bins)) + 1)
+    fewest = int(np.argmax(beyond <= _MOST_CLIPPED * beyond[0]))
+    best = _least(bins, beyond, [i for i in coarse if i >= fewest])
+    fine = range(max(best - _COARSE, _ENTROPY_LEVELS, fewest), min(best + _COARSE, len(bins)) + 1)
     return _least(bins, beyond, fine)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import time
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from nm2trt.artifacts import host_record, sha256_of, write_atomic
@@ -23,10 +23,11 @@ from nm2trt.artifacts.calibration import (
     document_path,
 )
 from nm2trt.calibration.agreement import Judge
+from nm2trt.calibration.as_given import check_against_given, find_clipped
 from nm2trt.calibration.cache import read_cache
 from nm2trt.calibration.collection import collect, ranges_of, scales_of
 from nm2trt.calibration.feeds import Batch, Source, random_feed
-from nm2trt.calibration.graph import OLDEST_OPSET, Graph, Layer, load_proto, open_float_graph
+from nm2trt.calibration.graph import Graph, Layer, load_proto, open_float_graph
 from nm2trt.calibration.insertion import Storage, insert
 from nm2trt.calibration.placement import Placement, place
 from nm2trt.calibration.proof import chosen_layers, layer_records, pattern_problems, sparse_weights, tensor_ranges
@@ -38,7 +39,7 @@ from nm2trt.calibration.sources import open_data
 from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.calibration.stripping import without_quantisation
 from nm2trt.errors import ConfigError, InputError
-from nm2trt.ort import as_arrays, compare_outputs, describe_comparison, first_failure
+from nm2trt.layers.sources import foreign_error
 from nm2trt.verify import Judgement, verify_path
 
 Progress = Callable[[str, int, int], None]
@@ -50,9 +51,7 @@ _MODEL = "model.onnx"
 _BATCH_BYTES = 128 * 2**20
 _LARGEST_BATCH = 64
 _SENSITIVITY_SAMPLES = 64
-_SAME, _SAME_NARROW = 1e-3, 2e-2
-"""Bounds on what another opset may change, of float32 and of float16: the order of sums, and nothing else."""
-_LEAST_COSINE = 0.9
+_FIRST_BATCHES = 8
 _LISTED = 5
 
 
@@ -240,90 +239,69 @@ def check_target(model: Path, output: Path, *, force: bool) -> None:
 def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> _Work:
     """Open model and samples; everything a user can get wrong is found here or in the first batch."""
     progress("opening the model", 0, 0)
+    if model.is_dir():
+        mend = "pass an .onnx file, or a folder of `nm2trt export`"
+        raise foreign_error(model) or InputError("holds no model.onnx", where=model, mend=mend)
     if not model.is_file():
         raise InputError("no such file" if not model.exists() else "is no file", where=model, mend="pass an .onnx file")
-    judged, notes = model, []
-    if settings.resymmetrize:
-        judged = folder / "float.onnx"
-        restored: list[str] = []
-        proto = without_quantisation(load_proto(model), model, restored)
-        judged.write_bytes(proto.SerializeToString())
-        notes.append("the model's own quantization was taken out; ranges and scales are new, zero points 0")
-        if restored:
-            notes.append(
-                f"put back the Relu or Clip that was folded into the quantization of {len(restored)} tensors: "
-                f"{', '.join(restored[:_LISTED])}{' and others' if len(restored) > _LISTED else ''}"
-            )
-    graph = open_float_graph(judged)
-    graph.path = model
+    graph, judged, notes = _float_graph(model, folder, settings)
     source = None
     if settings.data is not None:
-        source = open_data(
-            settings.data,
-            graph.ports,
-            samples=settings.samples,
-            held_out=settings.held_out,
-            preprocess=settings.preprocess,
-            data_dir=settings.data_dir,
-        )
-        if settings.max_drop is not None and source.task is None:
-            raise ConfigError("needs labels, and the data hold none", where="--max-drop", mend="leave it out")
+        source = _source(settings, graph)
+    if settings.resymmetrize and (clipped := find_clipped(model, _first_feeds(graph, source))):
+        graph, judged, notes = _float_graph(model, folder, settings, clipped)
     work = _Work(graph, settings, source, progress, verify_path(judged, source=model.name), notes=notes)
     if settings.cache is not None:
         work.cached = read_cache(settings.cache)
     if source is not None:
         work.size = _batch_size(work, source)
-    _check_against_given(work)
+    feed = next(_first_feeds(graph, source, work.size), None)
+    if feed is not None:
+        check_against_given(graph, feed, resymmetrized=settings.resymmetrize)
     return work
 
 
-def _check_against_given(work: _Work) -> None:
-    """Hold the float graph that is calibrated against the file as it was given, on the first samples or on noise.
-
-    What was converted or taken apart may compute something else, and every later figure would rest on it.
-
-    Raises:
-        InputError: It does: the line says how far off it is.
-    """
-    graph, given = work.graph, work.graph.path
-    if work.source is not None:
-        batch = next(iter(work.source.calibration(work.size)), None)
-        feed = batch.feed if batch is not None else {}
-    else:
-        feed = random_feed(graph.ports)
-    if not feed:
-        return
-    before, after = as_arrays(Runner(given, given).named(feed)), as_arrays(Runner(graph.proto, given).named(feed))
-    if work.settings.resymmetrize:
-        _check_taken_apart(before, after, given)
-        return
-    narrow = any(array.dtype.kind == "f" and array.dtype.itemsize == 2 for array in before.values())
-    compared = compare_outputs(before, after, tolerance=_SAME_NARROW if narrow else _SAME, mismatch_share=_SAME)
-    failed = first_failure(compared)
-    if failed is not None:
-        raise InputError(
-            f"computes something else once it is raised to opset {OLDEST_OPSET}: "
-            f"{describe_comparison(failed, other='converted')}",
-            where=given,
-            mend=f"export the network again with opset {OLDEST_OPSET} or newer",
+def _float_graph(
+    model: Path, folder: Path, settings: Settings, clipped: Mapping[str, tuple[float, float]] | None = None
+) -> tuple[Graph, Path, list[str]]:
+    """The graph that is calibrated, the file whose pattern counts, and notes on what was done to it."""
+    if not settings.resymmetrize:
+        return open_float_graph(model), model, []
+    judged = folder / "float.onnx"
+    restored: list[str] = []
+    judged.write_bytes(without_quantisation(load_proto(model), model, restored, clipped or {}).SerializeToString())
+    notes = ["the model's own quantization was taken out; ranges and scales are new, zero points 0"]
+    if restored:
+        notes.append(
+            f"put back the Relu or Clip that was folded into the quantization of {len(restored)} tensors: "
+            f"{', '.join(restored[:_LISTED])}{' and others' if len(restored) > _LISTED else ''}"
         )
+    graph = open_float_graph(judged)
+    graph.path = model
+    return graph, judged, notes
 
 
-def _check_taken_apart(before: Mapping[str, Any], after: Mapping[str, Any], given: Path) -> None:
-    """Rounding is gone, so outputs differ; they still have to point the same way."""
-    for name, array in before.items():
-        if array.dtype.kind != "f" or name not in after or array.shape != after[name].shape:
-            continue
-        a, b = array.astype(np.float64).reshape(-1), after[name].astype(np.float64).reshape(-1)
-        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-        cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
-        if not cosine >= _LEAST_COSINE:
-            raise InputError(
-                f"computes something else without its quantization: the cosine of output {name} is {cosine:.2f}. Its "
-                "quantization clips more than was found",
-                where=given,
-                mend="calibrate the float model that it was made from",
-            )
+def _source(settings: Settings, graph: Graph) -> Source:
+    assert settings.data is not None
+    source = open_data(
+        settings.data,
+        graph.ports,
+        samples=settings.samples,
+        held_out=settings.held_out,
+        preprocess=settings.preprocess,
+        data_dir=settings.data_dir,
+    )
+    if settings.max_drop is not None and source.task is None:
+        raise ConfigError("needs labels, and the data hold none", where="--max-drop", mend="leave it out")
+    return source
+
+
+def _first_feeds(graph: Graph, source: Source | None, size: int = 1) -> Iterator[dict[str, Any]]:
+    """Inputs of the first batches of samples, or noise where there are none."""
+    if source is None:
+        yield random_feed(graph.ports)
+        return
+    yield from (batch.feed for batch in itertools.islice(source.calibration(size), _FIRST_BATCHES))
 
 
 def _decided(

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from nm2trt.calibration.graph import Graph
 from nm2trt.errors import InputError
+from nm2trt.layers.library_errors import one_line
+from nm2trt.ort import open_session
 from nm2trt.threads import settle_session
 
 Array = NDArray[Any]
@@ -42,10 +44,10 @@ class Runner:
             str(model) if isinstance(model, Path) else model if isinstance(model, bytes) else model.SerializeToString()
         )
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = open_session(content, options)
         except Exception as error:
             # onnxruntime's exception classes have no public base.
-            raise InputError(f"ONNX Runtime refuses the model: {_first_line(error)}", where=where) from error
+            raise InputError(f"ONNX Runtime refuses the model: {one_line(error)}", where=where) from error
         self.outputs = [output.name for output in self._session.get_outputs()]
         self._where = where
 
@@ -58,7 +60,7 @@ class Runner:
         try:
             found: list[Array] = self._session.run(None, feed)
         except Exception as error:
-            raise InputError(f"ONNX Runtime cannot run the batch: {_first_line(error)}", where=self._where) from error
+            raise InputError(f"ONNX Runtime cannot run the batch: {one_line(error)}", where=self._where) from error
         return found
 
     def named(self, feed: Feed) -> dict[str, Any]:
@@ -76,7 +78,3 @@ def with_outputs(graph: Graph, tensors: Sequence[str]) -> onnx.ModelProto:
     model.graph.outputs.extend(values[tensor] for tensor in tensors)
     proto: onnx.ModelProto = ir.to_proto(model)
     return proto
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__

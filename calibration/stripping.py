@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ _CLIP_ENDS = (1.0, 6.0)
 _SAME_END = 1e-3
 
 
-def without_quantisation(proto: onnx.ModelProto, path: Path, restored: list[str] | None = None) -> onnx.ModelProto:
+def without_quantisation(
+    proto: onnx.ModelProto,
+    path: Path,
+    restored: list[str] | None = None,
+    clipped: Mapping[str, tuple[float, float]] | None = None,
+) -> onnx.ModelProto:
     """Remove every Q and DQ; stored integers become the floats that they stand for, and a stored zero becomes 0.0.
 
     Quantizers drop a Relu or Clip before a Q whose range begins at 0, since Q itself clips there. Without Q it is put
@@ -36,6 +42,7 @@ def without_quantisation(proto: onnx.ModelProto, path: Path, restored: list[str]
         proto: With Q/DQ nodes of any kind, asymmetric ones too.
         path: For error lines.
         restored: Gets the names of the tensors behind which an activation was put back.
+        clipped: Tensor -> range of those that are known to be clipped by their Q, behind which a Clip is put.
 
     Raises:
         InputError: It has integer operators (QLinearConv), or a scale that cannot be followed.
@@ -59,8 +66,8 @@ def without_quantisation(proto: onnx.ModelProto, path: Path, restored: list[str]
                 new = value
             else:
                 new = _float_constant(model, node, stored.value(), path)
-        elif node.op_type == "QuantizeLinear" and (end := _folded_end(node, path)) is not None:
-            new = _activation(model, node, value, end)
+        elif node.op_type == "QuantizeLinear" and (ends := _folded_ends(node, path, clipped or {})) is not None:
+            new = _activation(model, node, value, *ends)
             if restored is not None:
                 restored.append(str(value.name))
         _replace(model, node, new)
@@ -73,8 +80,19 @@ def without_quantisation(proto: onnx.ModelProto, path: Path, restored: list[str]
     return result
 
 
-def _folded_end(node: ir.Node, path: Path) -> float | None:
-    """Where the activation ends that a Q clips as, infinity for a Relu; None where Q stands for no activation."""
+def quantized_ranges(proto: onnx.ModelProto, path: Path) -> dict[str, tuple[float, float, float]]:
+    """Activations behind which a Q with one constant scale stands -> smallest and largest value kept, and the step."""
+    model = ir.from_proto(proto)
+    found: dict[str, tuple[float, float, float]] = {}
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear" and (ends := _range(node, path)) is not None:
+            assert node.inputs[0] is not None
+            found.setdefault(str(node.inputs[0].name), ends)
+    return found
+
+
+def _range(node: ir.Node, path: Path) -> tuple[float, float, float] | None:
+    """What a Q keeps of an activation, and its step; None for constants, graph inputs and scales along an axis."""
     value = node.inputs[0]
     if value is None or value.producer() is None or resolve(value, path) is not None:
         return None
@@ -85,18 +103,32 @@ def _folded_end(node: ir.Node, path: Path) -> float | None:
         return None
     # The standard's own type and zero point, where none is given.
     points = np.zeros(1, np.uint8) if zero is None else np.asarray(load_tensor(zero.tensor, path))
-    if points.dtype.kind not in "iu" or points.size != 1:
+    steps = load_tensor(scale.tensor, path).astype(np.float64).reshape(-1)
+    if points.dtype.kind not in "iu" or points.size != 1 or steps.size != 1:
         return None
-    limits = np.iinfo(points.dtype)
-    if int(points.reshape(-1)[0]) != limits.min:
+    limits, point, step = np.iinfo(points.dtype), int(points.reshape(-1)[0]), float(steps[0])
+    return (limits.min - point) * step, (limits.max - point) * step, step
+
+
+def _folded_ends(node: ir.Node, path: Path, clipped: Mapping[str, tuple[float, float]]) -> tuple[float, float] | None:
+    """Where the activation begins and ends that a Q clips as, infinity for a Relu's end; None where there is none."""
+    found = _range(node, path)
+    value = node.inputs[0]
+    if found is None or value is None:
         return None
-    end = float(load_tensor(scale.tensor, path).reshape(-1)[0]) * (limits.max - limits.min)
-    folded = any(abs(end / common - 1) < _SAME_END for common in _CLIP_ENDS)
     producer = value.producer()
-    bounded = producer is not None and producer.op_type in ("Clip", "Sigmoid", "HardSigmoid", "Softmax")
+    low, end, _ = found
+    is_clip = producer is not None and producer.op_type == "Clip"
+    known = clipped.get(str(value.name))
+    if known is not None and not is_clip:
+        return known
+    if low != 0:
+        return None
+    folded = any(abs(end / common - 1) < _SAME_END for common in _CLIP_ENDS)
+    bounded = is_clip or (producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid", "Softmax"))
     if folded and not bounded:
-        return end
-    return None if _never_negative(value) else np.inf
+        return 0.0, float(round(end))
+    return None if _never_negative(value) else (0.0, np.inf)
 
 
 def _never_negative(value: ir.Value) -> bool:
@@ -117,14 +149,14 @@ def _never_negative(value: ir.Value) -> bool:
     return producer.op_type in _NEVER_NEGATIVE
 
 
-def _activation(model: ir.Model, node: ir.Node, value: ir.Value, end: float) -> ir.Value:
-    """A Relu, or a Clip from 0 to `end`, between a tensor and what read it quantized."""
+def _activation(model: ir.Model, node: ir.Node, value: ir.Value, low: float, end: float) -> ir.Value:
+    """A Relu, or a Clip from `low` to `end`, between a tensor and what read it quantized."""
     name = _free_name(model, f"{value.name}_restored")
     if np.isfinite(end):
         dtype = np.float16 if value.dtype == ir.DataType.FLOAT16 else np.float32
         bounds = [
             _constant(model, f"{name}_{word}", np.asarray(end_of, dtype))
-            for word, end_of in (("min", 0.0), ("max", round(end)))
+            for word, end_of in (("min", low), ("max", end))
         ]
         added = ir.node("Clip", [value, *bounds], name=name)
     else:

@@ -96,6 +96,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from nm2trt.layers.library_errors import one_line
     from nm2trt.layers.sources import file_kind
     from nm2trt.layers.torch_reader import named_tensors, torch_content
 
@@ -104,7 +105,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
         try:
             content: dict[str, torch.Tensor] = load_file(file)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"no readable safetensors: {error}", where=file, mend="save it again") from None
+            raise InputError(f"no readable safetensors: {one_line(error)}", where=file, mend="save it again") from None
         return named_tensors(content, file)
     if kind == "torch":
         return named_tensors(torch_content(file), file)

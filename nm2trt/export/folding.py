@@ -110,7 +110,7 @@ def constant_ancestors(value: ir.Value) -> tuple[set[ir.Node], list[ir.Value]] |
 
 
 def _fold_weights(model: ir.Model) -> dict[str, list[str]]:
-    parts = _split_weights(model)
+    parts = split_weights(model)
     computed: list[_Computed] = []
     wanted: set[ir.Node] = set()
     for node, index, value in weight_values(model):
@@ -137,7 +137,7 @@ def _fold_weights(model: ir.Model) -> dict[str, list[str]]:
     }
 
 
-def _split_weights(model: ir.Model) -> dict[str, list[str]]:
+def split_weights(model: ir.Model) -> dict[str, list[str]]:
     """Cut parameters that the graph splits, such as a packed projection whose queries have another origin."""
     parts: dict[str, list[str]] = {}
     for node in list(model.graph):
@@ -164,7 +164,8 @@ def _split_weights(model: ir.Model) -> dict[str, list[str]]:
             model.graph.initializers[name] = value
             output.replace_all_uses_with(value)
             parts.setdefault(str(source.name), []).append(name)
-    common.RemoveUnusedNodesPass()(model)
+    if parts:
+        common.RemoveUnusedNodesPass()(model)
     return parts
 
 

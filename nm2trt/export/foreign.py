@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 from nm2trt.artifacts import BuildSource, sha256_of
 from nm2trt.errors import InputError
 from nm2trt.export.facts import meant_sparse
-from nm2trt.export.folding import constant_ancestors, weight_values
+from nm2trt.export.folding import constant_ancestors, split_weights, weight_values
 from nm2trt.export.input_shapes import settle_inputs
 from nm2trt.export.inputs import InputSpec
 from nm2trt.export.quantized import check_integer_operators
@@ -25,6 +25,7 @@ from nm2trt.verify import verify_path
 OLDEST_OPSET = 9
 """The oldest that TensorRT's ONNX parser takes."""
 _LISTED = 20
+_CONTRIB_PAIRS = ("(com.microsoft.QuantizeLinear)", "(com.microsoft.DequantizeLinear)")
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _QUANTISED = {"INT8": "int8", "UINT8": "uint8", "FLOAT8E4M3FN": "fp8", "INT4": "int4", "UINT4": "uint4"}
 _NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
@@ -69,6 +70,8 @@ def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = (), sizes: Mapping[st
     _check_opset(model, file)
     check_integer_operators(model, file)
     _check_operators(model, file)
+    # torch's own exporter leaves the packed projection of a cross-attention so.
+    split_weights(model)
     _check_weights(model, file)
     inputs, dynamic = settle_inputs(model, {one.name: one for one in shapes}, sizes or {}, file)
     patterns = meant_sparse(judged) if source.patterns is None else dict(source.patterns)
@@ -101,6 +104,9 @@ def _model(file: Path) -> ir.Model:
             common.InlinePass()(model)
         common.TopologicalSortPass()(model)
         _free_negative_sizes(model)
+        if any(output.shape is None for output in model.graph.outputs):
+            # The ONNX checker wants them, and runtimes do not.
+            common.ShapeInferencePass()(model)
     except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
         raise InputError(
             f"is no valid ONNX model: {one_line(error)}", where=file, mend="check it with onnx.checker"
@@ -148,10 +154,15 @@ def _check_operators(model: ir.Model, file: Path) -> None:
             name = f"{domain}.{node.op_type}" if domain else node.op_type
             unknown.append(f"{node.name or node.outputs[0].name} ({name})")
     if unknown:
+        mend = "replace them, or build with trtexec and its plugins and give what it writes to `nm2trt inspect`"
+        if all(name.endswith(_CONTRIB_PAIRS) for name in unknown):
+            mend = (
+                "quantize again without UseQDQContribOps, or calibrate it anew with `nm2trt calibrate --resymmetrize`"
+            )
         raise InputError(
             f"{len(unknown)} nodes with operators that ONNX does not know at this opset: {_list(unknown)}",
             where=file,
-            mend="replace them, or build with trtexec and its plugins and give what it writes to `nm2trt inspect`",
+            mend=mend,
         )
 
 

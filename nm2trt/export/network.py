@@ -230,12 +230,17 @@ def _found_io(graph: ForeignGraph) -> str:
 
 
 def _edited(graph: ForeignGraph) -> bool:
-    """Whether reading settled a shape, or the weights lie beside the file, so that a copy of it would not do."""
+    """Whether reading settled a shape or cut a weight into its parts, or the weights lie beside the file."""
     external = any(isinstance(v.const_value, ir.ExternalTensor) for v in graph.model.graph.initializers.values())
     if external:
         return True
-    found = {str(v.name): v.shape for v in ir.load(graph.path).graph.inputs}
-    return any(found.get(str(v.name)) != v.shape for v in graph.model.graph.inputs)
+    given = ir.load(graph.path).graph
+    if not set(graph.model.graph.initializers) <= set(given.initializers):
+        return True
+    found = {str(v.name): v.shape for v in (*given.inputs, *given.outputs)}
+    return any(v.shape is not None and found.get(str(v.name)) is None for v in graph.model.graph.outputs) or any(
+        found.get(str(v.name)) != v.shape for v in graph.model.graph.inputs
+    )
 
 
 def _edits(nameless: int, biases: int) -> list[str]:

@@ -15,6 +15,7 @@ from nm2trt.export.inputs import INPUT, InputSpec
 from nm2trt.export.precision import Conversion, IoDtype, Precision, convert
 from nm2trt.export.torch_graph import float32_graph
 from nm2trt.layers import METHOD_KEY, PATTERNS_KEY
+from nm2trt.layers.library_errors import one_line
 
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22}
 """20 is what the ONNX parsers of TensorRT 10.0 and newer all take; Conv knows bfloat16 only since 22."""
@@ -136,7 +137,7 @@ def onnx_bytes(model: ir.Model) -> bytes:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(f"the exported ONNX is invalid: {error}", where="export") from None
+        raise InputError(f"the exported ONNX is invalid: {one_line(error)}", where="export") from None
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
 

@@ -34,10 +34,10 @@ def check_integer_operators(model: ir.Model, file: Path) -> None:
     if not counts:
         return
     dynamic = counts.keys() & {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
-    kind = "quantize_dynamic" if dynamic else "the QOperator format"
+    kind = "quantize_dynamic" if dynamic else "QOperator format"
     listed = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     raise InputError(
-        f"computes with integer operators ({listed}), as ONNX Runtime's {kind} writes them; TensorRT takes INT8 as "
+        f"computes with integer operators ({listed}), as ONNX Runtime's {kind} has them; TensorRT takes INT8 as "
         "QuantizeLinear and DequantizeLinear only",
         where=file,
         mend="calibrate the float model with `nm2trt calibrate`",

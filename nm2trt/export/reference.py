@@ -17,6 +17,7 @@ from nm2trt.errors import InputError
 from nm2trt.export.inputs import InputSpec, random_feeds
 from nm2trt.export.sessions import session_of
 from nm2trt.export.torch_graph import called
+from nm2trt.layers.library_errors import one_line
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
@@ -265,4 +266,4 @@ def _arrays(path: Path, inputs: Sequence[InputSpec]) -> dict[str, Array]:
     except FileNotFoundError:
         raise InputError("no such file", where=path, mend="give a .npz with --samples") from None
     except Exception as error:  # noqa: BLE001 -- numpy and zipfile raise many kinds on broken files
-        raise InputError(f"is no readable .npz: {type(error).__name__}: {error}", where=path) from None
+        raise InputError(f"is no readable .npz: {one_line(error)}", where=path) from None

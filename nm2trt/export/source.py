@@ -15,6 +15,7 @@ from nm2trt.artifacts import BuildSource, FileRecord, RunDocument
 from nm2trt.artifacts.code_trust import check_code
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.inputs import INPUT, InputSpec
+from nm2trt.layers.library_errors import one_line
 from nm2trt.models import build_model, load_strict
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -60,7 +61,7 @@ def load_run(folder: Path, *, trust: bool = False) -> ExportSource:
     try:
         tensors = load(content)
     except SafetensorError as error:
-        raise InputError(f"no readable safetensors: {error}", where=path, mend=_TRAIN_AGAIN) from None
+        raise InputError(f"no readable safetensors: {one_line(error)}", where=path, mend=_TRAIN_AGAIN) from None
     try:
         # build_model draws fresh weights; the caller's random numbers are left as they were.
         with torch.random.fork_rng(devices=[]):

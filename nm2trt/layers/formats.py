@@ -72,6 +72,16 @@ DCP = ForeignFormat(
     "a folder of torch.distributed.checkpoint (DCP)",
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch PATH OUT.pt, then pass OUT.pt",
 )
+DCP_INSIDE = ForeignFormat(
+    "a folder around one of torch.distributed.checkpoint (DCP), as FSDP writes it",
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt, FOLDER being the folder of the "
+    ".distcp files, then pass OUT.pt",
+)
+OTHER_RUNTIME = ForeignFormat(
+    "a model of another runtime (Caffe, MXNet, ncnn, MNN, RKNN, Torch7)",
+    "pass the network that it was converted from, or convert it to ONNX with that runtime's own tools",
+)
+TFJS = ForeignFormat("a TensorFlow.js model", "pass the network that it was converted from, as ONNX")
 DEEPSPEED = ForeignFormat(
     "a DeepSpeed checkpoint, whose weights are spread over ranks",
     "its zero_to_fp32.py joins them: python zero_to_fp32.py PATH OUT, then pass OUT",
@@ -114,6 +124,7 @@ _SUFFIXES = {
     ".pdmodel": PADDLE,
     ".pdiparams": PADDLE,
     ".pdparams": PADDLE,
+    **dict.fromkeys((".caffemodel", ".params", ".param", ".mnn", ".rknn", ".t7"), OTHER_RUNTIME),
     ".engine": ENGINE,
     ".plan": ENGINE,
     ".trt": ENGINE,
@@ -139,7 +150,7 @@ def foreign_file(path: Path) -> ForeignFormat | None:
         return OPENVINO
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and _TORCH_MAGIC not in head[:32]:
         # A bare pickle of a state dict is what torch.load takes, too, but only from torch.save's older files.
-        return PICKLE
+        return PADDLE if path.suffix.lower() == ".pdparams" else PICKLE
     if path.suffix.lower() == ".bin" and _is_openvino(path.with_suffix(".xml")):
         return OPENVINO
     return _SUFFIXES.get(path.suffix.lower())
@@ -176,17 +187,27 @@ def _any(*patterns: str) -> Callable[[Path], bool]:
     return lambda folder: any(next(folder.glob(pattern), None) is not None for pattern in patterns)
 
 
+def _is_tfjs(folder: Path) -> bool:
+    try:
+        with (folder / "model.json").open("rb") as file:
+            return b"-model" in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+
+
 _FOLDERS: tuple[tuple[Callable[[Path], bool], ForeignFormat], ...] = (
     (_any("*.distcp", "__0_0.distcp"), DCP),
     (_any("zero_to_fp32.py", "*zero_pp_rank_*", "global_step*/*optim_states.pt", "*model_states.pt"), DEEPSPEED),
     (_any("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"), PEFT),
     (_any("manifest.ocdbt", "_CHECKPOINT_METADATA", "*/manifest.ocdbt", "_METADATA"), ORBAX),
+    (_any("*/*.distcp"), DCP_INSIDE),
     (_any("saved_model.pb", "saved_model.pbtxt"), TENSORFLOW),
     (_any("*.data-00000-of-*"), TF_CHECKPOINT),
     (_any("latest_checkpointed_iteration.txt", "mp_rank_00*"), MEGATRON),
     (_any("model_index.json"), DIFFUSERS),
     (_any("rank0.engine", "*.engine", "*.plan"), ENGINE),
-    (_any("Data/com.apple.CoreML"), COREML),
+    (_any("Data/com.apple.CoreML", "coremldata.bin", "Data/*/*.mlmodel"), COREML),
+    (_is_tfjs, TFJS),
     (_any("*.gguf"), GGUF),
     (_any("flax_model.msgpack"), MSGPACK),
     (_any("*.h5"), HDF5),

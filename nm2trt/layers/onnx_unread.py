@@ -67,8 +67,14 @@ _SPREADING = (
     *("Sqrt", "Tile", "QuantizeLinear", "DequantizeLinear", "Max", "Min", "Sum", "CastLike", "Tanh", "Sigmoid"),
     *("ReduceSum", "ReduceMean", "ReduceL2", "LpNormalization", "Exp", "Reciprocal", "ConstantOfShape", "ScatterND"),
 )
+_CHOOSING = {
+    *("Gather", "GatherND", "Slice", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
+"""One of a bank of matrices behind these alone is still the weight of the product that reads it."""
 _INDEX_TYPES = ("int64", "int32", "bool", "uint64", "uint32")
 _DEEPEST = 64
+_MATRIX_RANK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +182,16 @@ def _leaves(value: Value, node: Node, where: Path, reason: Reason) -> Iterator[U
     """Constants that a computed weight is made of.
 
     All of them where it is made of constants alone; where the network's data take part, only those of a convolution
-    (modulated weights): what reaches a matrix product may be activations with a table added.
+    (modulated weights) and banks of matrices of which the data choose one (experts): what else reaches a matrix product
+    may be activations with a table added.
     """
     held: list[UnreadConstant] = []
     operators: list[str] = []
     data = _collect(value, node, where, held, operators, 0, {})
-    if data and not (node.op_type in ("Conv", "ConvTranspose") and node.domain in _DEFAULT):
+    is_convolution = node.op_type in ("Conv", "ConvTranspose") and node.domain in _DEFAULT
+    if data and not is_convolution and set(operators) <= _CHOOSING:
+        held = [found for found in held if found.reason.code != "constant" or len(found.shape) > _MATRIX_RANK]
+    elif data and not is_convolution:
         held = [found for found in held if found.reason.code in ("sparse-initializer", "loop-input")]
     names = ", ".join(dict.fromkeys(operators))
     for found in held:

@@ -31,6 +31,7 @@ _NOT_THE_NETWORK = re.compile(
     re.I,
 )
 """Keys of a trainer's checkpoint under which something else than a network lies."""
+_MOMENTS = (("m", "v"), ("mu", "nu"), ("mean", "var"), ("first_moment", "second_moment"))
 _WRAPPING_PREFIXES = ("module.", "_orig_mod.")
 _DEPTH_LIMIT = 16
 _FEWEST_LISTED = 2
@@ -135,7 +136,7 @@ def _left_out(content: object, trail: tuple[str, ...] = ()) -> dict[str, int]:
     if isinstance(content, Mapping) and len(trail) < _DEPTH_LIMIT:
         for key, value in content.items():
             here = (*trail, str(key))
-            if _is_no_network(key, value):
+            if _is_no_network(key, value, content):
                 if count := sum(1 for _ in _tensors(value, (), len(here), inside=True)):
                     found[".".join(here)] = count
             else:
@@ -143,13 +144,23 @@ def _left_out(content: object, trail: tuple[str, ...] = ()) -> dict[str, int]:
     return found
 
 
-def _is_no_network(key: object, value: object) -> bool:
+def _is_no_network(key: object, value: object, siblings: Mapping[object, object]) -> bool:
     """By the key's name, or by the shape of an optimizer's state dict, whatever it is called."""
     import torch
 
+    for moments in _MOMENTS:
+        if key in moments and all(isinstance(siblings.get(one), Mapping) for one in moments):
+            # Adam's first and second moments; a network's modules may be called so, but not with the same tensors.
+            first, second = (_shapes(siblings[one]) for one in moments)
+            others = [_shapes(other) for name, other in siblings.items() if name not in moments]
+            return first == second and first in others
     if isinstance(value, Mapping) and "param_groups" in value and "state" in value:
         return True
     return isinstance(key, str) and not isinstance(value, torch.Tensor) and bool(_NOT_THE_NETWORK.match(key))
+
+
+def _shapes(content: object) -> dict[tuple[str, ...], tuple[int, ...]]:
+    return {trail: tuple(tensor.shape) for trail, tensor in _tensors(content, (), 0, inside=True)}
 
 
 def _tensors(
@@ -162,7 +173,7 @@ def _tensors(
         yield trail or ("tensor",), content
     elif isinstance(content, Mapping) and depth < _DEPTH_LIMIT:
         for key, value in content.items():
-            if inside or not _is_no_network(key, value):
+            if inside or not _is_no_network(key, value, content):
                 yield from _tensors(value, (*trail, str(key)), depth + 1, inside=inside)
     elif isinstance(content, list | tuple) and depth < _DEPTH_LIMIT:
         for index, value in enumerate(content):

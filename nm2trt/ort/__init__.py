@@ -1,6 +1,6 @@
-"""What every comparison of networks shares: outputs held against each other, by rules that are written once.
+"""What every comparison of networks shares: outputs held against each other, and sessions that do not crash.
 
-Pure numpy: ONNX Runtime is imported by those who run networks.
+Pure numpy: ONNX Runtime is imported where a session is made.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nm2trt.ort.compare_outputs import (
     first_failure,
     merge_comparisons,
 )
+from nm2trt.ort.open_session import find_safe_level, open_session
 
 __all__ = [
     "OutputComparison",
@@ -25,6 +26,8 @@ __all__ = [
     "compare_outputs",
     "describe_comparison",
     "find_batch_axis",
+    "find_safe_level",
     "first_failure",
     "merge_comparisons",
+    "open_session",
 ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nm2trt.artifacts import RunnerRecord
 from nm2trt.errors import InputError
+from nm2trt.ort.open_session import ATTRIBUTES, Level, find_safe_level
 from nm2trt.profile.graph import precision_of
 from nm2trt.profile.onnxruntime_layers import OnnxRuntimeLayers
 from nm2trt.profile.onnxruntime_providers import PROVIDERS
@@ -37,6 +38,10 @@ _NOTES = {"cpu": _CPU_NOTE, "cuda": _CUDA_NOTE, "tensorrt": _TENSORRT_NOTE}
 _SESSION = {"session.intra_op.allow_spinning": "0", "session.set_denormal_as_zero": "1"}
 _FLOATS: dict[str, Any] = {"float": np.float32, "double": np.float64, "float16": np.float16}
 _QUIET = 3
+_OPTIMIZATION: dict[Level, str] = {
+    level: level if level == "all" else f"{level}: ONNX Runtime crashes on this network at higher levels"
+    for level in ATTRIBUTES
+}
 
 
 class OnnxRuntimeRunner:
@@ -74,6 +79,7 @@ class OnnxRuntimeRunner:
         self._threads = threads_to_measure()
         self._profile: dict[str, list[int]] = {}
         """With TensorRT's provider, the shapes that its engines are tuned for."""
+        self._level = find_safe_level(model.SerializeToString()) if device == "cpu" else "all"
         self._session: Any = self._open()
         self._binding: Any = None
         self._feed: dict[str, NDArray[Any]] = {}
@@ -85,7 +91,7 @@ class OnnxRuntimeRunner:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, ATTRIBUTES[self._level])
         options.log_severity_level = _QUIET
         if profile_prefix:
             options.enable_profiling = True
@@ -122,7 +128,7 @@ class OnnxRuntimeRunner:
         """Backend, version, provider, threads and settings."""
         settings = {
             "execution": "sequential",
-            "graph optimization": "all",
+            "graph optimization": _OPTIMIZATION[self._level],
             "intra-op spinning": "off: idle threads of one arm would take the other arms' cores",
             "denormals": "flushed to zero: they slow a CPU down, and one network may hold more than the other",
             "inputs": "normal draws, bound on the device; integers 0 and 1",

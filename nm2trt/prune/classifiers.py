@@ -4,7 +4,8 @@ A *last layer* is a matrix product with a constant, or a convolution, from whose
 Whatever lies between it and a graph output (activations, softmax, scaling, reshapes, choices, merges of several heads)
 does not matter, except for one thing: where its output is added to what an earlier layer made, it is the end of a
 residual block, and the output is a feature map and not a score. A last convolution is a classifier only where classes
-are chosen, scores made by a sigmoid, or images averaged behind it; otherwise it makes an image.
+are chosen, scores made by a sigmoid, or its image becomes a row of numbers behind it (averaged over all places, or
+flattened); otherwise it makes an image.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from nm2trt.layers.onnx_constants import as_text
+from nm2trt.prune.channel_parts import Part, parts_behind
 
 _CHOICES = ("Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK", "Hardmax", "GlobalAveragePool", "GlobalMaxPool")
 _SUMS = ("Add", "Sum")
@@ -21,6 +23,8 @@ _DIRECT = (
     *("Identity", "Cast", "Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
     *("QuantizeLinear", "DequantizeLinear", "Dropout"),
 )
+_ROW_RANK = 2
+"""Samples and scores."""
 _PRODUCTS = ("Gemm", "MatMul")
 
 
@@ -60,22 +64,23 @@ class _Flow:
             return output
         if node not in self._last:
             return None
-        chosen = node.op_type in _PRODUCTS
-        pending: list[tuple[ir.Node, bool]] = [(node, chosen)]
-        seen: set[tuple[ir.Node, bool]] = set()
+        pending: list[tuple[ir.Value, Part, bool]] = [
+            (value, None, node.op_type in _PRODUCTS) for value in node.outputs
+        ]
+        seen: set[tuple[ir.Value, Part, bool]] = set()
         while pending:
             here = pending.pop()
             if here in seen:
                 continue
             seen.add(here)
-            at, chosen = here
-            for value in at.outputs:
-                if value in self._outputs and chosen:
-                    return value
-                for reader in self._readers(value):
-                    if self._ends_residual(reader, value):
-                        continue
-                    pending.append((reader, chosen or reader.op_type in _CHOICES or _makes_scores(reader)))
+            value, part, chosen = here
+            if value in self._outputs and (chosen or _is_row(value)):
+                return value
+            for reader in self._readers(value):
+                if self._ends_residual(reader, value):
+                    continue
+                chosen_here = chosen or reader.op_type in _CHOICES or _makes_scores(reader)
+                pending += [(*behind, chosen_here) for behind in parts_behind(reader, value, part)]
         return None
 
     def _direct_output(self, node: ir.Node) -> ir.Value | None:
@@ -99,17 +104,21 @@ class _Flow:
 
     def _later(self, node: ir.Node) -> bool:
         """Whether another weighted layer is reached."""
-        pending, seen = [node], {node}
+        pending: list[tuple[ir.Value, Part]] = [(value, None) for value in self._values_of(node)]
+        seen = set(pending)
         while pending:
-            at = pending.pop()
-            values = [*at.outputs, *(value for graph in self._bodies.get(at, ()) for value in graph.inputs)]
-            for reader in (reader for value in values for reader in self._readers(value)):
+            value, part = pending.pop()
+            for reader in self._readers(value):
                 if reader in self.weighted and reader is not node:
                     return True
-                if reader not in seen:
-                    seen.add(reader)
-                    pending.append(reader)
+                inside = [(inner, None) for graph in self._bodies.get(reader, ()) for inner in graph.inputs]
+                new = [state for state in (*parts_behind(reader, value, part), *inside) if state not in seen]
+                seen.update(new)
+                pending += new
         return False
+
+    def _values_of(self, node: ir.Node) -> list[ir.Value]:
+        return [*node.outputs, *(value for graph in self._bodies.get(node, ()) for value in graph.inputs)]
 
     def _ends_residual(self, reader: ir.Node, value: ir.Value) -> bool:
         """Whether a sum adds what an earlier layer made, from which further layers go on."""
@@ -133,6 +142,14 @@ class _Flow:
                 if source is not None and source not in seen:
                     seen.add(source)
                     pending.append(source)
+
+
+def _is_row(value: ir.Value) -> bool:
+    """Whether an output holds a row of numbers for each sample and no image; its producer tells where no shape does."""
+    if value.shape is not None:
+        return len(value.shape) <= _ROW_RANK
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Flatten"
 
 
 def _makes_scores(node: ir.Node) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nm2trt.ort import Reason, first_failure
+from nm2trt.layers.library_errors import one_line
+from nm2trt.ort import Reason, first_failure, open_session
 from nm2trt.ort import compare_outputs as compare_arrays
 from nm2trt.threads import settle_session
 
@@ -67,18 +68,18 @@ def compare_outputs(original: Path, changed: Path, dtypes: set[str]) -> OutputCo
     unoptimised.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         sessions = [
-            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            open_session(str(path), options)
             for path, options in ((original, plain), (original, unoptimised), (changed, plain))
         ]
     except Exception as error:  # noqa: BLE001 -- the runtime's own error types
-        return OutputComparison("unchecked", None, f"ONNX Runtime cannot load it: {_line(error)}")
+        return OutputComparison("unchecked", None, f"ONNX Runtime cannot load it: {one_line(error)}")
     failure = "an input has a type that is not made up here"
     for batch, size in ((batch, size) for size in _DYNAMIC_SIZES for batch in (2, 1)):
         feeds = _feeds(sessions[0].get_inputs(), batch, size)
         try:
             runs = [[session.run(None, feed) for session in sessions[:2]] for feed in feeds]
         except Exception as error:  # noqa: BLE001 -- sizes that do not fit raise whatever the operator raises
-            failure = f"ONNX Runtime cannot run it on random inputs: {_line(error)}"
+            failure = f"ONNX Runtime cannot run it on random inputs: {one_line(error)}"
             continue
         if not feeds:
             break
@@ -164,7 +165,3 @@ def _random(rng: np.random.Generator, port: Any, batch: int, size: int, batches:
         return np.asarray(rng.standard_normal(shape)).astype(dtype)
     # Small integers are tokens, masks and lengths alike.
     return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

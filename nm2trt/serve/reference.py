@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nm2trt.errors import InputError
-from nm2trt.ort import find_batch_axis
+from nm2trt.ort import find_batch_axis, open_session
 from nm2trt.serve.samples import Feed, Samples
 
 
@@ -29,7 +29,7 @@ class Reference:
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+            self._session: Any = open_session(str(onnx), options)
         except Exception as error:
             # onnxruntime's exception classes have no public base.
             raise self._unusable(error) from error

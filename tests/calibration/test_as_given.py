@@ -21,9 +21,9 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((48, 8, 6, 6)).astype(np.float32)
 
 
-def activated(kind, *, maximum=6.0):
+def activated(kind, *, minimum=0.0, maximum=6.0):
     """Two convolutions, each with an activation; scaled so that a Relu6 clips at both ends."""
-    bounds = {"zero": np.float32(0), "top": np.float32(maximum)}
+    bounds = {"zero": np.float32(minimum), "top": np.float32(maximum)}
     activation = {
         "Relu": lambda i, o: node("Relu", [i], [o]),
         "Clip": lambda i, o: node("Clip", [i, "zero", "top"], [o]),
@@ -76,6 +76,26 @@ def test_an_activation_that_was_folded_into_a_range_comes_back(kind, tmp_path):
     assert np.abs(before - after).max() < 0.02 * np.abs(before).max()
 
 
+@pytest.mark.parametrize(("minimum", "maximum"), [(-1.0, 1.0), (0.0, 0.4), (-0.25, 0.75), (0.0, 3.0)])
+def test_a_clip_that_ends_anywhere_comes_back(minimum, maximum, tmp_path):
+    path = quantized(activated("Clip", minimum=minimum, maximum=maximum), tmp_path)
+    assert "Clip" not in {one.op_type for one in onnx.load(path).graph.node}, "the peer folds it no more"
+    np.savez(tmp_path / "s.npz", x=X)
+    document = calibrate(path, tmp_path / "o.onnx", Settings(data=str(tmp_path / "s.npz"), resymmetrize=True))
+    assert any("put back" in note for note in document.notes)
+    before, after = run(tmp_path / "f.onnx"), run(onnx.load(tmp_path / "o.onnx"))
+    assert np.linalg.norm(before - after) < 0.05 * np.linalg.norm(before)
+
+
+def test_a_folder_of_another_format_is_told_by_its_name(tmp_path):
+    (tmp_path / "zero_to_fp32.py").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="is a DeepSpeed checkpoint"):
+        calibrate(tmp_path, tmp_path / "o.onnx", Settings(data="s.npz"))
+    (tmp_path / "zero_to_fp32.py").unlink()
+    with pytest.raises(InputError, match=r"holds no model\.onnx"):
+        calibrate(tmp_path, tmp_path / "o.onnx", Settings(data="s.npz"))
+
+
 def test_an_activation_that_is_still_there_is_not_doubled(tmp_path):
     from onnxruntime.quantization import QuantType
 
@@ -91,7 +111,7 @@ def test_an_activation_that_is_still_there_is_not_doubled(tmp_path):
 def test_a_model_whose_meaning_is_lost_with_its_quantization_is_refused(tmp_path, monkeypatch):
     path = quantized(activated("Relu"), tmp_path)
     # As if the ranges did not tell where an activation was folded.
-    monkeypatch.setattr(stripping, "_folded_end", lambda *_: None)
+    monkeypatch.setattr(stripping, "_folded_ends", lambda *_: None)
     np.savez(tmp_path / "s.npz", x=X)
     settings = Settings(data=str(tmp_path / "s.npz"), resymmetrize=True)
     with pytest.raises(InputError, match="computes something else without its quantization"):
@@ -124,7 +144,7 @@ def test_a_small_output_is_not_lost_beside_a_large_one():
     assert by_name["small"].sqnr_db == pytest.approx(expected, abs=1e-3)
     assert found.sqnr_db == by_name["small"].sqnr_db
     moved = x + np.array([9.0, 0, 0, 0], np.float32)
-    assert by_name["index"].equal_share == np.mean(x.argmax(1) == moved.argmax(1))
+    assert by_name["index"].equal_share == pytest.approx(np.mean(x.argmax(1) == moved.argmax(1)))
 
 
 def test_a_nan_on_one_side_is_a_problem_and_swallows_nothing():

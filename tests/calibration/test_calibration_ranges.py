@@ -102,3 +102,10 @@ def test_no_range_is_beyond_the_largest_magnitude(text):
 def test_unknown_methods_are_refused(text):
     with pytest.raises(ConfigError, match="unknown method"):
         Method.parse(text)
+
+
+def test_values_that_pile_up_at_a_clips_end_are_kept():
+    """Behind a Hardtanh; the divergence alone cuts the pile off."""
+    counts = np.full(2000, 100, np.int64)
+    counts[-20:] = 20_000
+    assert entropy_bin(counts) >= 1980

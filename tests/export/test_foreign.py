@@ -28,6 +28,17 @@ def test_a_file_is_taken_byte_by_byte(tmp_path):
     assert "not that the file is right" in record.reference
 
 
+def test_an_output_without_a_shape_gets_one(tmp_path):
+    write_gemm(tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "m.onnx")
+    export_source(tmp_path / "m.onnx").write(tmp_path / "out.onnx")
+    found = onnx.load(tmp_path / "out.onnx")
+    assert found.graph.output[0].type.tensor_type.HasField("shape")
+    onnx.checker.check_model(found, full_check=True)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("io_dtype", ["fp32", "same"])
 def test_a_file_is_converted_where_asked(tmp_path, precision, io_dtype):
@@ -81,12 +92,44 @@ def test_unknown_operators_are_all_named(tmp_path):
         load_onnx(tmp_path / "m.onnx")
 
 
+def test_pairs_of_onnxruntimes_own_domain_are_told_by_the_option_that_makes_them(tmp_path):
+    extra = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"], domain="com.microsoft", name="pair")]
+    write_gemm(tmp_path / "m.onnx", extra=extra, initializers={"s": np.ones((), np.float32)})
+    with pytest.raises(InputError, match=r"pair \(com\.microsoft\.QuantizeLinear\); .*UseQDQContribOps"):
+        load_onnx(tmp_path / "m.onnx")
+
+
 def test_a_weight_that_is_computed_is_named_with_its_operator(tmp_path):
     masked = [helper.make_node("Mul", ["w", "mask"], ["wm"], name="pruner")]
     initializers = {"mask": np.ones((8, 16), np.float32)}
     write_gemm(tmp_path / "m.onnx", extra=masked, weight="wm", initializers=initializers)
     with pytest.raises(InputError, match=r"fc \(Gemm input 1, by Mul pruner\)"):
         load_onnx(tmp_path / "m.onnx")
+
+
+def test_a_packed_weight_is_cut_into_its_parts(tmp_path):
+    """As torch exports a cross-attention: one matrix, split for queries, keys and values."""
+    rng = np.random.default_rng(0)
+    arrays = {"packed": rng.standard_normal((24, 8)).astype(np.float32), "sizes": np.array([8, 16])}
+    nodes = [
+        helper.make_node("Split", ["packed", "sizes"], ["q", "kv"], axis=0, name="cut"),
+        helper.make_node("Transpose", ["q"], ["q_t"], perm=[1, 0]),
+        helper.make_node("Transpose", ["kv"], ["kv_t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "q_t"], ["a"], name="queries"),
+        helper.make_node("MatMul", ["x", "kv_t"], ["b"], name="values"),
+        helper.make_node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", 1, ["n", 8])], [info("y", 1, ["n", 24])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    export_source(tmp_path / "m.onnx").write(tmp_path / "out.onnx")
+    assert "Split" not in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    x = rng.standard_normal((3, 8)).astype(np.float32)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "out.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(found, x @ arrays["packed"].T, rtol=1e-4, atol=1e-5)
 
 
 def test_a_table_that_is_computed_from_numbers_alone_is_no_weight(tmp_path):

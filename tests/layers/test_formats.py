@@ -50,6 +50,9 @@ FILES = {
     "flax_model.msgpack": (b"\x82\xa6params", "Flax", "safetensors"),
     "m.nemo": (tarred(), "archive", "unpack"),
     "m.pt.gz": (b"\x1f\x8b\x08" + bytes(64), "archive", "unpack"),
+    "m.caffemodel": (b"\n\x09GoogLeNet" + bytes(64), "Caffe", "ONNX"),
+    "m.params": (b"\x12\x01" + bytes(64), "MXNet", "ONNX"),
+    "m.pdparams": (b"\x80\x04\x95" + bytes(64), "Paddle", "paddle2onnx"),
     "frozen.pb": (b"\x0a\x05input", "TensorFlow", "tf2onnx"),
 }
 
@@ -89,6 +92,9 @@ FOLDERS = {
     "diffusers": (("model_index.json", "unet/config.json"), "unet"),
     "trtllm": (("config.json", "rank0.engine"), "inspect"),
     "gguf": (("model-Q4.gguf",), "Hugging Face"),
+    "fsdp": (("pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata"), "FOLDER being the folder"),
+    "coreml": (("Manifest.json", "Data/com.apple.CoreML/model.mlmodel"), "ONNX"),
+    "compiled coreml": (("coremldata.bin", "model.mil"), "ONNX"),
 }
 
 
@@ -101,6 +107,12 @@ def test_folders(kind, tmp_path):
     with pytest.raises(InputError, match=hint) as caught:
         open_source(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: is ")
+
+
+def test_a_model_of_tensorflow_js(tmp_path):
+    (tmp_path / "model.json").write_text('{"format": "graph-model"}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"is a TensorFlow\.js model"):
+        open_source(tmp_path)
 
 
 def test_a_real_dcp_folder(tmp_path):

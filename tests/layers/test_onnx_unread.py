@@ -146,6 +146,13 @@ def test_modulated_convolutions_and_tables_added_to_activations(tmp_path):
     assert unread(write(tmp_path, rotary, [constant("cos", (16, 16))])) == {}
 
 
+def test_a_bank_of_which_the_data_choose_a_matrix(tmp_path):
+    chosen = [helper.make_node("Gather", ["bank", "x"], ["one"]), node("MatMul", ["x", "one"])]
+    assert unread(write(tmp_path, chosen, [constant("bank", (4, 16, 16))])) == {"bank": "modulated"}
+    # Positions that queries are multiplied by are a table.
+    assert unread(write(tmp_path, chosen, [constant("bank", (16, 16))])) == {}
+
+
 def test_tables_and_index_constants_are_no_products(tmp_path):
     made = [
         helper.make_node("Gather", ["table", "i"], ["t"]),

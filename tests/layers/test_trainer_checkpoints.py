@@ -34,6 +34,8 @@ def adam():
         {"model": network(), "anything": adam(), "rng_state": torch.zeros(8, 8, dtype=torch.uint8)},
         {"model": network(), "optimizer": {"momentum": {"a.weight": torch.randn(16, 16)}}},
         {"model": network(), "grad_scaler": {"x": torch.ones(4, 4)}},
+        {"params": network(), "m": network(), "v": network(), "step": 3},
+        {"params": network(), "mu": network(), "nu": network()},
     ],
     ids=lambda content: "-".join(content),
 )
@@ -69,6 +71,15 @@ def test_logs_beside_the_network_do_not_change_its_names(tmp_path):
     torch.save([*network().values(), torch.zeros(3)], tmp_path / "list.pt")
     document = verify_path(tmp_path / "list.pt")
     assert (document.totals.prunable, document.totals.not_checked) == (0, 2)
+
+
+def test_modules_called_m_and_v_are_no_moments(tmp_path):
+    """As the bottlenecks of YOLO's blocks, and the values of an attention without other projections."""
+    content = {"m": {"weight": torch.randn(16, 16)}, "v": {"weight": torch.randn(32, 16)}, "cv1": network()}
+    torch.save(content, tmp_path / "a.pt")
+    assert {layer.name for layer in verify_path(tmp_path / "a.pt").layers} == {
+        *("m.weight", "v.weight", "cv1.a.weight", "cv1.b.weight")
+    }
 
 
 def test_copies_of_the_network_are_networks(tmp_path):

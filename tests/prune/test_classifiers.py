@@ -103,6 +103,75 @@ def test_several_heads(tmp_path):
     assert found == {"w": "2:4", "scores": None, "aux": None}
 
 
+@pytest.mark.parametrize("tail", ["ReduceMean", "AveragePool"])
+def test_a_last_convolution_whose_image_becomes_a_row(tail, tmp_path):
+    behind = {
+        "ReduceMean": [node("ReduceMean", "c", "y", axes=[2, 3], keepdims=0)],
+        "AveragePool": [node("AveragePool", "c", "p", kernel_shape=[4, 4]), node("Flatten", "p", "y")],
+    }
+    nodes = [node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r scores", "l"), node("Relu", "l", "c")]
+    info = helper.make_tensor_value_info
+    for outputs, pattern in ((["n", 8], None), (["n", 8, 4, 4], "2:4")):
+        graph = helper.make_graph(
+            [*nodes, *(behind[tail] if pattern is None else [node("Identity", "c", "y")])],
+            "g",
+            [info("x", 1, ["n", 8, 4, 4])],
+            [info("y", 1, outputs)],
+            [weight("w", 16, 8, 1, 1), weight("scores", 8, 16, 1, 1)],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "a.onnx")
+        document = prune_path(tmp_path / "a.onnx", tmp_path / "b.onnx", TWO_FOUR, force=True)
+        assert {layer.name: layer.pattern for layer in document.layers} == {"w": "2:4", "scores": pattern}
+
+
+@pytest.mark.parametrize("cut", ["Split", "Slice"])
+def test_classes_and_boxes_that_share_a_concat(cut, tmp_path):
+    """As YOLO's heads do: boxes go on through a convolution over their bins, classes do not."""
+    integers = {
+        "sizes": [8, 4],
+        "shape": [0, 12, -1],
+        "zero": [0],
+        "bins": [8],
+        "all": [12],
+        "axis": [1],
+        "back": [0, 8, 4, 4],
+    }
+    parts = {
+        "Split": [node("Split", "f sizes", "b s", axis=1)],
+        "Slice": [node("Slice", "f zero bins axis", "b"), node("Slice", "f bins all axis", "s")],
+    }
+    nodes = [
+        node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r boxes", "hb"), node("Conv", "r scores", "hs"),
+        node("Concat", "hb hs", "hh", axis=1), node("Reshape", "hh shape", "f"), *parts[cut],
+        node("Reshape", "b back", "bb"), node("Conv", "bb later", "y"), node("Sigmoid", "s", "z"),
+    ]  # fmt: skip
+    weights = [weight("w", 16, 8, 1, 1), weight("boxes", 8, 16, 1, 1), weight("scores", 4, 16, 1, 1)]
+    arrays = [constant(name, np.array(value)) for name, value in integers.items()]
+    found = pruned(tmp_path, nodes, [*weights, weight("later", 4, 8, 1, 1), *arrays], outputs="y z")
+    assert found == {"w": "2:4", "boxes": "2:4", "scores": None, "later": "2:4"}
+
+
+def test_a_layer_that_reads_only_the_size_of_the_scores_is_not_behind_them(tmp_path):
+    nodes = [
+        *TRUNK,
+        node("Softmax", "l", "y"),
+        node("Shape", "l", "n"),
+        node("Expand", "t n", "u"),
+        node("MatMul", "u late", "z"),
+    ]
+    weights = [weight("w", 16, 32), weight("scores", 32, 8), weight("late", 8, 8), weight("t", 1, 8)]
+    assert pruned(tmp_path, nodes, weights, outputs="y z")["scores"] is None
+    conv = [node("Conv", "x w", "h"), node("Relu", "h", "r"), node("Conv", "r scores", "l"), node("Sigmoid", "l", "y")]
+    behind = [node("Shape", "l", "n"), node("Expand", "t n", "u"), node("Conv", "u late", "z")]
+    weights = [
+        weight("w", 16, 8, 1, 1),
+        weight("scores", 8, 16, 1, 1),
+        weight("late", 8, 8, 1, 1),
+        weight("t", 1, 8, 1, 1),
+    ]
+    assert pruned(tmp_path, [*conv, *behind], weights, outputs="y z")["scores"] is None
+
+
 def test_scores_that_a_later_layer_reads_too(tmp_path):
     """An early exit is a head as much as the last."""
     nodes = [*TRUNK, node("Softmax", "l", "e"), node("MatMul", "l late", "k"), node("Relu", "k", "y")]

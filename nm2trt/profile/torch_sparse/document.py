@@ -21,7 +21,8 @@ from nm2trt.artifacts.report import ArmName, ContrastRecord
 from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.profile import statistics
 from nm2trt.profile.config import ProfileConfig
-from nm2trt.profile.layers import Network, layers_record, summarised
+from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layers import Network, layers_record
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
 from nm2trt.profile.torch_sparse.experiment import BatchFound, Found, Variants
