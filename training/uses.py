@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.masks import nm_mask
 from nm2trt.training.shards import is_dtensor
@@ -357,6 +358,9 @@ def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watch
         model: Left as it was.
         example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
         weights: What is watched.
+
+    Raises:
+        ConfigError: The network cannot be run on it.
     """
     trace = UseTrace(weights, masked=True)
     positional = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -368,6 +372,13 @@ def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watch
                 model(**example_inputs)
             else:
                 model(*positional)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"the network cannot be run on it: {type(error).__name__}: {first}",
+            where="example_inputs",
+            mend="give a batch as the forward method takes it: a tensor, a tuple, or a dict of keyword arguments",
+        ) from error
     finally:
         for part, mode in modes.items():
             part.training = mode
