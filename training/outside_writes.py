@@ -5,7 +5,7 @@
 | the same values, or the same but for rounding | nothing happened (swapped away and back, moved, cast) |
 | other kept values, while masks are held | W was changed: nothing else trains then |
 | kept values all times one factor, pruned ones zero | W was scaled: the residual is scaled, too |
-| dense or N:M values; kept values that no alteration explains | new weights; refused after each of two steps |
+| dense or N:M values; kept values that no alteration explains | new weights; refused again and again |
 | anything else | refused: how it would have changed the pruned values is not known |
 
 `load_state_dict` is seen where it happens, and always gives new weights.
@@ -29,6 +29,9 @@ _DENSE_FROM = 0.9
 
 _ALTERED_FROM = 0.1
 """Share of values that stayed, or were scaled like their neighbors, from which on weights were altered in place."""
+
+_ALIKE_FROM = 0.5
+"""Cosine similarity of kept values from which on new weights were made of those before."""
 
 _ROUNDINGS = 64
 _SCALE_ROUNDINGS = 4
@@ -61,6 +64,8 @@ class Found:
     """Of SCALED."""
     values: torch.Tensor | None = None
     """Some of the values that were written."""
+    is_derived: bool = False
+    """Whether these resemble the values before, as an average with them does."""
 
 
 def find_writes(layers: Sequence[SparseLayer], *, wait: bool) -> list[Found]:
@@ -123,7 +128,8 @@ def classify(layer: SparseLayer) -> Found:
     if int(groups.max()) <= pattern.n:
         return Found(layer, Write.SPARSE, values=values)
     pruned = weight.numel() * (1 - pattern.density)
-    return Found(layer, Write.DENSE if strays >= _DENSE_FROM * pruned else Write.MIXED, values=values)
+    write = Write.DENSE if strays >= _DENSE_FROM * pruned else Write.MIXED
+    return Found(layer, write, values=values, is_derived=samples is not None and _are_alike(*samples))
 
 
 def _is_back(aside: Aside, parameter: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -140,6 +146,11 @@ def _equal(then: torch.Tensor, now: torch.Tensor) -> bool:
 
 def _are_close(then: torch.Tensor, now: torch.Tensor, tolerance: float) -> bool:
     return bool(((then - now).abs() <= tolerance).all())
+
+
+def _are_alike(then: torch.Tensor, now: torch.Tensor) -> bool:
+    used = then != 0
+    return float(torch.cosine_similarity(then[used].double(), now[used].double(), dim=0)) > _ALIKE_FROM
 
 
 def _common_factor(then: torch.Tensor, now: torch.Tensor) -> float | None:
@@ -256,8 +267,8 @@ def _refuse(found: Sequence[Found], new: Collection[Write], *, is_step: bool, he
         )
     if any(_is_second(entry, steps) for entry in found if entry.layer in taken):
         raise ConfigError(
-            "the weights were replaced outside of the optimizer's step after each of two steps in a row, which leaves "
-            "nothing of what was pruned",
+            "the weights are replaced outside of the optimizer's step again and again, which leaves nothing of what "
+            "was pruned",
             where=where,
             mend=inside,
         )
@@ -271,7 +282,10 @@ def _refuse(found: Sequence[Found], new: Collection[Write], *, is_step: bool, he
 
 
 def _is_second(entry: Found, steps: int) -> bool:
-    """Whether other new weights came after the step before: what writes at every step, unlike a checkpoint restored."""
+    """Whether this is more than a checkpoint restored or weights drawn anew.
+
+    Other new weights came after the step before, or these are dense and made of those that the steps had left.
+    """
     if entry.layer.rewritten is None:
         return False
     at, values = entry.layer.rewritten
@@ -281,7 +295,9 @@ def _is_second(entry: Found, steps: int) -> bool:
         and values.shape == entry.values.shape
         and _equal(values.to(entry.values.device, entry.values.dtype), entry.values)
     )
-    return at == steps - 1 and not is_same
+    if is_same or at == steps:
+        return False
+    return at == steps - 1 or (entry.write is Write.DENSE and entry.is_derived)
 
 
 def _processes() -> int:

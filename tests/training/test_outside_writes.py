@@ -147,7 +147,7 @@ def test_weights_written_by_hand_become_w_at_the_next_step_and_say_so(write):
         assert torch.equal(sparsifier.dense_weights()[name], state[name])
     assert_split(net, sparsifier)
     by_copy(net, mlp(seed=6).state_dict())
-    with pytest.raises(ConfigError, match=r"layer 0\.weight, 2\.weight: .* after each of two steps in a row"):
+    with pytest.raises(ConfigError, match=r"layer 0\.weight, 2\.weight: .* again and again"):
         one_step(net, optimizer, *batches_of(1)[0])
 
 
@@ -712,3 +712,19 @@ def test_a_step_within_backward_is_refused():
     with pytest.raises(ConfigError, match=r"layer 0\.weight: an optimizer steps within backward\(\)"):
         F.cross_entropy(net(x), y).backward()
     assert most(net[0].weight) == most(net[2].weight) == 2
+
+
+def test_weights_drawn_anew_for_each_trial_are_new_weights():
+    net, optimizer, sparsifier = started()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for layer in net[::2]:
+            layer.reset_parameters()
+        state = copy.deepcopy(net.state_dict())
+        with pytest.warns(UserWarning, match=f"step {3 + 2 * seed}: they are the dense weights"):
+            dense = sparsifier.dense_weights()
+        for name in WEIGHTS:
+            assert torch.equal(dense[name], state[name])
+        for x, y in batches_of(2, seed=seed):
+            one_step(net, optimizer, x, y)
+        assert_split(net, sparsifier)
