@@ -67,7 +67,13 @@ class LiveSelection:
         self.misused = dict(trace.findings)
         for name, words in self.misused.items():
             warnings.warn(
-                f"{name} is not sparse where it is used: {words}; exclude {name.rpartition('.')[0]!r}", stacklevel=2
+                f"{name} is not sparse where it is used: {words}; "
+                + (
+                    f"exclude {module!r}"
+                    if (module := name.rpartition(".")[0])
+                    else "leave it out of axes, or give another"
+                ),
+                stacklevel=2,
             )
 
     def take_in(self, entries: Sequence[Selected]) -> None:
