@@ -332,7 +332,7 @@ def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool, count:
     )
     for layer in layers:
         layer.is_open = layer.is_spent = False
-    if count:
+    if count and layers:
         torch._foreach_add_([layer.flips for layer in layers], changed)
 
 
