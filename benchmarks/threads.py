@@ -83,7 +83,12 @@ def main() -> None:
             for name, (options, environment) in variants().items():
                 with busy_loops(loops):
                     found.setdefault(f"{name}/{loops}", []).append(train(options, environment, arguments))
-                print(f"{name}, {loops} busy loops: {found[f'{name}/{loops}'][-1]}", file=sys.stderr, flush=True)
+                clock, processor, threads = found[f"{name}/{loops}"][-1]
+                print(
+                    f"{name}, {loops} busy loops: {clock:.1f} s, processor {processor:.1f} s, threads {threads}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     baseline = None
     for name in variants():
         cells = [name, found[f"{name}/0"][0][2]]

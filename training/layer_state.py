@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that this process holds: of a DTensor its shard, of any other all."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A layer's state of the last step, kept while other weights are loaded in its place."""
+
+    snapshot: Snapshot
+    bits: torch.Tensor
+    residual: torch.Tensor | None
 
 
 @dataclass(slots=True, eq=False)
@@ -46,8 +56,12 @@ class SparseLayer:
     """Whether the residual's memory holds something else until the weight is split again."""
     gradients: tuple[torch.Tensor, torch.Tensor, int] | None = None
     """(the task's, the one that the optimizer is given, the latter's version) while it steps."""
-    is_rewritten: bool = False
-    """Whether somebody has replaced the weights between steps before."""
+    rewritten: tuple[int, torch.Tensor | None] | None = None
+    """(steps at that moment, some of the values) of weights that replaced the layer's outside of a step."""
+    aside: Aside | None = None
+    """Until the next step: what to go back to where the weights before come back."""
+    stepped_gradient: tuple[weakref.ref[torch.Tensor], int] | None = None
+    """The gradient that the last step was given, and its version."""
 
     @classmethod
     def of(
@@ -80,7 +94,7 @@ class SparseLayer:
             residual=None if self.residual is None else self.residual.clone(),
             bits=self.bits.clone(),
             flips=self.flips.clone(),
-            is_rewritten=self.is_rewritten,
+            rewritten=self.rewritten,
         )
 
     def weight(self) -> torch.Tensor:
@@ -203,6 +217,41 @@ class SparseLayer:
             # The optimizer has kept the gradient without copying it, so its memory is not ours any more.
             self.residual = torch.empty_like(self.residual)
 
+    def end_step(self) -> None:
+        """After a step: forget what the weights were before it, and know the gradient that it was given."""
+        gradient = self.parameter.grad
+        self.aside = None
+        self.stepped_gradient = None if gradient is None else (weakref.ref(gradient), _version(gradient))
+
+    def has_new_gradient(self) -> bool:
+        """Whether there is a gradient, not all zero, that no step was given yet."""
+        gradient = self.parameter.grad
+        if gradient is None:
+            return False
+        if self.stepped_gradient is not None:
+            seen, version = self.stepped_gradient
+            if seen() is gradient and _version(gradient) == version:
+                return False
+        return bool(local(gradient).any())
+
+    def set_aside(self) -> None:
+        """Keep mask and residual of the last step, and give the layer new memory for both.
+
+        A state that was given out shares the old memory, and is often loaded into next.
+        """
+        if self.aside is None and self.snapshot.saved is not None:
+            snapshot = replace(self.snapshot, saved=self.snapshot.saved.clone(), live=None)
+            self.aside = Aside(snapshot, self.bits, self.residual)
+        self.bits = self.bits.clone()
+        if self.residual is not None:
+            self.residual = torch.empty_like(self.residual)
+
+    def take_back(self) -> None:
+        """Go back to what was set aside."""
+        if self.aside is not None:
+            self.bits, self.residual = self.aside.bits, self.aside.residual
+            self.aside = self.rewritten = None
+
     def begin(self) -> None:
         """Make the mask of this moment the start and the previous record."""
         self.bits = self.bits.bitwise_and(_NOW) * (_NOW | _PREVIOUS | _START)
@@ -216,6 +265,11 @@ class SparseLayer:
         self.bits.bitwise_and_(_NOW | _START).bitwise_or_(now * _PREVIOUS)
         weights = torch.tensor(self.bits.numel(), device=self.bits.device)
         return torch.stack([weights, previous, start, self.flips])
+
+
+def _version(tensor: torch.Tensor) -> int:
+    version: int = getattr(tensor, "_local_tensor", tensor)._version  # noqa: SLF001 -- torch has no public name for it
+    return version
 
 
 def _users(tensor: torch.Tensor) -> int:
@@ -278,7 +332,7 @@ def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool, count:
     )
     for layer in layers:
         layer.is_open = layer.is_spent = False
-    if count:
+    if count and layers:
         torch._foreach_add_([layer.flips for layer in layers], changed)
 
 

@@ -49,6 +49,8 @@ class LiveSelection:
         weights.adopt = self._adopt
         self.misused: dict[str, str] = {}
         """Parameter name -> why an operator does not read its pattern, as the first forward pass showed."""
+        self.released: set[str] = set()
+        """Modules that `release` has excluded, so that `add` may have them back."""
         self._first_forward: FirstForward | None = None
 
     def watch_uses(self) -> None:
@@ -67,7 +69,13 @@ class LiveSelection:
         self.misused = dict(trace.findings)
         for name, words in self.misused.items():
             warnings.warn(
-                f"{name} is not sparse where it is used: {words}; exclude {name.rpartition('.')[0]!r}", stacklevel=2
+                f"{name} is not sparse where it is used: {words}; "
+                + (
+                    f"exclude {module!r}"
+                    if (module := name.rpartition(".")[0])
+                    else "leave it out of axes, or give another"
+                ),
+                stacklevel=2,
             )
 
     def take_in(self, entries: Sequence[Selected]) -> None:
@@ -128,7 +136,11 @@ class LiveSelection:
         rule = replace(
             self.rule,
             layers={**self.rule.layers, **named},
-            exclude=[glob for glob in self.rule.exclude if glob not in named],
+            exclude=[
+                glob
+                for glob in self.rule.exclude
+                if glob not in named and not (glob in self.released and any(matches(glob, other) for other in named))
+            ],
         )
         selected = rule.for_model(self._weights.model).select(self._weights.model)
         meant = [
@@ -163,7 +175,9 @@ class LiveSelection:
             )
         names = {layer.name for layer in gone}
         self._weights.drop(gone, restore=True)
-        self.rule = replace(self.rule, exclude=[*self.rule.exclude, *globs])
+        modules = {module_of(layer) for layer in gone}
+        self.released |= modules
+        self.rule = replace(self.rule, exclude=[*self.rule.exclude, *sorted(modules)])
         self.selected = [
             replace(entry, pattern=None, reason="released") if entry.candidate.name in names else entry
             for entry in self.selected

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from nm2trt.data import DataSet
 from nm2trt.data.tasks import Task
-from nm2trt.errors import EXIT_BAD_VERDICT, InputError, Nm2trtError
+from nm2trt.errors import EXIT_BAD_VERDICT, ConfigError, InputError, Nm2trtError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.batches import epoch_batches, evaluation_loader, train_loader
 from nm2trt.training.blame import NetworkCalls, losses_of, points_of, workers_live
@@ -84,6 +84,7 @@ class Trainer:
         self._config, self._folder, self._progress = config, folder, progress
         self._task: Task = data.task
         self._input_shape = data.input_shape
+        self._samples = {"train": len(data.train), "test": len(data.test)}
         self._calls = NetworkCalls(config.model)
         if not torch.distributed.is_initialized():
             # accelerate keeps one device and precision for the whole process; each run chooses its own.
@@ -167,8 +168,15 @@ class Trainer:
             content: From `read_state`.
 
         Raises:
-            ConfigError: It is of another run.
+            ConfigError: It is of another run, or of other data.
         """
+        if (before := content.get("samples", self._samples)) != self._samples:
+            now = " and ".join(f"{count} {name}" for name, count in self._samples.items())
+            raise ConfigError(
+                f"the run was started with {before['train']} train and {before['test']} test samples, not {now}",
+                where=f"data {self._config.data}",
+                mend="put the data back, or start another run with these",
+            )
         self._position = position_of(content)
         if self._prune_after is not None and self._position.epoch > self._prune_after:
             self._prune_once()
@@ -208,7 +216,7 @@ class Trainer:
         self._history.seconds = time.perf_counter() - self._resumed_at
         self._position.loss_sum = self._losses.total()
         settings = self._config.model_dump(mode="json")
-        save_state(self._folder, self._parts(), self._position, self._history, settings=settings)
+        save_state(self._folder, self._parts(), self._position, self._history, settings=settings, samples=self._samples)
 
     def _epoch(self, request: StopRequest) -> None:
         """Finish the epoch at hand and move to the next."""

@@ -15,6 +15,7 @@ from nm2trt.training.outside_writes import Write, classify, find_writes, follow_
 from nm2trt.training.shards import align_gradient
 from nm2trt.training.snapshot import take_snapshots
 
+_NO_BACKWARD = -1
 _STEPS_BETWEEN_GPU_CHECKS = 100
 """Reading values from a GPU waits for it."""
 
@@ -127,7 +128,7 @@ class MaskedWeights:
         if imposed and not self.imposes:
             restore_all(self.layers)
         for layer in self.layers:
-            layer.is_open = layer.is_rewritten = False
+            layer.is_open, layer.rewritten, layer.aside = False, None, None
 
     def detach(self) -> None:
         """Follow the parameters no more."""
@@ -153,7 +154,7 @@ class MaskedWeights:
             return
         wait = not is_step or self.steps % _STEPS_BETWEEN_GPU_CHECKS == 0
         if found := find_writes(self.layers, wait=wait):
-            follow_writes(found, loaded=False, is_step=is_step, has_stepped=self.steps > 0)
+            follow_writes(found, loaded=False, is_step=is_step, held=self.frozen, steps=self.steps)
 
     def follow_model(self) -> None:
         """Let the layers follow modules and parameters that were replaced.
@@ -175,7 +176,7 @@ class MaskedWeights:
         if not self.imposes:
             return
         if layer.snapshot.has_changed(layer.parameter, wait=True):
-            follow_writes([classify(layer)], loaded=True, is_step=False, has_stepped=self.steps > 0)
+            follow_writes([classify(layer)], loaded=True, is_step=False, held=self.frozen, steps=self.steps)
 
     @torch.no_grad()
     def take(self) -> None:
@@ -184,7 +185,7 @@ class MaskedWeights:
             for layer in self.layers:
                 if classify(layer).write is not Write.SAME:
                     take_weights([layer], begin=self.steps == 0)
-                layer.is_rewritten = False
+                layer.rewritten = layer.aside = None
         self.remember(self.layers)
 
     def open_section(self) -> None:
@@ -193,6 +194,12 @@ class MaskedWeights:
 
     def open_weights(self) -> None:
         """Before a step: the parameters hold W."""
+        if len(self.layers) > 1 and torch._C._current_graph_task_id() != _NO_BACKWARD:  # noqa: SLF001 -- no public name
+            raise ConfigError(
+                "an optimizer steps within backward(), which still needs the N:M weights of the other layers",
+                where=f"layer {self.layers[0].name}",
+                mend="call step() after backward()",
+            )
         self.follow(is_step=True)
         self.is_open = True
         if not self.imposes or (self.frozen and not self._dense_section):
@@ -218,6 +225,9 @@ class MaskedWeights:
             split_all(self.layers, impose=True, hold=self.steps % self.refresh_every != 0)
         if self.imposes:
             self.remember(self.layers)
+        if stepped:
+            for layer in self.layers:
+                layer.end_step()
 
     def _close_held(self, dense_section: bool) -> None:
         if dense_section:

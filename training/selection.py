@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.flow import output_linears, owns_weights
-from nm2trt.training.uses import Watched, computed_weight, trace_example
+from nm2trt.training.uses import UseTrace, Watched, computed_weight, trace_example
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OLD_STYLE = {
@@ -23,6 +23,12 @@ _OLD_STYLE = {
     "orig": "torch.nn.utils.prune or spectral_norm",
 }
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+_HEAD_NAMES = {"head", "fc", "classifier", "lm_head", "logits", "to_logits"}
+"""What libraries call the Linear that makes the logits."""
+_HEAD_DEPTH = 1
+"""Dots in such a name; deeper ones belong to a block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +79,17 @@ def select_weights(
     """
     candidates = list(_candidates(model))
     _check_globs([*layers, *exclude], [candidate.module_name for candidate in candidates])
-    classifiers = _classifiers(model)
+    trace = None
     if example_inputs is not None:
-        candidates = _with_uses(model, example_inputs, candidates, pattern)
+        trace = trace_example(model, example_inputs, watched(candidates, {}, pattern))
+        candidates = _with_uses(trace, candidates)
+    classifiers = _classifiers(model, trace)
     return [_decide(candidate, pattern, layers, exclude, classifiers) for candidate in candidates]
 
 
-def _with_uses(model: nn.Module, example: Any, candidates: list[Candidate], pattern: NMPattern) -> list[Candidate]:
+def _with_uses(trace: UseTrace, candidates: list[Candidate]) -> list[Candidate]:
     """Take the weights out that the forward pass reads otherwise than along their reduction axis."""
-    found = trace_example(model, example, watched(candidates, {}, pattern)).findings
+    found = trace.findings
     return [
         replace(candidate, axis=None, why_not=found[candidate.name]) if candidate.name in found else candidate
         for candidate in candidates
@@ -223,20 +231,33 @@ def _why_no_axis(module: nn.Module, kind: str, local: str, parameter: torch.Tens
     return f"{kind}.{local} is no matrix product with a reduction axis"
 
 
-def _classifiers(model: nn.Module) -> dict[int, str]:
+def _classifiers(model: nn.Module, trace: UseTrace | None) -> dict[int, str]:
     """Linears that make the network's outputs, by the identity of the module: why they stay dense."""
     weighted = [module for module in model.modules() if owns_weights(module)]
     if len(weighted) < 2:
         return {}
     used = output_linears(model)
     if used is None:
-        # The forward pass cannot be traced: by convention the last one defined makes the logits.
-        last = weighted[-1]
-        return {id(last): "the classifier stays dense unless it is named"} if isinstance(last, nn.Linear) else {}
+        return _assumed_classifier(model, weighted, trace)
     modules = dict(model.named_modules())
     words = "the classifier stays dense unless it is named"
     several = "a classifier, one of several outputs, stays dense unless it is named"
     return {id(modules[name]): words if len(used) == 1 else several for name in used}
+
+
+def _assumed_classifier(model: nn.Module, weighted: Sequence[nn.Module], trace: UseTrace | None) -> dict[int, str]:
+    """Of a network whose forward pass cannot be traced symbolically, the Linear that probably makes the output."""
+    modules = dict(model.named_modules())
+    if trace is not None and trace.read:
+        last, why = modules[list(trace.read)[-1].rpartition(".")[0]], "read last in the example's forward pass"
+    else:
+        linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        named = [name for name in linears if name.count(".") <= _HEAD_DEPTH and name.rpartition(".")[2] in _HEAD_NAMES]
+        last = modules[min(reversed(named), key=lambda name: name.count("."))] if named else weighted[-1]
+        why = "by its name" if named else "the last Linear defined"
+    if not isinstance(last, nn.Linear):
+        return {}
+    return {id(last): f"the classifier stays dense unless it is named ({why}; the forward pass cannot be traced)"}
 
 
 def _matches(name: str, glob: str) -> bool:

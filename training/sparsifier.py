@@ -381,6 +381,7 @@ class Sparsifier:
         selection = LiveSelection(
             *copy.deepcopy((self._selection.rule, self._selection.selected), memo), weights, hooks
         )
+        selection.released = set(self._selection.released)
         weights.add([(layer.copied(memo), copy.deepcopy(owners[layer.name], memo)) for layer in layers], split=False)
         copied = Sparsifier(weights, hooks, selection)
         if self._weights.is_detached:

@@ -53,7 +53,13 @@ class Parts:
 
 
 def save_state(
-    folder: Path, parts: Parts, position: Position, history: History, *, settings: Mapping[str, Any]
+    folder: Path,
+    parts: Parts,
+    position: Position,
+    history: History,
+    *,
+    settings: Mapping[str, Any],
+    samples: Mapping[str, int],
 ) -> None:
     """Write `folder/state/last.pt`; until the rename, the state before stays as it is. Every process calls this.
 
@@ -63,6 +69,7 @@ def save_state(
         position: Where the run is.
         history: Its records.
         settings: The configuration, in plain values.
+        samples: How many samples there are to train on and to test with.
 
     Raises:
         OSError: The disk is full; the state before is untouched.
@@ -78,6 +85,7 @@ def save_state(
         "schema": SCHEMA,
         "processes": parts.accelerator.num_processes,
         "settings": dict(settings),
+        "samples": dict(samples),
         "threads": torch.get_num_threads(),
         "position": asdict(position),
         "model": model_state,

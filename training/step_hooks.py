@@ -40,10 +40,10 @@ class StepActions(Protocol):
         """After the outermost step, also one that raised. `stepped`: an update has run through."""
 
     def alter_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Before the step of an optimizer that has no other one inside."""
+        """Before the step of an optimizer that updates parameters; changes nothing that was altered before."""
 
     def restore_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """After it, also if it raised."""
+        """After the outermost of these, also if it raised."""
 
 
 def optimizer_chain(optimizer: object) -> list[Any]:
@@ -92,14 +92,24 @@ def _has_hooks(candidate: object) -> bool:
 
 
 def innermost(chain: Sequence[Any]) -> list[torch.optim.Optimizer]:
-    """Of a chain, the optimizers with hooks that have no other one inside."""
+    """Of a chain, the optimizers with hooks that have no other one inside, or parameters that those do not have.
+
+    The latter step these themselves (Muon with an AdamW for the rest), or another process does (ZeRO).
+    """
     hooked = [one for one in chain if _has_hooks(one)]
     inner = [
         one
         for one in hooked
         if not any(other is not one and any(other is value for value in _attributes(one)) for other in hooked)
     ]
-    return inner or hooked[-1:]
+    inner = inner or hooked[-1:]
+    stepped = {id(parameter) for one in inner for parameter in _parameters(one)}
+    return inner + [one for one in hooked if any(id(parameter) not in stepped for parameter in _parameters(one))]
+
+
+def _parameters(optimizer: Any) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 @contextmanager
@@ -272,9 +282,8 @@ class StepHooks:
         self._enter()
         if id(optimizer) in self._inner:
             self._inner_depth += 1
-            if self._inner_depth == 1:
-                with torch.no_grad(), uninterrupted():
-                    self._actions.alter_gradients(optimizer)
+            with torch.no_grad(), uninterrupted():
+                self._actions.alter_gradients(optimizer)
 
     def _finish(self, optimizer: Any) -> None:
         if id(optimizer) in self._inner and self._inner_depth:

@@ -16,14 +16,14 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 
+from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.masks import nm_mask
 from nm2trt.training.shards import is_dtensor
+from nm2trt.training.weight_reads import WeightReads
 
 _PLAIN_FORWARDS = {
     kind.forward
@@ -32,63 +32,11 @@ _PLAIN_FORWARDS = {
 _PLAIN_CONVOLUTIONS = {kind._conv_forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}  # noqa: SLF001
 _PROBE_BATCH = 2
 _PROBE_VALUES = 13
+_NODES_TO_FOLLOW = 64
+_PRODUCT_NODES = ("Mm", "Addmm", "Bmm", "Convolution", "Linear", "Dot", "Einsum", "Embedding")
+"""Parts of the names of autograd's nodes behind which another operator's result begins."""
 _MASKED = 1
 """An input that the trial masks."""
-
-# Position of the weight among the arguments, and the axis that is reduced.
-_OPERATORS: dict[Any, tuple[int, int, str]] = {
-    F.linear: (1, -1, "weight"),
-    F.conv1d: (1, 1, "weight"),
-    F.conv2d: (1, 1, "weight"),
-    F.conv3d: (1, 1, "weight"),
-    torch.conv1d: (1, 1, "weight"),
-    torch.conv2d: (1, 1, "weight"),
-    torch.conv3d: (1, 1, "weight"),
-    torch.addmm: (2, -2, "mat2"),
-    torch.Tensor.addmm: (2, -2, "mat2"),
-    torch.baddbmm: (2, -2, "batch2"),
-}
-_PRODUCTS = {
-    torch.matmul,
-    torch.mm,
-    torch.bmm,
-    torch.Tensor.matmul,
-    torch.Tensor.__matmul__,
-    torch.Tensor.__rmatmul__,
-    torch.Tensor.mm,
-    torch.Tensor.bmm,
-}
-_LOOKUPS = {F.embedding: 1, F.embedding_bag: 1}
-
-See = Callable[[str, torch.Tensor, "int | None"], None]
-"""Called with the operator's name, the operand, and the axis that is reduced (None for a lookup)."""
-
-
-class WeightReads(TorchFunctionMode):
-    """Tells of every operand that a product may take for its weight, while it is active."""
-
-    def __init__(self, see: See) -> None:
-        super().__init__()
-        self._see = see
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _OPERATORS:
-            position, axis, keyword = _OPERATORS[func]
-            self._tell(func, args[position] if len(args) > position else kwargs.get(keyword), axis)
-        elif func in _PRODUCTS and len(args) > 1:
-            left, right = (args[1], args[0]) if func is torch.Tensor.__rmatmul__ else (args[0], args[1])
-            self._tell(func, left, -1)
-            self._tell(func, right, -2 if getattr(right, "ndim", 0) > 1 else -1)
-        elif func in _LOOKUPS:
-            position = _LOOKUPS[func]
-            self._tell(func, args[position] if len(args) > position else kwargs.get("weight"), None)
-        return func(*args, **kwargs)
-
-    def _tell(self, func: Any, operand: Any, axis: int | None) -> None:
-        if isinstance(operand, torch.Tensor) and operand.ndim >= 2:
-            name = getattr(func, "__name__", str(func)).strip("_")
-            self._see(name, operand.detach(), axis if axis is None else axis % operand.ndim)
 
 
 def computed_weight(module: nn.Module, local: str) -> str | None:
@@ -120,7 +68,7 @@ def computed_weight(module: nn.Module, local: str) -> str | None:
 
     def see(operator: str, operand: torch.Tensor, axis: int | None) -> None:
         if axis is not None and operand.numel() == parameter.numel() and operand.shape[axis] == parameter.shape[1]:
-            reads.append((operator, bool(operand.select(axis, _MASKED).any())))
+            reads.append((operator, bool(operand.detach().select(axis, _MASKED).any())))
 
     x = torch.ones(shape, dtype=parameter.dtype, device=parameter.device)
     try:
@@ -240,10 +188,20 @@ class UseTrace:
                 if axis is None or operand.stride(axis) != parameter.stride(weight.axis):
                     self.findings.setdefault(weight.name, f"the forward pass reads it otherwise, too, by {operator}")
                 return
-        if self._masked and self._stack and axis is not None:
-            self._see_computed(self._stack[-1], operator, operand, axis)
+        if not self._masked or axis is None:
+            return
+        if self._stack:
+            kind = type(self._stack[-1].module).__name__
+            self._see_computed(
+                self._stack[-1], f"{kind} computes its weight in the forward pass", operator, operand, axis
+            )
+            return
+        for weight in self._weights:
+            parameter = getattr(weight.module, weight.local, None)
+            if getattr(parameter, "shape", None) == operand.shape and _is_computed_from(operand, parameter):
+                self._see_computed(weight, "the forward pass computes another weight from it", operator, operand, axis)
 
-    def _see_computed(self, weight: Watched, operator: str, operand: torch.Tensor, axis: int) -> None:
+    def _see_computed(self, weight: Watched, words: str, operator: str, operand: torch.Tensor, axis: int) -> None:
         parameter = getattr(weight.module, weight.local, None)
         if not isinstance(parameter, torch.Tensor) or operand.shape != parameter.shape or is_dtensor(operand):
             return
@@ -256,9 +214,24 @@ class UseTrace:
         if most > weight.pattern.n:
             self.findings.setdefault(
                 weight.name,
-                f"{type(weight.module).__name__} computes its weight in the forward pass: {operator} reads {most} "
-                f"non-zeros of {weight.pattern.m}",
+                f"{words}: {operator} reads {most} non-zeros of {weight.pattern.m}",
             )
+
+
+def _is_computed_from(operand: torch.Tensor, parameter: Any) -> bool:
+    """Whether autograd has recorded that an operand follows from a parameter without a product in between."""
+    waiting = [operand.grad_fn]
+    for _ in range(_NODES_TO_FOLLOW):
+        node = waiting.pop(0) if waiting else None
+        if node is None:
+            if waiting:
+                continue
+            return False
+        if getattr(node, "variable", None) is parameter:
+            return True
+        if not any(product in node.name() for product in _PRODUCT_NODES):
+            waiting += [source for source, _ in node.next_functions]
+    return False
 
 
 def _shares_memory(operand: torch.Tensor, parameter: torch.Tensor) -> bool:
@@ -357,6 +330,9 @@ def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watch
         model: Left as it was.
         example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
         weights: What is watched.
+
+    Raises:
+        ConfigError: The network cannot be run on it.
     """
     trace = UseTrace(weights, masked=True)
     positional = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -368,6 +344,13 @@ def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watch
                 model(**example_inputs)
             else:
                 model(*positional)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"the network cannot be run on it: {type(error).__name__}: {first}",
+            where="example_inputs",
+            mend="give a batch as the forward method takes it: a tensor, a tuple, or a dict of keyword arguments",
+        ) from error
     finally:
         for part, mode in modes.items():
             part.training = mode

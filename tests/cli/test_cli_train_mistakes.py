@@ -329,6 +329,37 @@ def test_an_edited_configuration_is_refused_and_the_old_one_goes_on(train, tmp_p
     assert nm2trt_inline("train", "--resume", "-o", run).returncode == 0
 
 
+def test_other_data_is_refused_on_resume(tmp_path, monkeypatch):
+    from nm2trt.training.config import load_config
+    from nm2trt.training.run import train as train_run
+
+    class Cut(BaseException):
+        pass
+
+    def cut(_done, _of, words):
+        if words.startswith("epoch 2"):
+            raise Cut
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "grown.py").write_text(
+        "import pathlib, torch\n\n\ndef data():\n    count = int(pathlib.Path('count').read_text())\n"
+        "    x, y = torch.arange(count * 8.0).view(count, 8) / 1000, torch.arange(count) % 4\n"
+        "    sets = [torch.utils.data.TensorDataset(x, y) for _ in range(2)]\n"
+        "    for one in sets:\n        one.targets = y\n    return tuple(sets)\n"
+    )
+    (tmp_path / "count").write_text("80")
+    run = tmp_path / "cut"
+    settings = {"model": "mlp", "data": "grown:data", "epochs": 3, "device": "cpu"}
+    with pytest.raises(Cut):
+        train_run(load_config(None, settings), run, progress=cut)
+    (tmp_path / "count").write_text("96")
+    result = nm2trt_inline("train", "--resume", "--trust", "-o", run)
+    assert_one_error_line(result, 2, "data grown:data: the run was started with 80 train and 80 test samples, not 96")
+    (tmp_path / "count").write_text("80")
+    assert nm2trt_inline("train", "--resume", "--trust", "-o", run).returncode == 0
+
+
 def test_stopped_before_training_it_says_so_and_leaves_nothing(tmp_path):
     (tmp_path / "slow.py").write_text(
         "import pathlib, time\n\n\ndef data():\n    pathlib.Path('here').touch()\n    time.sleep(60)\n"

@@ -20,7 +20,7 @@ def main(kind, folder):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4)).double()
     model = net
-    if kind == "ddp":
+    if kind in ("ddp", "zero"):
         model = nn.parallel.DistributedDataParallel(net)
     else:
         from torch.distributed.fsdp import fully_shard
@@ -29,7 +29,13 @@ def main(kind, folder):
             if isinstance(layer, nn.Linear):
                 fully_shard(layer)
         fully_shard(net)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
+    if kind == "zero":
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, **settings)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), **settings)
     sparsifier = sparsify(model, optimizer, "2:4", decay=0.1)
     generator = torch.Generator().manual_seed(1)
     losses = []

@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="missing: torch.distributed")
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero"])
 def test_two_processes_train_what_one_trains(kind, alone, tmp_path):
     ranks = launch(kind, tmp_path, 2)
     for rank in ranks:

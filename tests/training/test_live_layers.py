@@ -289,3 +289,17 @@ def test_a_loss_of_the_averages_context_restores_it():
         raise RuntimeError("mine")
     assert torch.equal(average.ema[0].weight, before)
     assert F.mse_loss(average.ema[0].weight, before) == 0
+
+
+def test_with_every_layer_released_training_goes_on_dense_and_layers_can_come_back():
+    net, optimizer, sparsifier = started()
+    assert sparsifier.release_layers(["*"]) == list(WEIGHTS)
+    for x, y in batches_of(2, seed=3):
+        one_step(net, optimizer, x, y)
+    assert most(net[0].weight) == most(net[2].weight) == 4
+    assert sparsifier.patterns() == {}
+    assert sparsifier.sad().total.weights == 0
+    assert sparsifier.state_dict()["layers"] == {}
+    assert sparsifier.add_layers(["0"]) == ["0.weight"]
+    one_step(net, optimizer, *batches_of(1)[0])
+    assert (most(net[0].weight), most(net[2].weight)) == (2, 4)

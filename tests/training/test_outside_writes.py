@@ -147,8 +147,90 @@ def test_weights_written_by_hand_become_w_at_the_next_step_and_say_so(write):
         assert torch.equal(sparsifier.dense_weights()[name], state[name])
     assert_split(net, sparsifier)
     by_copy(net, mlp(seed=6).state_dict())
-    with pytest.raises(ConfigError, match=r"layer 0\.weight, 2\.weight: .* for the second time"):
+    with pytest.raises(ConfigError, match=r"layer 0\.weight, 2\.weight: .* again and again"):
         one_step(net, optimizer, *batches_of(1)[0])
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestWarning")
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("which", ["dense", "sparse"])
+def test_a_checkpoint_may_be_restored_by_hand_as_often_as_anybody_likes(which, steps):
+    net, optimizer, sparsifier = started()
+    state = mlp(seed=5).state_dict() if which == "dense" else copy.deepcopy(net.state_dict())
+    for x, y in batches_of(8, seed=9):
+        one_step(net, optimizer, x, y)
+    for count in range(3):
+        by_copy(net, state)
+        words = f"step {11 + count * steps}: they are the dense weights"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            sparsifier.sad()
+        if which == "dense" or not count:
+            assert [words in str(one.message) for one in caught] == [True]
+        for name in WEIGHTS:
+            assert torch.equal(sparsifier.dense_weights()[name], state[name])
+        assert_split(net, sparsifier)
+        for x, y in batches_of(steps, seed=count):
+            one_step(net, optimizer, x, y)
+        if which == "sparse":
+            for x, y in batches_of(8, seed=9):
+                one_step(net, optimizer, x, y)
+            steps += 8 * (count == 0)
+
+
+def test_where_some_masks_have_moved_a_restored_checkpoint_is_one_everywhere():
+    net, optimizer, sparsifier = started()
+    state = copy.deepcopy(net.state_dict())
+    with sparsifier.dense_parameters(), torch.no_grad():
+        net[0].weight.neg_().add_(0.1)
+        net[2].weight.sub_(1e-9 * net[2].weight.square())
+    by_copy(net, state)
+    hold_still(optimizer)
+    with pytest.warns(UserWarning, match=r"0\.weight, 2\.weight were replaced"):
+        one_step(net, optimizer, *batches_of(1)[0])
+    for name in WEIGHTS:
+        assert torch.equal(sparsifier.dense_weights()[name], state[name])
+
+
+@pytest.mark.parametrize("options", [{"method": "asp"}, {}])
+def test_while_masks_are_held_kept_weights_may_be_written(options):
+    net, optimizer, sparsifier = started(**options)
+    sparsifier.freeze()
+    expected, plain = mlp(), None
+    for x, y in batches_of(4, seed=9):
+        expected.load_state_dict(net.state_dict())
+        plain = torch.optim.SGD(expected.parameters(), lr=0.2, momentum=0.5)
+        plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        masks = sparsifier.masks()
+        one_step(net, optimizer, x, y)
+        clamp(net)
+        expected.zero_grad()
+        F.cross_entropy(expected(x), y).backward()
+        for name in WEIGHTS:
+            expected.get_parameter(name).grad.mul_(masks[name])
+        plain.step()
+        clamp(expected)
+        for name in WEIGHTS:
+            assert torch.equal(net.get_parameter(name), expected.get_parameter(name) * masks[name])
+            assert torch.equal(sparsifier.masks()[name], masks[name])
+
+
+@pytest.mark.parametrize("load", [with_load, into_submodules, by_copy])
+def test_an_average_loaded_for_evaluation_and_taken_out_again_changes_nothing(load):
+    net, optimizer, sparsifier = started()
+    for epoch in range(3):
+        before = sparsifier.dense_weights()
+        state = copy.deepcopy(net.state_dict())
+        for seed in (5, 6):
+            load(net, mlp(seed=seed).state_dict())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert not torch.equal(sparsifier.dense_weights()["0.weight"], before["0.weight"])
+        load(net, state)
+        for name in WEIGHTS:
+            assert torch.equal(sparsifier.dense_weights()[name], before[name])
+        assert_split(net, sparsifier)
+        one_step(net, optimizer, *batches_of(1, seed=epoch)[0])
 
 
 def test_training_goes_on_from_loaded_weights_as_from_the_start():
@@ -583,3 +665,66 @@ def test_weights_moved_to_a_gpu_and_back_keep_their_residuals():
             assert torch.equal(sparsifier.dense_weights()[name].cpu(), before[name])
     one_step(net, optimizer, *batches_of(1)[0])
     assert_split(net, sparsifier)
+
+
+@pytest.mark.parametrize("example", [torch.zeros(2, 7), "text", {"unknown": torch.zeros(2, 16)}, torch.zeros(2, 16)])
+def test_an_example_that_the_network_cannot_take_is_words(example):
+    net = mlp()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ConfigError, match="example_inputs: the network cannot be run on it"):
+        sparsify(net, torch.optim.SGD(net.parameters(), lr=0.1), example_inputs=example)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_checkpoint_restored_where_no_mask_has_moved_becomes_w():
+    net, optimizer, sparsifier = started()
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    one_step(net, optimizer, *batches_of(1)[0])
+    state, masks = copy.deepcopy(net.state_dict()), sparsifier.masks()
+    for x, y in batches_of(4, seed=9):
+        one_step(net, optimizer, x, y)
+    assert all(torch.equal(masks[name], mask) for name, mask in sparsifier.masks().items())
+    by_copy(net, state)
+    with pytest.warns(UserWarning, match=r"0\.weight, 2\.weight were replaced"):
+        dense = sparsifier.dense_weights()
+    for name in WEIGHTS:
+        assert torch.equal(dense[name], state[name])
+
+
+def test_a_step_within_backward_is_refused():
+    net = mlp()
+    optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in net.parameters()}
+
+    class Several:
+        def __init__(self):
+            self.optimizers = list(optimizers.values())
+            self.param_groups = [group for one in self.optimizers for group in one.param_groups]
+
+        def step(self):
+            for one in self.optimizers:
+                one.step()
+
+    sparsify(net, Several(), "2:4")
+    for parameter, optimizer in optimizers.items():
+        parameter.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+    x, y = batches_of(1)[0]
+    with pytest.raises(ConfigError, match=r"layer 0\.weight: an optimizer steps within backward\(\)"):
+        F.cross_entropy(net(x), y).backward()
+    assert most(net[0].weight) == most(net[2].weight) == 2
+
+
+def test_weights_drawn_anew_for_each_trial_are_new_weights():
+    net, optimizer, sparsifier = started()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for layer in net[::2]:
+            layer.reset_parameters()
+        state = copy.deepcopy(net.state_dict())
+        with pytest.warns(UserWarning, match=f"step {3 + 2 * seed}: they are the dense weights"):
+            dense = sparsifier.dense_weights()
+        for name in WEIGHTS:
+            assert torch.equal(dense[name], state[name])
+        for x, y in batches_of(2, seed=seed):
+            one_step(net, optimizer, x, y)
+        assert_split(net, sparsifier)

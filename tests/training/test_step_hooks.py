@@ -476,6 +476,37 @@ def test_a_wrapper_that_changes_nothing_changes_nothing(make):
     assert_equal(sparsifier.dense_weights(), plain_run())
 
 
+class StepsSomeItself(torch.optim.Optimizer):
+    """As Muon with an AdamW for the rest: updates matrices of one shape itself, and has an optimizer for the others."""
+
+    def __init__(self, parameters, lr, *, owns_all, inner_first):
+        parameters = list(parameters)
+        self.mine = [parameter for parameter in parameters if tuple(parameter.shape) == (24, 16)]
+        rest = [parameter for parameter in parameters if tuple(parameter.shape) != (24, 16)]
+        super().__init__(parameters if owns_all else self.mine, {"lr": lr})
+        self.rest, self.inner_first = torch.optim.SGD(rest, lr=lr), inner_first
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if self.inner_first:
+            self.rest.step()
+        for parameter in self.mine:
+            parameter.add_(parameter.grad, alpha=-self.param_groups[0]["lr"])
+        if not self.inner_first:
+            self.rest.step()
+
+    def zero_grad(self, set_to_none=True):
+        super().zero_grad(set_to_none)
+        self.rest.zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize("owns_all", [False, True])
+@pytest.mark.parametrize("inner_first", [False, True])
+def test_an_optimizer_that_steps_some_weights_itself_beside_the_one_inside(owns_all, inner_first):
+    ours = plain_run(lambda net: StepsSomeItself(net.parameters(), 0.1, owns_all=owns_all, inner_first=inner_first))
+    assert_equal(ours, plain_run(), 1e-14)
+
+
 @pytest.mark.parametrize("calls", [True, False])
 def test_a_step_that_somebody_has_replaced_on_the_object(calls):
     net = mlp()

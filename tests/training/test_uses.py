@@ -209,11 +209,11 @@ class TwoHeads(nn.Module):
 
 
 class Branching(nn.Module):
-    """Control flow on values: cannot be traced, so the last Linear defined is taken."""
+    """Control flow on values: cannot be traced, so a Linear of a usual name is taken, else the last one defined."""
 
     def __init__(self):
         super().__init__()
-        self.body, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.head, self.body = nn.Linear(16, 4), nn.Linear(16, 16)
 
     def forward(self, x):
         return self.head(self.body(x)) if x.sum() > 0 else self.head(x)
@@ -328,3 +328,66 @@ def test_compiled_after_sparsify_it_runs_as_one_graph():
     sparsified(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert compiled(torch.randn(2, 16)).shape == (2, 4)
+
+
+class BranchingWithoutNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last, self.middle, self.first = nn.Linear(16, 4), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        h = self.middle(self.first(x))
+        return self.last(h) if h.sum() > 0 else self.last(2 * h)
+
+
+def test_where_nothing_can_be_traced_an_example_shows_the_classifier():
+    report = found(BranchingWithoutNames(), example_inputs=torch.randn(2, 16))
+    assert {name for name, (pattern, _) in report.items() if pattern is None} == {"last.weight"}
+    assert "read last in the example" in report["last.weight"][1]
+    assert "last Linear defined" in found(BranchingWithoutNames())["first.weight"][1]
+
+
+class ByEinsum(nn.Linear):
+    def __init__(self, shift):
+        super().__init__(16, 16)
+        self.shift = shift
+
+    def forward(self, x):
+        return torch.einsum("...k,ok->...o", x, self.weight - self.shift if self.shift else self.weight)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_einsum_is_a_product_too(shift):
+    pattern, reason = (
+        found(nn.Sequential(ByEinsum(shift), nn.ReLU(), nn.Linear(16, 4)))["0.weight"]
+        if not shift
+        else (found(nn.Sequential(ByEinsum(shift), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 4)))["0.weight"])
+    )
+    assert (pattern, "einsum is given a dense one" in reason) == (("2:4", False) if not shift else (None, True))
+
+
+class ElsewhereComputed(nn.Module):
+    """The model itself centers the weight of a module that it never calls."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.shift = shift
+
+    def forward(self, x):
+        weight = self.second.weight
+        return self.head(F.linear(torch.relu(self.first(x)), weight - weight.mean() if self.shift else 2 * weight))
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_weight_computed_outside_of_its_module_is_seen(shift):
+    model = ElsewhereComputed(shift)
+    sparsifier = sparsified(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(torch.randn(16, 16)).sum().backward()
+    said = [str(one.message) for one in caught]
+    assert [("second.weight" in one, "computes another weight from it: linear reads 4" in one) for one in said] == (
+        [(True, True)] if shift else []
+    )
+    assert set(sparsifier.patterns()) == ({"first.weight"} if shift else {"first.weight", "second.weight"})
