@@ -2,9 +2,9 @@
 
     NM2TRT_REFERENCE_DATA=FOLDER python benchmarks/estimate.py [--write] [--plot docs/images/estimate.png]
 
-Whole engines, whole GPUs and whole shapes are held back in turn; the candidate with the smallest errors there is taken.
-Ranges come from errors held back, and their coverage is counted where the group's own errors were left out of the range,
-too. --write stores the constants in the package.
+Whole engines, whole GPUs and whole shapes are held back in turn; the candidate with the smallest errors there is
+taken. Ranges come from errors held back, and their coverage is counted where the group's own errors were left out of
+the range, too. --write stores the constants in the package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 from estimate_errors import (
     CLAIMED,
     Error,
-    errors_of,
     groups_of,
     held_back,
     score,
@@ -39,6 +38,7 @@ from nm2trt.estimate.constants import KernelConstants
 
 RICHEST = "A100"
 """Held back whole it leaves too little to fit on, so it has no say in the choice; its errors are shown."""
+FEWEST_ENGINES = 3
 FOLD_STARTS, STARTS = 1, 8
 Key = Callable[[Point], str]
 
@@ -68,7 +68,8 @@ def compare_candidates(points: Sequence[Point]) -> tuple[Candidate, dict[str, li
         unet = [error for error in errors["shape"] if error.point.engine == "unet int8"]
         cells = "".join(f"{score(some, 'dense'):9.1f}{score(some, 'ratio'):8.1f}" for some in errors.values())
         print(
-            f"{candidate.name:24}{cells}{score(unet, 'dense'):14.1f}{score(unet, 'sparse'):8.1f}{total:9.2f}", flush=True
+            f"{candidate.name:24}{cells}{score(unet, 'dense'):14.1f}{score(unet, 'sparse'):8.1f}{total:9.2f}",
+            flush=True,
         )
         if total < least:
             best, least, kept = candidate, total, errors
@@ -77,30 +78,40 @@ def compare_candidates(points: Sequence[Point]) -> tuple[Candidate, dict[str, li
     return best, kept
 
 
-def ranges(errors: dict[str, list[Error]], skip: Callable[[Error], bool] = lambda error: False) -> dict[str, dict]:
-    """Ranges of everything that the estimate prints, from errors held back; those that `skip` names left out."""
-    near = [error for error in errors["engine"] if not skip(error)]
-    far = [error for error in errors["gpu"] if not skip(error)]
+def ranges(
+    errors: dict[str, list[Error]], skip: Callable[[Error], bool] | None = None, share: float = CLAIMED
+) -> dict[str, dict]:
+    """Ranges of everything that the estimate prints, from errors held back.
+
+    Args:
+        errors: By what was held back.
+        skip: Errors that have no part in them.
+        share: Of the errors that shall lie inside.
+    """
+    near = [error for error in errors["engine"] if skip is None or not skip(error)]
+    unseen = [error for error in errors["gpu"] if error.point.family != RICHEST and (skip is None or not skip(error))]
+    # Of the richest GPU, held back whole, too little is left to fit on: its engines stand in.
+    far = [*unseen, *(error for error in near if error.point.family == RICHEST)]
     found: dict[str, tuple[float, float]] = {}
     for suffix, some in (("", near), (".far", far)):
         layers = [error for error in some if error.point.kind == "layer"]
         products = [error for error in some if error.point.kind == "product"]
         for what in ("dense", "sparse", "gain"):
             name = "ratio" if what == "gain" else what
-            if values(layers, name):
-                found[f"{what}{suffix}"] = tails(layers, name, by_group)
+            engines = [group for group in groups_of(layers, by_group).values() if values(group, name)]
+            if engines:
+                found[f"{what}{suffix}"] = worst(tails(group, name, by_group, share) for group in engines)
             for precision in ("tf32", "fp16", "int8"):
-                own = [error for error in layers if error.point.precision == precision]
-                each = [group for group in groups_of(own, by_group).values() if values(group, name)]
-                if each:
-                    # The worst engine: pooled, engines that are easy hide the others.
-                    found[f"{what}.{precision}{suffix}"] = worst(tails(group, name, by_group) for group in each)
+                own = [group for group in engines if group[0].point.precision == precision]
+                # The worst engine: pooled, engines that are easy hide the others. Two engines are too few for one.
+                if len(own) >= FEWEST_ENGINES and not suffix:
+                    found[f"{what}.{precision}"] = worst(tails(group, name, by_group, share) for group in own)
             if values(products, name):
-                found[f"{what}.gemm{suffix}"] = tails(products, name, by_family)
-    networks = [error for error in [*near, *far] if error.point.kind == "network" and tensorrt(error.point)]
+                found[f"{what}.gemm{suffix}"] = tails(products, name, by_family, share)
+    networks = [error for error in [*near, *unseen] if error.point.kind == "network" and tensorrt(error.point)]
     if networks:
-        found["total"] = tails(networks, "dense", by_release)
-        found["ratio"] = shortest(networks, "ratio", by_family)
+        found["total"] = tails(networks, "dense", by_release, share)
+        found["ratio"] = shortest(networks, "ratio", by_family, share)
     return {name: {"low": float(np.exp(low)), "high": float(np.exp(high))} for name, (low, high) in found.items()}
 
 
@@ -167,6 +178,46 @@ def report_coverage(errors: dict[str, list[Error]], base: KernelConstants) -> No
         print(f"{title + ', all':34}{coverage(total)}")
 
 
+def reliability(errors: dict[str, list[Error]], base: KernelConstants) -> dict[str, list[tuple[float, float]]]:
+    """Share that lies inside against the share that ranges are made for, groups left out of their own ranges.
+
+    Networks' ranges are never narrower than their least width, so they start high.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95):
+        counts: dict[str, list[bool]] = {}
+        for group, some in groups_of(errors["engine"], by_group).items():
+            spread = ranges(errors, lambda error, group=group: error.point.group == group, share)
+            constants = base.model_copy(update={"spread": spread_of(spread)})
+            for error in some:
+                dense, ratio, _ = inside(error, constants, far=False)
+                for what, value in (("dense time", dense), ("dense/sparse", ratio)):
+                    if value is not None:
+                        counts.setdefault(f"{error.point.kind}s, {what}", []).append(value)
+        for name, known in counts.items():
+            curves.setdefault(name, []).append((share, float(np.mean(known))))
+    return curves
+
+
+def report_choice(errors: list[Error]) -> None:
+    """Whether the builder took the sparse kernel, against what the estimate would have said."""
+    from nm2trt.estimate.choice import expects_sparse, hint_for
+
+    print(f"\n{'sparse kernel expected?':26}{'right':>8}  {'likely':>14} {'open':>14} {'unlikely':>14}")
+    for engine in ("unet fp16", "unet int8"):
+        right, table = [], {"likely": [0, 0], "open": [0, 0], "unlikely": [0, 0]}
+        for error in errors:
+            if error.point.engine != engine:
+                continue
+            eligible = error.point.parts[0].layer.channels % 4 == 0
+            right.append((eligible and expects_sparse(error.predicted_ratio)) == error.point.chosen)
+            said = hint_for(error.predicted_ratio) if eligible else "unlikely"
+            table[said][0] += bool(error.point.chosen)
+            table[said][1] += 1
+        cells = " ".join(f"{yes:>4} of {count:>2} ran" for yes, count in table.values())
+        print(f"{engine:26}{sum(right):4}/{len(right):<3}  {cells}")
+
+
 def coverage(found: Sequence[tuple[bool | None, bool | None, float]]) -> str:
     dense, ratio = ([pair[i] for pair in found if pair[i] is not None] for i in (0, 1))
     widths = [width for _, known, width in found if known is not None]
@@ -180,7 +231,9 @@ def spread_of(found: dict[str, dict]) -> dict:
     return {name: Spread(low=entry["low"], high=entry["high"]) for name, entry in found.items()}
 
 
-def report_constants(candidate: Candidate, points: Sequence[Point], constants: KernelConstants) -> dict[str, list[float]]:
+def report_constants(
+    candidate: Candidate, points: Sequence[Point], constants: KernelConstants
+) -> dict[str, list[float]]:
     """Print every constant with the range that it took when groups were held back."""
     taken = dict(zip(candidate.free, _free(candidate, constants), strict=True))
     spread: dict[str, list[float]] = {name: [] for name in taken}
@@ -222,6 +275,7 @@ def main() -> int:
     check(points, constants)
     moved = report_constants(candidate, points, constants)
     report_errors(errors)
+    report_choice(errors["shape"])
     final = finished(constants, candidate, points, ranges(errors), moved)
     report_coverage(errors, final)
     from estimate_published import report_published
@@ -234,7 +288,7 @@ def main() -> int:
     if arguments.plot:
         from estimate_plot import draw
 
-        draw(errors, ranges, final, arguments.plot)
+        draw(errors, reliability(errors, final), arguments.plot)
     return 0
 
 
@@ -257,8 +311,9 @@ def finished(
 
     layers = sum(point.kind == "layer" for point in points)
     provenance = {
-        "layers": f"{layers} layers of 7 engines (A100 PCIe, RTX 3090), {sum(p.kind == 'product' for p in points)} products"
-        f" (A100, H100, RTX 3090), {sum(p.kind == 'network' for p in points)} networks (A100, L4), TensorRT 8.2 to 10.16",
+        "layers": f"{layers} layers of 7 engines (A100 PCIe, RTX 3090),"
+        f" {sum(point.kind == 'product' for point in points)} products (A100, H100, RTX 3090),"
+        f" {sum(point.kind == 'network' for point in points)} networks (A100, L4), TensorRT 8.2 to 10.16",
         "method": f"benchmarks/estimate.py, model '{candidate.name}': least squares on log times, soft L1; ranges from"
         " errors of engines and GPUs held back",
     }

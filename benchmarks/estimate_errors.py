@@ -42,7 +42,9 @@ def errors_of(points: Sequence[Point], constants: KernelConstants) -> list[Error
             Error(
                 point=point,
                 dense=math.log(point.dense_us / one) if point.dense_us else None,
-                sparse=math.log(point.sparse_us * clocks / other) if point.sparse_us and ran and point.dense_us else None,
+                sparse=math.log(point.sparse_us * clocks / other)
+                if point.sparse_us and ran and point.dense_us
+                else None,
                 ratio=math.log(point.ratio / clocks * other / one) if point.ratio and ran else None,
                 predicted_dense_us=float(one),
                 predicted_ratio=float(one / other),
@@ -51,7 +53,9 @@ def errors_of(points: Sequence[Point], constants: KernelConstants) -> list[Error
     return found
 
 
-def held_back(candidate: Candidate, points: Sequence[Point], key: Callable[[Point], object], starts: int) -> list[Error]:
+def held_back(
+    candidate: Candidate, points: Sequence[Point], key: Callable[[Point], object], starts: int
+) -> list[Error]:
     """Errors of every point by constants that were fitted without its whole group."""
     found = []
     for group in sorted({key(point) for point in points}, key=repr):
@@ -102,7 +106,9 @@ def weighted(errors: Sequence[Error], what: str, key: Callable[[Point], str]) ->
     return np.array(logs)[order], np.array(weights)[order]
 
 
-def tails(errors: Sequence[Error], what: str, key: Callable[[Point], str], share: float = CLAIMED) -> tuple[float, float]:
+def tails(
+    errors: Sequence[Error], what: str, key: Callable[[Point], str], share: float = CLAIMED
+) -> tuple[float, float]:
     """Range of logs with equal tails that holds `share` of the errors."""
     logs, weights = weighted(errors, what, key)
     place = (np.cumsum(weights) - weights / 2) / weights.sum()

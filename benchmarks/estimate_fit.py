@@ -137,7 +137,9 @@ class Fit:
 
     def _measured(self) -> None:
         self.dense = np.array([math.log(p.dense_us) if p.dense_us else np.nan for p in self.points])
-        clocks = [self.gain.get(p.precision, 1.0) if p.gpu.key == BOARD and p.kind == "layer" else 1.0 for p in self.points]
+        clocks = [
+            self.gain.get(p.precision, 1.0) if p.gpu.key == BOARD and p.kind == "layer" else 1.0 for p in self.points
+        ]
         self.ratio = np.array([math.log(p.ratio) if p.ratio else np.nan for p in self.points]) - np.log(clocks)
         self.chosen = np.array([p.chosen is not False for p in self.points])
         # Every engine counts as one of 20 points, however many were recorded of it.

@@ -191,9 +191,7 @@ def bert_parts(layers: int, width: int, heads: int, batch: int, tokens: int, pre
     parts = []
     for equal in counts.values():
         kernel_precision, float_bytes = layer_precision(equal[0], precision)
-        parts.append(
-            Part(layer=equal[0], precision=kernel_precision, float_bytes=float_bytes, count=len(equal))
-        )
+        parts.append(Part(layer=equal[0], precision=kernel_precision, float_bytes=float_bytes, count=len(equal)))
     return tuple(parts)
 
 

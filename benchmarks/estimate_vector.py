@@ -3,6 +3,8 @@
 `check` holds it against the package's own function; the package's stays the only one that users run.
 """
 
+# ruff: noqa: SLF001 - the same formulas need the same parts.
+
 from __future__ import annotations
 
 import math
@@ -55,10 +57,13 @@ class Points:
             combo = combos.setdefault((gpu.key, precision), (len(combos), gpu, precision))[0]
             share = layer.flops / max(1, 2 * layer.m * layer.n * layer.k * layer.groups)
             attention = layer.kind == "attention"
+            queries = model._up(layer.m, model._ATTENTION_ROWS) * layer.groups if attention else 1
+            weights = layer.weight_elements * size * scale
             facts.append(
-                (moved, layer.weight_elements * size * scale, gpu.bytes_per_us, gpu.l2_mib * 2**20, combo, sparse, attention, share, layer.is_product)
-                + (gpu.sms, gpu.clock_mhz)
-                + (model._up(layer.m, model._ATTENTION_ROWS) * layer.groups if attention else 1, layer.flops)
+                (
+                    *(moved, weights, gpu.bytes_per_us, gpu.l2_mib * 2**20, combo, sparse, attention, share),
+                    *(layer.is_product, gpu.sms, gpu.clock_mhz, queries, layer.flops),
+                )
             )
             starts.append(len(tiles))
             if not layer.is_product:
@@ -88,7 +93,9 @@ class Points:
 
     def kernel_us(self, c: KernelConstants) -> Log:
         """Time of every kernel."""
-        moved, weights, bandwidth, l2, combo, sparse, attention, share, product, sms, clock, queries, flops = self._facts
+        moved, weights, bandwidth, l2, combo, sparse, attention, share, product, sms, clock, queries, flops = (
+            self._facts
+        )
         sustained, relieved = (
             np.array([model.sustained_share(gpu, p, c, sparse=on) for _, gpu, p in self._combos])[combo.astype(int)]
             for on in (False, True)

@@ -86,7 +86,7 @@ class KernelConstants(BaseModel):
     power_exponent: float = 1.0
     """Of the share of that power which the board has: clocks fall slower than power."""
     sparse_power: float = 0.0
-    """Energy of a sparse kernel against a dense one's for the same product; 0: a power limit does not tell them apart."""
+    """Energy of a sparse kernel against a dense one's for the same product; 0: a power limit slows both the same."""
     floor_clock_mhz: float = 0.0
     """Clock at which the floor was fitted; elsewhere it scales with clocks. 0: the same on every GPU."""
     moved: dict[str, tuple[float, float]] = {}

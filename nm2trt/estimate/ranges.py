@@ -10,8 +10,8 @@ from nm2trt.estimate.gpus import Precision
 What = Literal["dense", "sparse", "gain", "total", "ratio"]
 
 LEAST_TOTAL, LEAST_RATIO = 0.25, 0.15
-"""Of a whole network: share of its time, and distance of its ratio. No network of a user's was recorded, and releases of
-TensorRT alone move both by as much."""
+"""Of a whole network: share of its time, and distance of its ratio. No network of a user's was recorded, and releases
+of TensorRT alone move both by as much."""
 TYPICAL_SHARE = 0.7
 """Of the time in layers that can be sparse, in the networks that the ratio's range comes from."""
 _UNKNOWN = Spread(low=0.85, high=1.15)
