@@ -278,9 +278,11 @@ def main() -> int:
     report_choice(errors["shape"])
     final = finished(constants, candidate, points, ranges(errors), moved)
     report_coverage(errors, final)
+    from estimate_gpu_files import report_gpu_files
     from estimate_published import report_published
 
     report_published(final)
+    report_gpu_files(Path(__file__).resolve().parents[1] / "docs", final)
     if arguments.write:
         path = Path(package.__file__).parent / "constants.json"
         path.write_text(json.dumps(final.model_dump(exclude_defaults=True), indent=1) + "\n")

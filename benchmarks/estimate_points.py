@@ -100,7 +100,7 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             release="TensorRT 10.16" if row.engine.startswith("unet") else "TensorRT 8.x",
             gpu=row.gpu,
             precision=row.precision,
-            parts=(_part(row.layer, row.precision),),
+            parts=(part_of(row.layer, row.precision),),
             dense_us=row.dense_us,
             sparse_us=row.sparse_us,
             ratio=row.dense_us / row.sparse_us if row.sparse_us else None,
@@ -160,7 +160,8 @@ def _point(record: dict[str, str], gpu: str, parts: tuple[Part, ...], dense_us: 
     )
 
 
-def _part(layer: LayerGeometry, precision: Precision, count: int = 1) -> Part:
+def part_of(layer: LayerGeometry, precision: Precision, count: int = 1) -> Part:
+    """A layer whose tensors are stored in the precision that it runs in."""
     size = {"tf32": 4.0, "int8": 1.0, "fp8": 1.0}.get(precision, 2.0)
     return Part(layer=layer, precision=precision, float_bytes=size, count=count)
 
@@ -176,7 +177,7 @@ def _parts(record: dict[str, str]) -> tuple[Part, ...]:
             return bert_parts(12, 768, 12, batch, tokens, precision)
         return ()
     m, n, k = (int(record[name]) for name in "MNK")
-    return (_part(product(m, n, k), precision, 2 if record["op"] == "ffn2" else 1),)
+    return (part_of(product(m, n, k), precision, 2 if record["op"] == "ffn2" else 1),)
 
 
 @cache
@@ -239,4 +240,4 @@ def _convolution(record: dict[str, str]) -> Part:
         writes=Traffic(floats=m * n),
         weight_elements=n * k,
     )
-    return _part(layer, record["precision"])
+    return part_of(layer, record["precision"])

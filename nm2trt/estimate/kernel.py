@@ -177,7 +177,8 @@ def sustained_share(gpu: GpuSpec, precision: Precision, fitted: KernelConstants,
         return measured
     if precision not in fitted.watts_per_tflops:
         return 1.0
-    needed_w = fitted.watts_per_tflops[precision] * fitted.watts_scale.get(str(gpu.sm), 1.0) * gpu.dense[precision]
+    peak_tflops = gpu.peak_flop_per_us(precision) / 1e6
+    needed_w = fitted.watts_per_tflops[precision] * fitted.watts_scale.get(str(gpu.sm), 1.0) * peak_tflops
     if sparse and fitted.sparse_power:
         # Half of the multiply-adds, in half of the time or more, with operands that are as many as before.
         needed_w *= fitted.sparse_power * sparse_factor(gpu, precision, fitted)

@@ -22,6 +22,8 @@ NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 _SPARSE_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 _FEW_ROWS = 16
 """Rows of a product below which it reads weights and hardly multiplies: engines at batch 1 went either way."""
+_FEW_ROWS_RATIO = (0.84, 1.2)
+"""Of engines at batch 1, as recorded."""
 _ONE_PRODUCT = 0.9
 """Share of the time from which on one product is the whole network."""
 
@@ -190,6 +192,8 @@ def _total_ranges(
         names, abroad = names_for(largest.geometry.kind, largest.precision), _is_far(gpu, fitted)
         gain = spread_for(fitted, "gain", *names, far=abroad)
         spread, low, high = spread_for(fitted, "dense", *names, far=abroad), ratio * gain.low, ratio * gain.high
+        if largest.geometry.m <= _FEW_ROWS:
+            low, high = _FEW_ROWS_RATIO
     else:
         spread, both = total_ranges(fitted, ratio, far=far, sparse_share=able_us / total_us)
         low, high = both.low, both.high
@@ -224,7 +228,7 @@ def _estimate(
     expectation: Expectation | Literal[""] = ""
     if sparse is not None:
         expectation = "unlikely" if not int8_out else "open" if few else hint_for(gain)
-    chosen = sparse is not None and int8_out and expects_sparse(gain)
+    chosen = sparse is not None and int8_out and not few and expects_sparse(gain)
     return LayerEstimate(
         geometry=layer,
         precision=kernel_precision,
