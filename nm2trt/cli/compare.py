@@ -111,13 +111,13 @@ def estimate_lines(found: EstimateComparisonDocument) -> list[str]:
         f"differs   {_DIFFERS[one.what]}: estimated for {plain(one.estimated)}, measured on {plain(one.measured)}"
         for one in found.mismatches
     ]
-    head = ("", "estimated", "range", "measured", "off", "")
+    columns = ("estimated", "range", "measured", "off", "")
     if found.totals:
-        rows = [(one.what.replace("_", " "), *_cells(one)) for one in found.totals]
-        lines += ["", *aligned([head, *rows], ("", "what"))]
+        totals = [("", *columns), *((one.what.replace("_", " "), *_cells(one)) for one in found.totals)]
+        lines += ["", *aligned(totals, ("",))]
     if found.layers:
         worst = sorted(found.layers, key=lambda one: -abs(one.dense.off * one.dense.measured))[:_MOST_LAYERS]
-        head = ("layer, dense us", *head[1:], "sparse kernel")
+        head = ("layer, dense us", *columns, "sparse kernel")
         rows = [(plain(one.name), *_cells(one.dense), _kernel(one.expected, one.chosen)) for one in worst]
         lines += ["", *aligned([head, *rows], ("layer, dense us", "", "sparse kernel"))]
     return [*lines, "", *_summary(found)]

@@ -182,7 +182,7 @@ def sustained_share(gpu: GpuSpec, precision: Precision, fitted: KernelConstants,
     if sparse and fitted.sparse_power:
         # Half of the multiply-adds, in half of the time or more, with operands that are as many as before.
         needed_w *= fitted.sparse_power * sparse_factor(gpu, precision, fitted)
-    return min(1.0, gpu.power_w / needed_w) ** fitted.power_exponent
+    return float(min(1.0, gpu.power_w / needed_w) ** fitted.power_exponent)
 
 
 def sparse_factor(gpu: GpuSpec, precision: Precision, fitted: KernelConstants) -> float:
