@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.estimate.constants import Spread, fitted_constants
-from nm2trt.estimate.ranges import LEAST_RATIO, LEAST_TOTAL, TYPICAL_SHARE, names_for, product_ranges, spread_for, total_ranges
+from nm2trt.estimate.ranges import (
+    LEAST_RATIO,
+    LEAST_TOTAL,
+    TYPICAL_SHARE,
+    names_for,
+    product_ranges,
+    spread_for,
+    total_ranges,
+)
 
 factors = st.floats(0.3, 1.0), st.floats(1.0, 3.0)
 shares = st.floats(0.0, 1.0)
