@@ -185,7 +185,12 @@ def _print(document: GpuBenchmarkDocument, output: Path) -> None:
         )
     console.print(table)
     if document.left_out:
-        console.print(f"{len(document.left_out)} products left out for lack of time", style="yellow")
+        failed = [one for one in document.left_out if ":" in one]
+        late = len(document.left_out) - len(failed)
+        if late:
+            console.print(f"{late} products left out for lack of time", style="yellow")
+        for one in failed:
+            console.print(f"left out: {one}", markup=False, style="yellow", soft_wrap=True)
     if document.constants is not None:
         _print_constants(document)
     for note in document.notes:

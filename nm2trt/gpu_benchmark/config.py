@@ -43,6 +43,11 @@ class Point:
     origin: str
 
     @property
+    def label(self) -> str:
+        """For messages: dtype and sizes."""
+        return f"{self.dtype} {self.m}x{self.n}x{self.k}"
+
+    @property
     def flops(self) -> int:
         """Two for each multiply-add of the dense product."""
         return 2 * self.m * self.n * self.k

@@ -95,7 +95,7 @@ class GpuBenchmarkDocument(Document):
     timer: str
     points: tuple[PointRecord, ...]
     left_out: tuple[str, ...]
-    """Products for which there was no time."""
+    """Products for which there was no time, or that failed, with the reason."""
     gpu: GpuSpec
     constants: KernelConstants | None
     """Fitted to `points`; None where there were too few."""

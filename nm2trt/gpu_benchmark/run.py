@@ -11,7 +11,7 @@ from nm2trt.artifacts import host_record
 from nm2trt.errors import EXIT_BAD_VERDICT, MachineError, Nm2trtError
 from nm2trt.estimate.gpus import GpuSpec
 from nm2trt.estimate.kernel import KernelConstants
-from nm2trt.gpu_benchmark.config import BenchmarkConfig, Point
+from nm2trt.gpu_benchmark.config import BenchmarkConfig
 from nm2trt.gpu_benchmark.description import describe_gpu
 from nm2trt.gpu_benchmark.device import copy_gb_s, eager_launch_us, launch_us, machine_record, warm_up
 from nm2trt.gpu_benchmark.document import GpuBenchmarkDocument, MachineRecord, PointRecord
@@ -73,7 +73,7 @@ def benchmark_gpu(
         eager_launch_us=round(eager, 3),
         timer=timer.description,
         points=tuple(records),
-        left_out=tuple(f"{one.dtype} {one.m}x{one.n}x{one.k}" for one in left_out),
+        left_out=tuple(left_out),
         gpu=gpu,
         constants=constants,
         before=before,
@@ -138,11 +138,11 @@ def _measure_all(
     progress: Progress,
     clock: Callable[[], float],
     started: float,
-) -> tuple[list[PointRecord], list[Point]]:
+) -> tuple[list[PointRecord], list[str]]:
     points = list(config.points())
     share_s = config.duration_s / len(points)
     records: list[PointRecord] = []
-    left_out: list[Point] = []
+    left_out: list[str] = []
     worker = Worker(
         config,
         budget_s=share_s * _SHARE_OF_ROUNDS,
@@ -151,16 +151,21 @@ def _measure_all(
     ways = ways_of(backends, search=config.search)
     for number, point in enumerate(points):
         if clock() - started > config.duration_s:
-            left_out.append(point)
+            left_out.append(point.label)
             continue
-        progress(f"{point.dtype} {point.m}x{point.n}x{point.k}", number / len(points))
-        record = worker.measure(point, ways)
+        progress(point.label, number / len(points))
+        try:
+            record = worker.measure(point, ways)
+        except RuntimeError as error:
+            # Too large for this GPU's memory, as a rule; the other products still count.
+            left_out.append(str(error))
+            continue
         if has_wrong_outputs(record):
             worst = max(record.sparse, key=lambda one: one.relative_error)
             raise WrongProductError(
                 f"{worst.backend} differs from the dense product of the same weights by {worst.relative_error:.3g} of "
                 "its largest value",
-                where=f"{point.dtype} {point.m}x{point.n}x{point.k}",
+                where=point.label,
                 mend="report it to PyTorch, with these sizes and versions",
             )
         records.append(record)

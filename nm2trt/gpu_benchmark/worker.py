@@ -79,7 +79,7 @@ class Worker:
                 return answer.model_copy(update={"refused": (*refused, *answer.refused)})
             self.close()
             if answer.way is None or answer.way not in left:
-                raise RuntimeError(f"{point.dtype} {point.m}x{point.n}x{point.k}: {answer.reason}")
+                raise RuntimeError(f"{point.label}: {answer.reason}")
             left.remove(answer.way)
             refused.append(answer.reason)
 

@@ -301,3 +301,24 @@ def test_a_gpu_is_measured_and_its_file_can_be_estimated_with(tmp_path):
     assert found.points
     assert (tmp_path / "gpu.png").stat().st_size > 1000
     assert read_gpu_file(tmp_path / "gpu.json").spec == found.gpu
+
+
+def test_a_product_that_fails_is_left_out_with_its_reason_and_the_rest_goes_on(monkeypatch):
+    from nm2trt.gpu_benchmark import run
+
+    monkeypatch.setattr(run, "Worker", lambda config, **options: Worker(config, **options, serve=serve))
+    monkeypatch.setattr("nm2trt.gpu_benchmark.config.WEIGHTS", ((768, 768, "one"),))
+    config = BenchmarkConfig(dtypes=("fp16",), search=False)
+    records, left_out = run._measure_all(config, (), machine(), lambda *_: None, lambda: 0.0, 0.0)
+    assert len(records) == 4
+    assert left_out == ["fp16 2048x768x768: out of memory"]
+
+
+def test_no_time_is_told_by_name():
+    from nm2trt.gpu_benchmark import run
+
+    config = BenchmarkConfig(dtypes=("int8",))
+    records, left_out = run._measure_all(config, (), machine(), lambda *_: None, lambda: 1000.0, 0.0)
+    assert records == []
+    assert len(left_out) == 55
+    assert "int8 64x768x768" in left_out

@@ -7,14 +7,18 @@ import torch
 from torch import nn
 
 from nm2trt.artifacts import NetworkRecord
+from nm2trt.artifacts.ratio import RatioRecord
+from nm2trt.artifacts.report_layers import LayerTimeRecord
 from nm2trt.errors import InputError, MachineError
 from nm2trt.export.inputs import InputSpec
 from nm2trt.pattern import NMPattern
 from nm2trt.profile.config import ProfileConfig
 from nm2trt.profile.torch_sparse import TorchNetwork, experiment, profile_torch_sparse, runner
+from nm2trt.profile.torch_sparse.reasons import why_not_faster
 from nm2trt.torch_sparse import conversion
 from nm2trt.torch_sparse.backends import backend_states
-from nm2trt.torch_sparse.eligibility import why_not_eligible
+from nm2trt.torch_sparse.conversion import ProductLayer
+from nm2trt.torch_sparse.eligibility import Reason, why_not_eligible
 from nm2trt.torch_sparse.kernel_names import KernelRun
 from nm2trt.training.masks import nm_mask
 
@@ -166,6 +170,7 @@ def test_known_gains_are_found_and_the_four_facts_stay_apart(made_up_gpu):
     assert facts.eligible.state.value == "proved"
     assert "4 of 6" in facts.eligible.evidence
     assert facts.chosen.state.value == "proved"
+    assert not any("outside the products" in note for note in report.notes)
     assert "only at" in facts.faster.evidence
     assert "TensorRT's kernels are others" in report.runner.note
     assert type(report).model_validate_json(report.to_json()) == report
@@ -231,3 +236,87 @@ def test_without_a_gpu_the_line_says_what_each_backend_lacks():
     states = backend_states(None, cusparselt_version=801, cuda_build=True)
     with pytest.raises(MachineError, match=r"cuSPARSELt 0.8.1: no GPU; CUTLASS: no GPU"):
         experiment.choose_backend(states)
+
+
+def test_time_that_lies_between_the_products_is_told(made_up_gpu, monkeypatch):
+    slow = {"eager": 1.0, "cuda-graph": 0.4}
+    start = FakeRunner.__init__
+    monkeypatch.setattr(
+        FakeRunner,
+        "__init__",
+        lambda self, *more, **options: (start(self, *more, **options), self.speedup.update(slow))[0],
+    )
+    report = profile_torch_sparse(network(), config(modes=("cuda-graph",)))
+    assert report.batches[-1].finding == "sparse-slower"
+    (note,) = [note for note in report.notes if "outside the products" in note]
+    # Five products of 8 us each, four of them 4 us by sparse kernels, in calls of 1.6 and 4 ms.
+    assert "3.98 of 4 ms with 2:4 kernels" in note
+    assert "1.56 of 1.6 ms" in note
+
+
+def layer_row(**changes):
+    values = {"name": "w", "type": "Conv2d", "dense_ms": 0.05, "sparse_ms": 0.3, "share": 0.1, "weighted": True}
+    return LayerTimeRecord(**(values | changes))
+
+
+def test_a_dense_product_that_copies_its_input_says_so():
+    layer = ProductLayer(
+        name="w",
+        module="m",
+        kind="Conv2d",
+        shape=(8, 8, 3, 3),
+        m=9,
+        n=8,
+        k=72,
+        reason=Reason("kernel-size", {"kernel": (3, 3)}),
+    )
+    slowed = layer_row(ratio=RatioRecord(value=0.17, low=0.16, high=0.18))
+    reasons = why_not_faster(slowed, layer, multiprocessors=132, sparse_share=None)
+    assert ["3x3" in reasons[0][0], "column by column" in reasons[1][0]] == [True, True]
+    same = layer_row(ratio=RatioRecord(value=1.0, low=0.98, high=1.02))
+    assert len(why_not_faster(same, layer, multiprocessors=132, sparse_share=None)) == 1
+
+
+@pytest.mark.parametrize(
+    ("m", "ratio", "chosen", "share", "words"),
+    [
+        (8192, 1.4, True, 1.0, None),
+        (64, 0.4, True, 1.0, "64 rows"),
+        (8192, 0.9, True, 1.0, "default algorithm"),
+        (8192, 0.9, True, 0.25, "only 25 %"),
+        (8192, 0.9, False, 0.0, "no kernel with a sparse name"),
+    ],
+)
+def test_an_eligible_product_says_why_it_gained_nothing(m, ratio, chosen, share, words):
+    layer = ProductLayer(name="w", module="m", kind="Linear", shape=(4096, 4096), m=m, n=4096, k=4096)
+    row = layer_row(ratio=RatioRecord(value=ratio, low=ratio * 0.99, high=ratio * 1.01), chosen=chosen)
+    found = why_not_faster(row, layer, multiprocessors=132, sparse_share=share)
+    assert found == [] if words is None else any(words in reason for reason, _ in found)
+
+
+def test_a_slow_mode_gets_the_rounds_that_an_interval_needs(made_up_gpu, monkeypatch):
+    clock = [0.0]
+    run_once = FakeRunner.run_once
+
+    def run(self):
+        taken_ms = run_once(self) * (50 if self.packed else 1)
+        clock[0] += taken_ms / 1000
+        return taken_ms
+
+    monkeypatch.setattr(FakeRunner, "run_once", run)
+    real = experiment.measure
+    monkeypatch.setattr(experiment, "measure", lambda *more, **options: real(*more, **options, clock=lambda: clock[0]))
+    report = profile_torch_sparse(network(), config(batches=(8,), modes=("eager",), layers=False))
+    assert report.batches[0].rounds >= 25
+    assert report.batches[0].finding == "sparse-slower"
+
+
+def test_a_classifier_of_zeros_hides_no_wrong_product(made_up_gpu, monkeypatch):
+    mute = network()
+    with torch.no_grad():
+        mute.module.odd.weight.zero_()
+        mute.module.odd.bias.zero_()
+    assert profile_torch_sparse(mute, config(layers=False)).batches
+    monkeypatch.setattr(experiment, "packer", lambda backend: lambda weight: _packed(weight * 2))
+    with pytest.raises(experiment.WrongOutputsError):
+        profile_torch_sparse(mute, config(layers=False))

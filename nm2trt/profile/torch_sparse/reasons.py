@@ -13,6 +13,7 @@ _FEW_ROWS = 256
 _TILE = 128
 _LAUNCH_MS = 0.006
 _OTHER_KERNELS = 0.2
+_SLOWED = 1.1
 
 
 def why_not_faster(
@@ -27,10 +28,18 @@ def why_not_faster(
         sparse_share: Share of the product's time that its sparse kernel took; the rest is padding and copying.
     """
     if layer.reason is not None:
-        return [(describe_reason(layer.reason), advise(layer.reason))]
+        found = [(describe_reason(layer.reason), advise(layer.reason))]
+        if row.ratio is not None and row.ratio.high < 1 / _SLOWED:
+            found.append(
+                (
+                    "slower by the same kernel: its input comes out of a 2:4 product column by column, and is copied",
+                    "leave the product before it dense",
+                )
+            )
+        return found
     if row.chosen and row.ratio is not None and row.ratio.low >= 1 and row.ratio.value >= _NO_GAIN:
         return []
-    found: list[tuple[str, str]] = []
+    found = []
     if row.chosen is False:
         found.append(("no kernel with a sparse name ran", "report it to PyTorch with the kernel names in report.json"))
     if layer.m < _FEW_ROWS:
