@@ -20,7 +20,7 @@ from nm2trt.pattern import NMPattern
 NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 _SPARSE_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
-_FEW_ROWS = 16
+FEW_ROWS = 16
 """Rows of a product below which it reads weights and hardly multiplies: engines at batch 1 went either way."""
 _FEW_ROWS_RATIO = (0.84, 1.2)
 """Of engines at batch 1, as recorded."""
@@ -192,7 +192,7 @@ def _total_ranges(
         names, abroad = names_for(largest.geometry.kind, largest.precision), _is_far(gpu, fitted)
         gain = spread_for(fitted, "gain", *names, far=abroad)
         spread, low, high = spread_for(fitted, "dense", *names, far=abroad), ratio * gain.low, ratio * gain.high
-        if largest.geometry.m <= _FEW_ROWS:
+        if largest.geometry.m <= FEW_ROWS:
             low, high = _FEW_ROWS_RATIO
     else:
         spread, both = total_ranges(fitted, ratio, far=far, sparse_share=able_us / total_us)
@@ -224,7 +224,7 @@ def _estimate(
     names = names_for(layer.kind, kernel_precision)
     gain = dense.total_us / sparse.total_us if sparse else 1.0
     int8_out = layer.int8_out or not layer.quantized
-    few = layer.m <= _FEW_ROWS
+    few = layer.m <= FEW_ROWS
     expectation: Expectation | Literal[""] = ""
     if sparse is not None:
         expectation = "unlikely" if not int8_out else "open" if few else hint_for(gain)
@@ -261,7 +261,7 @@ def _why(layer: LayerGeometry, sparse: KernelTime | None, gain: float, *, int8_o
         return ""
     if not int8_out:
         return "output is not INT8: no QuantizeLinear behind it"
-    if layer.m <= _FEW_ROWS:
+    if layer.m <= FEW_ROWS:
         return f"few rows: {layer.m}, so it waits for its weights; engines at batch 1 came out 0.84x to 1.2x"
     if hint_for(gain) == "likely":
         return ""

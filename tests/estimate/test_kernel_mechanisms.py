@@ -13,6 +13,7 @@ from nm2trt.estimate.constants import fitted_constants
 from nm2trt.estimate.gpus import find_gpu, gpu_table
 from nm2trt.estimate.kernel import kernel_time, sparse_factor, sustained_share
 from nm2trt.estimate.network import estimate_network
+from nm2trt.estimate.plan import make_plan
 
 A100 = find_gpu("a100-pcie-40gb")
 FITTED = fitted_constants()
@@ -98,6 +99,7 @@ def test_few_rows_are_open_and_no_gain_is_promised(rows, gpu, precision, tmp_pat
     assert (layer.tensorrt, layer.expectation, layer.chosen) == ("eligible", "open", False)
     assert f"few rows: {rows}" in layer.why
     # Engines at batch 1 were recorded between 0.84x and 1.2x.
+    assert "1 layers have at most 16 rows" in make_plan(found).notes[0]
     assert found.speedup.value == 1
     assert found.speedup.low <= 0.9
     assert found.speedup.high >= 1.1
