@@ -1,302 +1,332 @@
-"""Fit the constants behind `nm2trt estimate` on recorded A100 layers, and say how well they predict layers held back.
+"""Choose and fit the model behind `nm2trt estimate`, and say how well it does on what was held back.
 
     NM2TRT_REFERENCE_DATA=FOLDER python benchmarks/estimate.py [--write] [--plot docs/images/estimate.png]
 
-Cross-validation by shape (all layers of one shape are held back together, in every precision) and by engine. --write
-stores the constants in the package.
+Whole engines, whole GPUs and whole shapes are held back in turn; the candidate with the smallest errors there is
+taken. Ranges come from errors held back, and their coverage is counted where the group's own errors were left out of
+the range, too. --write stores the constants in the package.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from estimate_data import Engine, Row, resnet18_rows, unet_engines, unet_rows
-from scipy.optimize import least_squares
+from estimate_errors import (
+    CLAIMED,
+    Error,
+    groups_of,
+    held_back,
+    score,
+    shape_folds,
+    shortest,
+    tails,
+    values,
+    worst,
+)
+from estimate_fit import Candidate, Fit, candidates
+from estimate_points import Point, read_points
+from estimate_vector import check
 
 import nm2trt.estimate as package
-from nm2trt.estimate.kernel import KernelConstants, kernel_time
+from nm2trt.estimate.constants import KernelConstants
 
-FOLDS = 8
-DENSE_SCALE, SPARSE_SCALE, CHOICE_SCALE, PRIOR = 0.06, 0.03, 0.1, 0.15
-"""Log errors that count as one; the prior's weight against one such error."""
-
-# Parameter, where it starts and its prior's centre, its physical limit.
-PARAMETERS = {
-    "efficiency.fp16": (0.8, 0.95),
-    "efficiency.int8": (0.8, 0.95),
-    "efficiency.tf32": (0.75, 0.95),
-    "l2_bytes_per_clock": (30.0, 64.0),
-    "memory_efficiency": (0.8, 0.95),
-    "epilogue": (0.5, 4.0),
-    "kernel_us": (9.0, 20.0),
-    "sustained.fp16": (0.85, 1.0),
-    "sparse_speedup.fp16": (1.5, 2.0),
-    "sparse_speedup.int8": (1.5, 2.0),
-    "sparse_split_us": (0.5, 10.0),
-}
-BOARD = "a100-pcie-40gb"
-SPLIT_US = 2.0
+RICHEST = "A100"
+"""Held back whole it leaves too little to fit on, so it has no say in the choice; its errors are shown."""
+FEWEST_ENGINES = 3
+FOLD_STARTS, STARTS = 1, 8
+Key = Callable[[Point], str]
 
 
-def constants_from(values: Sequence[float], gain: dict[str, float]) -> KernelConstants:
-    given = dict(zip(PARAMETERS, values, strict=True))
-    efficiency = {name: given[f"efficiency.{name}"] for name in ("tf32", "fp16", "int8")}
-    fields = {
-        "efficiency": efficiency | {"bf16": efficiency["fp16"], "fp8": efficiency["int8"]},
-        "sparse_speedup": {
-            name: given[f"sparse_speedup.{source}"]
-            for name, source in (
-                ("tf32", "fp16"),
-                ("fp16", "fp16"),
-                ("bf16", "fp16"),
-                ("int8", "int8"),
-                ("fp8", "int8"),
-            )
-        },
-        "profile_us": 0.0,
-        "split_us": SPLIT_US,
-        "sustained": {BOARD: {"fp16": given["sustained.fp16"]}},
-        "clock_gain": {BOARD: gain},
-        "spread": {},
-        "provenance": {},
-    }
-    plain = {name: given[name] for name in PARAMETERS if "." not in name}
-    return KernelConstants(**(fields | plain))
+def by_group(point: Point) -> str:
+    return point.group
 
 
-def predict(row: Row, constants: KernelConstants, *, sparse: bool = False) -> float:
-    return kernel_time(row.layer, row.gpu, row.precision, sparse=sparse, constants=constants).total_us
+def by_family(point: Point) -> str:
+    return point.family
 
 
-def clock_gains(rows: list[Row]) -> dict[str, float]:
-    """Median gain of the layers whose kernel was the same in both engines: not sparsity."""
-    gains: dict[str, float] = {}
-    for precision in ("fp16", "int8"):
-        same = [row.dense_us / row.sparse_us for row in rows if row.chosen is False and row.precision == precision]
-        gains[precision] = float(np.median(same)) if same else 1.0
-    return gains
+def compare_candidates(points: Sequence[Point]) -> tuple[Candidate, dict[str, list[Error]]]:
+    """Print every candidate's errors on what was held back; the best, with these errors by what was held back."""
+    print(f"\n{'held back:':24}{'engine':>17}{'GPU':>17}{'shape':>17}{'UNet INT8 by shape':>22}{'choice':>9}")
+    print(f"{'median errors, %':24}" + f"{'dense':>9}{'ratio':>8}" * 3 + f"{'dense':>14}{'sparse':>8}")
+    best, least, kept = None, float("inf"), {}
+    for candidate in candidates():
+        errors = {
+            "engine": held_back(candidate, points, by_group, FOLD_STARTS),
+            "gpu": held_back(candidate, points, by_family, FOLD_STARTS),
+            "shape": held_back(candidate, points, shape_folds(points), FOLD_STARTS),
+        }
+        unseen = [error for error in errors["gpu"] if error.point.family != RICHEST]
+        scored = (errors["engine"], unseen, errors["shape"])
+        total = float(np.mean([score(some, what) for some in scored for what in ("dense", "ratio")]))
+        unet = [error for error in errors["shape"] if error.point.engine == "unet int8"]
+        cells = "".join(f"{score(some, 'dense'):9.1f}{score(some, 'ratio'):8.1f}" for some in errors.values())
+        print(
+            f"{candidate.name:24}{cells}{score(unet, 'dense'):14.1f}{score(unet, 'sparse'):8.1f}{total:9.2f}",
+            flush=True,
+        )
+        if total < least:
+            best, least, kept = candidate, total, errors
+    assert best is not None
+    print(f"\ntaken: {best.name} (mean of all columns but the UNet's; GPUs without the {RICHEST})")
+    return best, kept
 
 
-def gain_of(row: Row, gain: dict[str, float]) -> float:
-    """What the sparse kernel alone gained."""
-    return row.dense_us / row.sparse_us / gain[row.precision]
+def ranges(
+    errors: dict[str, list[Error]], skip: Callable[[Error], bool] | None = None, share: float = CLAIMED
+) -> dict[str, dict]:
+    """Ranges of everything that the estimate prints, from errors held back.
+
+    Args:
+        errors: By what was held back.
+        skip: Errors that have no part in them.
+        share: Of the errors that shall lie inside.
+    """
+    near = [error for error in errors["engine"] if skip is None or not skip(error)]
+    unseen = [error for error in errors["gpu"] if error.point.family != RICHEST and (skip is None or not skip(error))]
+    # Of the richest GPU, held back whole, too little is left to fit on: its engines stand in.
+    far = [*unseen, *(error for error in near if error.point.family == RICHEST)]
+    found: dict[str, tuple[float, float]] = {}
+    for suffix, some in (("", near), (".far", far)):
+        layers = [error for error in some if error.point.kind == "layer"]
+        products = [error for error in some if error.point.kind == "product"]
+        for what in ("dense", "sparse", "gain"):
+            name = "ratio" if what == "gain" else what
+            engines = [group for group in groups_of(layers, by_group).values() if values(group, name)]
+            if engines:
+                found[f"{what}{suffix}"] = worst(tails(group, name, by_group, share) for group in engines)
+            for precision in ("tf32", "fp16", "int8"):
+                own = [group for group in engines if group[0].point.precision == precision]
+                # The worst engine: pooled, engines that are easy hide the others. Two engines are too few for one.
+                if len(own) >= FEWEST_ENGINES and not suffix:
+                    found[f"{what}.{precision}"] = worst(tails(group, name, by_group, share) for group in own)
+            if values(products, name):
+                found[f"{what}.gemm{suffix}"] = tails(products, name, by_family, share)
+    networks = [error for error in [*near, *unseen] if error.point.kind == "network" and tensorrt(error.point)]
+    if networks:
+        found["total"] = tails(networks, "dense", by_release, share)
+        found["ratio"] = shortest(networks, "ratio", by_family, share)
+    return {name: {"low": float(np.exp(low)), "high": float(np.exp(high))} for name, (low, high) in found.items()}
 
 
-def fit(rows: list[Row]) -> KernelConstants:
-    gain = clock_gains(rows)
-    start = np.log([begin for begin, _ in PARAMETERS.values()])
-    limit = np.log([end for _, end in PARAMETERS.values()])
+def tensorrt(point: Point) -> bool:
+    return "TensorRT" in point.release
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        constants = constants_from(np.exp(x), gain)
-        errors = []
-        for row in rows:
-            dense = predict(row, constants)
-            errors.append(math.log(dense / row.dense_us) / DENSE_SCALE)
-            if row.chosen is not None:
-                predicted = math.log(dense / predict(row, constants, sparse=True))
-                if row.chosen:
-                    errors.append((predicted - math.log(gain_of(row, gain))) / SPARSE_SCALE)
+
+def by_release(point: Point) -> str:
+    return f"{point.family} {point.release}"
+
+
+def report_errors(errors: dict[str, list[Error]]) -> None:
+    print(f"\n{'':44}{'dense':>24}{'ratio':>26}")
+    print(f"{'held back':34}{'points':>8}" + f"{'bias':>10}{'median':>8}{'p90':>8}" * 2)
+    for label, key in (("engine", by_group), ("gpu", by_group), ("shape", by_group)):
+        for group, some in groups_of(errors[label], key).items():
+            cells = ""
+            for what in ("dense", "ratio"):
+                known = 100 * np.array(values(some, what))
+                if len(known):
+                    size = np.abs(known)
+                    cells += f"{np.median(known):+9.1f}%{np.median(size):7.1f}%{np.quantile(size, 0.9):7.1f}%"
                 else:
-                    errors.append(max(0.0, predicted) / CHOICE_SCALE)
-        return np.concatenate([errors, PRIOR * (x - start)])
-
-    found = least_squares(residuals, start, bounds=(-np.inf, limit), loss="soft_l1", diff_step=1e-3)
-    return constants_from(np.exp(found.x), gain)
+                    cells += " " * 26
+            print(f"{label + ': ' + group[:25]:34}{len(some):8}{cells}")
 
 
-def cross_validate(rows: list[Row], key: Callable[[Row], object], folds: int) -> dict[int, KernelConstants]:
-    """For each row (by index) constants that were fitted without it and without its group."""
-    keys = sorted({key(row) for row in rows}, key=repr)
-    order = np.random.default_rng(0).permutation(len(keys))
-    fold_of = {keys[position]: number % folds for number, position in enumerate(order)}
-    result = {}
-    for fold in sorted(set(fold_of.values())):
-        constants = fit([row for row in rows if fold_of[key(row)] != fold])
-        result |= {index: constants for index, row in enumerate(rows) if fold_of[key(row)] == fold}
-    return result
+def inside(error: Error, constants: KernelConstants, *, far: bool) -> tuple[bool | None, bool | None, float]:
+    """Whether dense time and ratio lie in the range that would be printed, and the ratio's width."""
+    from nm2trt.estimate.ranges import product_ranges, total_ranges
+
+    point = error.point
+    if point.kind == "network":
+        dense, ratio = total_ranges(constants, error.predicted_ratio, far=far)
+    else:
+        dense, ratio = product_ranges(
+            constants, "conv" if point.kind == "layer" else "gemm", point.precision, error.predicted_ratio, far=far
+        )
+    dense_in = None if error.dense is None else dense.low <= np.exp(error.dense) <= dense.high
+    measured = None if error.ratio is None else np.exp(error.ratio) * error.predicted_ratio
+    ratio_in = None if measured is None else ratio.low <= measured <= ratio.high
+    return dense_in, ratio_in, ratio.high - ratio.low
 
 
-def summary(errors: list[float]) -> str:
-    absolute = 100 * np.abs(errors)
-    return f"{np.median(absolute):5.1f} % {np.quantile(absolute, 0.9):5.1f} % {100 * np.median(errors):+6.1f} %"
+def report_coverage(errors: dict[str, list[Error]], base: KernelConstants) -> None:
+    """How often the printed ranges hold for groups whose errors had no part in the range."""
+    print(f"\ncoverage where {100 * CLAIMED:.0f} % is claimed; the group itself left out of fit and range")
+    print(f"{'':34}{'points':>8}{'dense':>9}{'ratio':>9}{'width':>8}")
+    cases: list[tuple[str, str, Key]] = [
+        ("engine", "engine", by_group),
+        ("GPU", "gpu", by_family),
+        ("release", "engine", by_release),
+    ]
+    for title, label, key in cases:
+        total: list[tuple[bool | None, bool | None, float]] = []
+        for group, some in groups_of(errors[label], key).items():
+            if title == "release" and not (tensorrt(some[0].point) and some[0].point.kind == "network"):
+                continue
+            spread = ranges(errors, lambda error, key=key, group=group: key(error.point) == group)
+            constants = base.model_copy(update={"spread": spread_of(spread)})
+            found = [inside(error, constants, far=title == "GPU") for error in some]
+            total += found
+            print(f"{title + ': ' + group[:25]:34}{coverage(found)}")
+        print(f"{title + ', all':34}{coverage(total)}")
 
 
-def report_layers(rows: list[Row], by_row: dict[int, KernelConstants], title: str) -> dict[str, list[float]]:
-    """Print errors by engine; return logs of measured over predicted for the spreads."""
-    print(f"\n{title}\n{'':26}{'layers':>6}  {'median':>7} {'p90':>7} {'bias':>8}")
-    logs: dict[str, list[float]] = {"dense": [], "sparse": [], "gain": []}
-    for engine in sorted({row.engine for row in rows}):
-        chosen = [(row, by_row[i]) for i, row in enumerate(rows) if row.engine == engine]
-        errors = [predict(row, constants) / row.dense_us - 1 for row, constants in chosen]
-        logs["dense"] += [-math.log1p(error) for error in errors]
-        print(f"{engine + ' dense':26}{len(errors):6}  {summary(errors)}")
-        sparse = [(row, constants) for row, constants in chosen if row.chosen]
-        if not sparse:
-            continue
-        errors = [
-            predict(row, c, sparse=True) / c.clock_gain[BOARD][row.precision] / row.sparse_us - 1 for row, c in sparse
-        ]
-        logs["sparse"] += [-math.log1p(error) for error in errors]
-        print(f"{engine + ' sparse':26}{len(errors):6}  {summary(errors)}")
-        errors = [
-            predict(row, c) / predict(row, c, sparse=True) / gain_of(row, c.clock_gain[BOARD]) - 1 for row, c in sparse
-        ]
-        logs["gain"] += [-math.log1p(error) for error in errors]
-        print(f"{engine + ' dense/sparse':26}{len(errors):6}  {summary(errors)}")
-    return logs
+def reliability(errors: dict[str, list[Error]], base: KernelConstants) -> dict[str, list[tuple[float, float]]]:
+    """Share that lies inside against the share that ranges are made for, groups left out of their own ranges.
+
+    Networks' ranges are never narrower than their least width, so they start high.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95):
+        counts: dict[str, list[bool]] = {}
+        for group, some in groups_of(errors["engine"], by_group).items():
+            spread = ranges(errors, lambda error, group=group: error.point.group == group, share)
+            constants = base.model_copy(update={"spread": spread_of(spread)})
+            for error in some:
+                dense, ratio, _ = inside(error, constants, far=False)
+                for what, value in (("dense time", dense), ("dense/sparse", ratio)):
+                    if value is not None:
+                        counts.setdefault(f"{error.point.kind}s, {what}", []).append(value)
+        for name, known in counts.items():
+            curves.setdefault(name, []).append((share, float(np.mean(known))))
+    return curves
 
 
-def report_choice(rows: list[Row], by_row: dict[int, KernelConstants]) -> None:
+def report_choice(errors: list[Error]) -> None:
+    """Whether the builder took the sparse kernel, against what the estimate would have said."""
     from nm2trt.estimate.choice import expects_sparse, hint_for
 
     print(f"\n{'sparse kernel expected?':26}{'right':>8}  {'likely':>14} {'open':>14} {'unlikely':>14}")
     for engine in ("unet fp16", "unet int8"):
         right, table = [], {"likely": [0, 0], "open": [0, 0], "unlikely": [0, 0]}
-        for index, row in enumerate(rows):
-            if row.engine != engine:
+        for error in errors:
+            if error.point.engine != engine:
                 continue
-            constants = by_row[index]
-            gain = predict(row, constants) / predict(row, constants, sparse=True)
-            eligible = row.layer.channels % 4 == 0
-            right.append((eligible and expects_sparse(gain)) == row.chosen)
-            said = hint_for(gain) if eligible else "unlikely"
-            table[said][0] += bool(row.chosen)
+            eligible = error.point.parts[0].layer.channels % 4 == 0
+            right.append((eligible and expects_sparse(error.predicted_ratio)) == error.point.chosen)
+            said = hint_for(error.predicted_ratio) if eligible else "unlikely"
+            table[said][0] += bool(error.point.chosen)
             table[said][1] += 1
         cells = " ".join(f"{yes:>4} of {count:>2} ran" for yes, count in table.values())
         print(f"{engine:26}{sum(right):4}/{len(right):<3}  {cells}")
 
 
-def profile_overhead(engines: list[Engine]) -> float:
-    """What profiling adds to a layer: the sum of layers against the whole. Of TensorRT 10, as its users have it."""
-    print(f"\n{'engine':18}{'layers':>6} {'sum of layers':>14} {'end to end':>11} {'a layer':>9}")
-    each = []
-    for engine in engines:
-        each.append((engine.profiled_us - engine.end_to_end_us) / engine.layers)
-        print(
-            f"{engine.name:18}{engine.layers:6} {engine.profiled_us:11.0f} us {engine.end_to_end_us:8.0f} us"
-            f" {each[-1]:6.2f} us"
-        )
-    current = [value for engine, value in zip(engines, each, strict=True) if engine.name.startswith("unet")]
-    return float(np.mean(current))
+def coverage(found: Sequence[tuple[bool | None, bool | None, float]]) -> str:
+    dense, ratio = ([pair[i] for pair in found if pair[i] is not None] for i in (0, 1))
+    widths = [width for _, known, width in found if known is not None]
+    cells = "".join(f"{100 * np.mean(some):8.0f}%" if some else " " * 9 for some in (dense, ratio))
+    return f"{len(found):8}{cells}" + (f"{np.median(widths):8.2f}" if widths else "")
 
 
-def report_engines(rows: list[Row], by_row: dict[int, KernelConstants]) -> list[float]:
-    """Sums over the layers of an engine that was held back: errors that do not average out."""
-    logs = []
-    print(f"\n{'engine held back, sums':26}{'dense':>9} {'dense/sparse predicted':>24} {'measured':>9}")
-    for engine in sorted({row.engine for row in rows}):
-        chosen = [(row, by_row[i]) for i, row in enumerate(rows) if row.engine == engine]
-        dense = sum(predict(row, constants) for row, constants in chosen)
-        logs.append(math.log(sum(row.dense_us for row, _ in chosen) / dense))
-        text = f"{engine:26}{100 * math.expm1(-logs[-1]):+8.1f} %"
-        if chosen[0][0].chosen is not None:
-            sparse = sum(best(row, constants) / gain(row, constants) for row, constants in chosen)
-            measured = sum(row.dense_us for row, _ in chosen) / sum(row.sparse_us for row, _ in chosen)
-            text += f" {dense / sparse:23.3f}x {measured:8.3f}x"
-        print(text)
-    return logs
+def spread_of(found: dict[str, dict]) -> dict:
+    from nm2trt.estimate.constants import Spread
+
+    return {name: Spread(low=entry["low"], high=entry["high"]) for name, entry in found.items()}
 
 
-def best(row: Row, constants: KernelConstants) -> float:
-    """Time of the kernel that the builder is expected to choose."""
-    from nm2trt.estimate.choice import expects_sparse
-
-    dense, sparse = predict(row, constants), predict(row, constants, sparse=True)
-    return sparse if row.layer.channels % 4 == 0 and expects_sparse(dense / sparse) else dense
-
-
-def gain(row: Row, constants: KernelConstants) -> float:
-    return constants.clock_gain[BOARD][row.precision]
-
-
-def spreads(logs: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "low": round(float(np.exp(min(0, np.quantile(values, 0.1)))), 3),
-            "high": round(float(np.exp(max(0, np.quantile(values, 0.9)))), 3),
-        }
-        for name, values in logs.items()
-    }
+def report_constants(
+    candidate: Candidate, points: Sequence[Point], constants: KernelConstants
+) -> dict[str, list[float]]:
+    """Print every constant with the range that it took when groups were held back."""
+    taken = dict(zip(candidate.free, _free(candidate, constants), strict=True))
+    spread: dict[str, list[float]] = {name: [] for name in taken}
+    for group in sorted({point.group for point in points}):
+        x, _ = Fit(candidate, [point for point in points if point.group != group]).run(FOLD_STARTS)
+        for name, value in zip(candidate.free, np.exp(x), strict=True):
+            spread[name].append(float(value))
+    print(f"\n{'constant':26}{'value':>10}{'without one engine':>24}")
+    for name, value in taken.items():
+        print(f"{name:26}{value:10.3f}{min(spread[name]):14.3f} to {max(spread[name]):.3f}")
+    for name, value in candidate.fixed.items():
+        print(f"{name:26}{value!s:>10}   fixed")
+    return {name: [float(f"{min(some):.4g}"), float(f"{max(some):.4g}")] for name, some in spread.items()}
 
 
-def rounded(constants: KernelConstants, **update) -> KernelConstants:
-    def short(value: object) -> object:
-        if isinstance(value, tuple):
-            return [short(entry) for entry in value]
-        if isinstance(value, dict):
-            return {key: short(entry) for key, entry in value.items()}
-        return float(f"{value:.4g}") if isinstance(value, float) else value
-
-    return KernelConstants.model_validate(short(constants.model_dump() | update))
+def _free(candidate: Candidate, constants: KernelConstants) -> list[float]:
+    fields = constants.model_dump()
+    found = []
+    for name in candidate.free:
+        value = fields
+        for key in name.split("."):
+            value = value[key]
+        found.append(float(value))
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("NM2TRT_REFERENCE_DATA"))
     parser.add_argument("--write", action="store_true", help="store the constants in the package")
-    parser.add_argument("--plot", type=Path, help="draw predicted against measured")
+    parser.add_argument("--plot", type=Path, help="draw predicted against measured, and the ranges' reliability")
     arguments = parser.parse_args()
     if not arguments.data or not Path(arguments.data).is_dir():
         parser.error("give the folder of recorded data: --data FOLDER or NM2TRT_REFERENCE_DATA")
-    folder = Path(arguments.data)
-    rows = unet_rows(folder)
-    more, engines, left_out = resnet18_rows(folder)
-    rows += more
-    print(f"{len(rows)} layers; left out: {'; '.join(left_out)}")
-    constants = fit(rows)
-    print("constants:", ", ".join(f"{name} {value:.3g}" for name, value in flat(constants)))
-    report_layers(rows, dict.fromkeys(range(len(rows)), constants), "in sample (fitted and tested on every layer)")
-    held_out = cross_validate(rows, lambda row: row.group, FOLDS)
-    logs = report_layers(rows, held_out, f"held back by shape, {FOLDS} folds")
-    report_choice(rows, held_out)
-    by_engine = cross_validate(rows, lambda row: row.engine, len({row.engine for row in rows}))
-    report_layers(rows, by_engine, "held back by engine")
-    report_choice(rows, by_engine)
-    sums = report_engines(rows, by_engine)
-    overhead = profile_overhead([*unet_engines(rows), *engines])
-    flops = [row.layer.flops for row in rows]
-    final = rounded(
-        constants,
-        profile_us=overhead,
-        spread=spreads(logs),
-        covered_flops=(float(min(flops)), float(max(flops))),
-        provenance={
-            "layers": f"{len(rows)} layers of 5 engines, A100 40 and 80 GB PCIe, TensorRT 8.x and 10.16, batch 32",
-            "method": "benchmarks/estimate.py: least squares on log times, soft L1; spreads held back by shape",
-        },
-    )
+    points, left_out = read_points(Path(arguments.data))
+    print(f"{len(points)} points; left out: {'; '.join(left_out)}")
+    candidate, errors = compare_candidates(points)
+    _, constants = Fit(candidate, points).run(STARTS)
+    check(points, constants)
+    moved = report_constants(candidate, points, constants)
+    report_errors(errors)
+    report_choice(errors["shape"])
+    final = finished(constants, candidate, points, ranges(errors), moved)
+    report_coverage(errors, final)
+    from estimate_gpu_files import report_gpu_files
     from estimate_published import report_published
 
-    # Few whole networks are known: their largest error counts, either way.
-    whole = float(np.exp(np.max(np.abs([*sums, *report_published(final)]))))
-    print(f"\nspread of a whole network: {100 * (whole - 1):.0f} %, its largest error here")
-    final = rounded(final, spread=final.model_dump()["spread"] | {"total": {"low": 1 / whole, "high": whole}})
+    report_published(final)
+    report_gpu_files(Path(__file__).resolve().parents[1] / "docs", final)
     if arguments.write:
         path = Path(package.__file__).parent / "constants.json"
-        path.write_text(json.dumps(final.model_dump(), indent=1) + "\n")
+        path.write_text(json.dumps(final.model_dump(exclude_defaults=True), indent=1) + "\n")
         print(f"wrote {path}")
     if arguments.plot:
         from estimate_plot import draw
 
-        draw(rows, held_out, predict, arguments.plot)
+        draw(errors, reliability(errors, final), arguments.plot)
     return 0
 
 
-def flat(fields: KernelConstants) -> list[tuple[str, float]]:
-    values = [(f"efficiency.{name}", fields.efficiency[name]) for name in ("fp16", "int8", "tf32")]
-    names = ("l2_bytes_per_clock", "memory_efficiency", "epilogue", "kernel_us", "sparse_split_us")
-    values += [(f"sparse_speedup.{name}", fields.sparse_speedup[name]) for name in ("fp16", "int8")]
-    values += [(name, getattr(fields, name)) for name in names]
-    values += [(f"sustained.{name}", value) for name, value in fields.sustained[BOARD].items()]
-    return [*values, *((f"clock_gain.{name}", value) for name, value in fields.clock_gain[BOARD].items())]
+def finished(
+    constants: KernelConstants,
+    candidate: Candidate,
+    points: Sequence[Point],
+    found: dict[str, dict],
+    moved: dict[str, list[float]],
+) -> KernelConstants:
+    """Constants as the package stores them: rounded, with ranges, sources and what moved them."""
+    flops = [part.layer.flops for point in points if point.kind == "layer" for part in point.parts]
+
+    def short(value: object) -> object:
+        if isinstance(value, list | tuple):
+            return [short(entry) for entry in value]
+        if isinstance(value, dict):
+            return {key: short(entry) for key, entry in value.items()}
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    layers = sum(point.kind == "layer" for point in points)
+    provenance = {
+        "layers": f"{layers} layers of 7 engines (A100 PCIe, RTX 3090),"
+        f" {sum(point.kind == 'product' for point in points)} products (A100, H100, RTX 3090),"
+        f" {sum(point.kind == 'network' for point in points)} networks (A100, L4), TensorRT 8.2 to 10.16",
+        "method": f"benchmarks/estimate.py, model '{candidate.name}': least squares on log times, soft L1; ranges from"
+        " errors of engines and GPUs held back",
+    }
+    update = {
+        "spread": found,
+        "moved": moved,
+        "boards": sorted({point.gpu.key for point in points if point.family == RICHEST}),
+        "covered_flops": (float(min(flops)), float(max(flops))),
+        "provenance": provenance,
+    }
+    return KernelConstants.model_validate(short(constants.model_dump() | update))
 
 
 if __name__ == "__main__":

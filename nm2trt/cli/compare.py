@@ -12,22 +12,36 @@ from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.profile.comparison import ComparisonDocument
+    from nm2trt.profile.estimate_comparison import EstimateComparisonDocument, Pair
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("first", metavar="REPORT_A", type=_PATH)
+@click.argument("first", metavar="REPORT_A|ESTIMATE", type=_PATH)
 @click.argument("second", metavar="REPORT_B", type=_PATH)
 @json_option
 def command(first: Path, second: Path, as_json: bool) -> int:
-    """Set two reports of `nm2trt profile` side by side.
+    """Set two reports of `nm2trt profile` side by side, or an estimate beside a report.
 
     Both are folders (or their report.json). The ratio dense/sparse of one report can be held against the other's: it
     was measured in turns. Times of two reports were not, so their quotients are no finding and carry no verdict.
+
+    ESTIMATE is a file that `nm2trt estimate --json` printed: the output says how far it was off, end to end and layer
+    by layer, and whether the measured values lie in its ranges. --json holds all that is needed to fit on it.
     """
     from nm2trt.profile.comparison import compare_reports
+    from nm2trt.profile.estimate_comparison import compare_with_report, is_estimate
 
+    if is_estimate(second):
+        first, second = second, first
+    if is_estimate(first):
+        found = compare_with_report(first, second)
+        if as_json:
+            click.echo(found.to_json(), nl=False)
+        else:
+            click.echo("\n".join(estimate_lines(found)))
+        return 0
     comparison = compare_reports(first, second)
     if as_json:
         print_json(comparison.to_json())
@@ -74,3 +88,74 @@ def _show(comparison: ComparisonDocument) -> None:
     for note in comparison.notes:
         console.print(note, markup=False, style="yellow", soft_wrap=True)
     console.print(comparison.sentence, markup=False, style="bold", soft_wrap=True)
+
+
+_MOST_LAYERS = 12
+_SAYS = {"inside": "in the range", "above": "above the range", "below": "below the range"}
+_DIFFERS = {
+    "gpu": "GPU",
+    "precision": "precision",
+    "backend": "backend",
+    "pattern": "pattern",
+}
+
+
+def estimate_lines(found: EstimateComparisonDocument) -> list[str]:
+    """An estimate beside a report, for people."""
+    from nm2trt.cli.estimate_table import aligned, plain
+
+    lines = [
+        f"estimate  {plain(found.estimate)}, {plain(found.gpu)}",
+        f"report    {plain(found.report)}, {plain(found.device)}",
+    ]
+    lines += [
+        f"differs   {_DIFFERS[one.what]}: estimated for {plain(one.estimated)}, measured on {plain(one.measured)}"
+        for one in found.mismatches
+    ]
+    columns = ("estimated", "range", "measured", "off", "")
+    if found.totals:
+        totals = [("", *columns), *((one.what.replace("_", " "), *_cells(one)) for one in found.totals)]
+        lines += ["", *aligned(totals, ("",))]
+    if found.layers:
+        worst = sorted(found.layers, key=lambda one: -abs(one.dense.off * one.dense.measured))[:_MOST_LAYERS]
+        head = ("layer, dense us", *columns, "sparse kernel")
+        rows = [(plain(one.name), *_cells(one.dense), _kernel(one.expected, one.chosen)) for one in worst]
+        lines += ["", *aligned([head, *rows], ("layer, dense us", "", "sparse kernel"))]
+    return [*lines, "", *_summary(found)]
+
+
+def _cells(one: Pair) -> tuple[str, ...]:
+    value = one.estimated
+    return (
+        f"{value.value:.4g}",
+        f"{value.low:.4g}-{value.high:.4g}",
+        f"{one.measured:.4g}",
+        f"{100 * one.off:+.0f} %",
+        _SAYS[one.finding],
+    )
+
+
+def _kernel(expected: bool, chosen: bool | None) -> str:
+    said = "expected" if expected else "not expected"
+    return said if chosen is None else f"{said}, {'ran' if chosen else 'did not run'}"
+
+
+def _summary(found: EstimateComparisonDocument) -> list[str]:
+    lines = []
+    for what, pairs in (
+        ("dense times of layers", [one.dense for one in found.layers]),
+        ("sparse kernels' times", [one.sparse for one in found.layers if one.sparse is not None]),
+    ):
+        if pairs:
+            inside = sum(one.finding == "inside" for one in pairs)
+            median = sorted(abs(one.off) for one in pairs)[len(pairs) // 2]
+            lines.append(f"{what}: {inside} of {len(pairs)} in the range, off by {100 * median:.0f} % in the median")
+    seen = [one for one in found.layers if one.chosen is not None]
+    if seen:
+        right = sum(one.expected == one.chosen for one in seen)
+        lines.append(f"sparse kernel expected or not: right for {right} of {len(seen)} layers")
+    if found.unmatched:
+        lines.append(f"{len(found.unmatched)} layers of the estimate are not in the report by name")
+    if found.mismatches:
+        lines.append("the two do not describe the same run (differs, above): the errors are not the estimate's alone")
+    return lines or ["nothing but the batch size is shared"]

@@ -154,7 +154,7 @@ def summary_lines(estimate: NetworkEstimate) -> list[str]:
         "estimate, nothing was measured; which kernel runs and what it gains only a build and `nm2trt profile` tell"
     )
     if estimate.outside:
-        lines.append(f"outside the data: {', '.join(estimate.outside)}; its ranges are guesses, twice as wide")
+        lines.append(f"outside the data: {', '.join(estimate.outside)}; its ranges are wider")
     return [*lines, caveat]
 
 

@@ -98,6 +98,10 @@ class _Fusion:
         self._maker: dict[str, _Group] = {}
         self._dequantized: set[str] = set()
         self._quantized: set[str] = set()
+        self._readers: dict[str, list[str]] = {}
+        for node in graph.node_list():
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node.op_type)
 
     def add(self, node: onnx.NodeProto) -> None:
         """Put a node into a group."""
@@ -109,12 +113,26 @@ class _Fusion:
             return
         if node.op_type == "QuantizeLinear":
             self._quantized.add(outputs[0])
+            if self._is_read_as_float(node.input[0]):
+                # Its maker writes the float tensor, so this one reads it again.
+                self._put(node, self._new(None), outputs)
+                return
         product = product_of(node, self.graph, self.source)
         group = self._group_of_product(node, product) if product is not None else self._group_of(node)
+        self._put(node, group, outputs)
+
+    def _put(self, node: onnx.NodeProto, group: _Group, outputs: list[str]) -> None:
         group.nodes.append(node)
         group.elements = math.prod(self.graph.shapes.get(outputs[0], (0,)))
         for name in outputs:
             self._maker[name] = group
+
+    def _is_read_as_float(self, name: str) -> bool:
+        """Whether anything but QuantizeLinear needs a computed tensor."""
+        if self._maker.get(self.source(name)) is None:
+            return False
+        others = [op for op in self._readers.get(name, ()) if op not in ("QuantizeLinear", "Shape", "Size")]
+        return bool(others) or name in self.graph.outputs
 
     def source(self, name: str) -> str:
         """The tensor behind views."""
@@ -133,7 +151,8 @@ class _Fusion:
             maker.nodes.append(node)
 
     def _makers(self, node: onnx.NodeProto) -> list[_Group]:
-        found = [self._maker.get(self.source(name)) for name in node.input if name]
+        """Of its inputs, those that could go on with it: behind Q/DQ a kernel has ended."""
+        found = [self._maker.get(self.source(name)) for name in node.input if name and not self._is_int8(name)]
         return [group for group in found if group is not None]
 
     def _group_of_product(self, node: onnx.NodeProto, product: Product) -> _Group:

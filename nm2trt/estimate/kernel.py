@@ -8,18 +8,27 @@ fastest tiling is taken. Memory traffic overlaps with that; launch and drain do 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from nm2trt.errors import InputError
+from nm2trt.estimate.constants import KernelConstants, Spread, constants_of_file, fitted_constants
 from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.estimate.gpus import GpuSpec, Precision
+
+__all__ = [
+    "ELEMENT_BYTES",
+    "SPARSE_WEIGHT_SCALE",
+    "Bound",
+    "KernelConstants",
+    "KernelTime",
+    "Spread",
+    "constants_of_file",
+    "fitted_constants",
+    "kernel_time",
+    "sparse_factor",
+    "sustained_share",
+]
 
 Bound = Literal["compute", "on-chip", "memory", "launch"]
 
@@ -48,76 +57,14 @@ compute and device memory it is 2."""
 _ATTENTION_EFFICIENCY = 0.4
 """Of what a GEMM reaches; not fitted. Dao, "FlashAttention-2" (2023), gives 30 to 50 % of the peak for fused attention
 before it, on an A100."""
+_ATTENTION_ROWS = 64
+"""Queries in a tile of fused attention."""
+_REFERENCE_RATE = 4096.0
+"""FLOP a clock and SM times bytes an element of an A100; its FP16 and INT8 agree."""
+_OPERAND_OVERLAP = 4.0
+"""Exponent of the sum of a sparse tile's multiply-adds and its operands' way out of shared memory."""
 _CUDA_CORE_SHARE = 0.05
 """FP32 units reach this share of the FP16 Tensor Core peak in a depthwise convolution."""
-
-
-class Spread(BaseModel):
-    """Measured over predicted in cross-validation: a tenth of the layers lie below `low`, a tenth above `high`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low: float
-    high: float
-
-
-class KernelConstants(BaseModel):
-    """What was fitted, with where it comes from. Written by benchmarks/estimate.py."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    efficiency: dict[Precision, float]
-    """Share of the Tensor Core peak that a tile reaches."""
-    l2_bytes_per_clock: float
-    """Operands that an SM takes from L2 per clock."""
-    memory_efficiency: float
-    """Share of the device memory's bandwidth."""
-    epilogue: float
-    """Cost of writing a tile, in units of its L2 traffic."""
-    kernel_us: float
-    """Launch, ramp-up and drain of one kernel, as a per-layer profile shows it."""
-    profile_us: float
-    """The part of kernel_us that only profiling layer by layer costs."""
-    split_us: float
-    sparse_speedup: dict[Precision, float]
-    """Of a tile's multiply-adds; 2 is the hardware's limit."""
-    sparse_split_us: float
-    """More for a split reduction in a sparse kernel."""
-    sustained: dict[str, dict[Precision, float]]
-    """Of the clock behind the peaks, on boards that their power limit slows down."""
-    clock_gain: dict[str, dict[Precision, float]]
-    """How much faster layers ran in the sparse engine whose kernels were the same: clocks, power; not sparsity."""
-    spread: dict[str, Spread]
-    """Of layers ("dense", "sparse", "gain": dense over sparse kernel) and of whole engines ("total")."""
-    covered_flops: tuple[float, float] | None = None
-    """Smallest and largest layer among those fitted on."""
-    sparse_kernel_us: float = 0.0
-    """More for launch, ramp-up and drain of a sparse kernel."""
-    kernels: Literal["tensorrt", "torch"] = "tensorrt"
-    """Whose kernels were measured."""
-    provenance: dict[str, str]
-
-
-@cache
-def fitted_constants() -> KernelConstants:
-    """The constants in the package."""
-    text = resources.files("nm2trt.estimate").joinpath("constants.json").read_text(encoding="utf-8")
-    return KernelConstants.model_validate_json(text)
-
-
-def constants_of_file(fields: Mapping[str, object], path: Path) -> KernelConstants:
-    """Read the constants of a GPU benchmark.
-
-    Raises:
-        InputError: They are incomplete or malformed.
-    """
-    try:
-        return KernelConstants.model_validate(fields)
-    except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InputError(
-            f"constants: {said}", where=path, mend="write the file again with nm2trt benchmark-gpu"
-        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +80,7 @@ class KernelTime:
     tile: tuple[int, int] = (0, 0)
     split: int = 1
     waves: float = 0.0
-    """Tiles per SM; the last wave is counted whole."""
+    """Tiles per SM."""
 
 
 def kernel_time(
@@ -161,10 +108,10 @@ def kernel_time(
     fitted = constants or fitted_constants()
     scale = SPARSE_WEIGHT_SCALE[precision] if sparse else 1.0
     moved = _moved_bytes(layer, precision, scale, float_bytes)
-    # What fits into L2 is in part still there from the layer before.
-    missed = moved * min(1.0, moved / (gpu.l2_mib * 2**20))
-    memory_us = missed / (gpu.bytes_per_us * fitted.memory_efficiency)
-    floor_us = fitted.kernel_us + (fitted.sparse_kernel_us if sparse else 0.0)
+    memory_us = _missed_bytes(layer, gpu, precision, scale, moved, fitted) / (
+        gpu.bytes_per_us * fitted.memory_efficiency
+    )
+    floor_us = _floor_us(gpu, sparse, fitted)
     if not layer.is_product:
         return KernelTime(
             total_us=max(memory_us + floor_us, moved / gpu.bytes_per_us),
@@ -216,30 +163,78 @@ def _moved_bytes(layer: LayerGeometry, precision: Precision, weight_scale: float
     return layer.reads.size_bytes(size) + layer.writes.size_bytes(size) + weights
 
 
+def _floor_us(gpu: GpuSpec, sparse: bool, fitted: KernelConstants) -> float:
+    own = fitted.kernel_us - fitted.profile_us + (fitted.sparse_kernel_us if sparse else 0.0)
+    # Ramp-up and drain are latencies on the chip, in clocks; what a profiler adds is the driver's.
+    slower = fitted.floor_clock_mhz / gpu.clock_mhz if fitted.floor_clock_mhz else 1.0
+    return own * slower + fitted.profile_us
+
+
+def sustained_share(gpu: GpuSpec, precision: Precision, fitted: KernelConstants, *, sparse: bool = False) -> float:
+    """Share of the clock behind the peaks that a board's power limit leaves to long products; 1 where it is enough."""
+    measured = fitted.sustained.get(gpu.key, {}).get(precision)
+    if measured is not None:
+        return measured
+    if precision not in fitted.watts_per_tflops:
+        return 1.0
+    peak_tflops = gpu.peak_flop_per_us(precision) / 1e6
+    needed_w = fitted.watts_per_tflops[precision] * fitted.watts_scale.get(str(gpu.sm), 1.0) * peak_tflops
+    if sparse and fitted.sparse_power:
+        # Half of the multiply-adds, in half of the time or more, with operands that are as many as before.
+        needed_w *= fitted.sparse_power * sparse_factor(gpu, precision, fitted)
+    return float(min(1.0, gpu.power_w / needed_w) ** fitted.power_exponent)
+
+
+def sparse_factor(gpu: GpuSpec, precision: Precision, fitted: KernelConstants) -> float:
+    """How much faster a sparse tile's multiply-adds are: at most 2, and no faster than its operands arrive.
+
+    The faster an SM multiplies, the sooner its dense operand, which sparsity does not shrink, becomes the limit.
+    """
+    if precision not in fitted.operand_limit:
+        return fitted.sparse_speedup[precision]
+    per_clock = gpu.peak_flop_per_us(precision) / gpu.sms / gpu.clock_mhz * ELEMENT_BYTES[precision]
+    limit = fitted.operand_limit[precision] * fitted.operand_scale.get(str(gpu.sm), 1.0) * _REFERENCE_RATE / per_clock
+    return float((0.5**_OPERAND_OVERLAP + limit**-_OPERAND_OVERLAP) ** (-1 / _OPERAND_OVERLAP))
+
+
+def _missed_bytes(
+    layer: LayerGeometry, gpu: GpuSpec, precision: Precision, scale: float, moved: float, fitted: KernelConstants
+) -> float:
+    weights = layer.weight_elements * ELEMENT_BYTES[precision] * scale if fitted.weights_stream else 0.0
+    # What fits into L2 is in part still there from the layer before; no weights are, after a whole network.
+    tensors = moved - weights
+    return weights + tensors * min(1.0, tensors / (gpu.l2_mib * 2**20 * fitted.l2_resident))
+
+
 def _compute(
     layer: LayerGeometry, gpu: GpuSpec, precision: Precision, sparse: bool, fitted: KernelConstants
 ) -> tuple[float, _Tiling]:
-    sustained = fitted.sustained.get(gpu.key, {}).get(precision, 1.0)
+    sustained = sustained_share(gpu, precision, fitted, sparse=sparse)
     if layer.kind == "conv" and layer.groups > 1 and layer.channels == 1:
         rate = gpu.peak_flop_per_us("fp16" if "fp16" in gpu.dense else precision) * _CUDA_CORE_SHARE
         return layer.flops / rate, _Tiling(0, 0, 1, 0.0, mma_us=1.0)
+    if layer.kind == "attention" and fitted.attention_share:
+        return _attention(layer, gpu, precision, sustained, fitted)
     size = ELEMENT_BYTES[precision]
     scale = SPARSE_WEIGHT_SCALE[precision] if sparse else 1.0
     rate = gpu.peak_flop_per_us(precision) / gpu.sms * fitted.efficiency[precision]
-    rate *= fitted.sparse_speedup[precision] if sparse else 1.0
-    l2_rate = fitted.l2_bytes_per_clock * gpu.clock_mhz
+    rate *= sparse_factor(gpu, precision, fitted) if sparse else 1.0
+    l2_rate = fitted.l2_bytes_per_clock * fitted.l2_scale.get(str(gpu.sm), 1.0) * gpu.clock_mhz
     pack = max(1, min(layer.groups, _SIDES[0] // layer.n)) if layer.kind in ("conv", "conv-transpose") else 1
     n, k = layer.n * pack, _padded_k(layer, precision) * pack
     groups = _up(layer.groups, pack)
     writes_per_tile = 2.0 if layer.residual.floats or layer.residual.int8 else 1.0
+    least = max(fitted.least_columns.get(precision, 0), _SPARSE_COLUMNS if sparse else 0)
+    splits = fitted.split_convolutions or layer.kind not in ("conv", "conv-transpose")
     best_us, best = math.inf, _Tiling(0, 0, 1, 0.0)
-    for bm, bn, split in _tilings(n, k, sparse):
+    smallest = max(_SMALLEST_TILE, fitted.least_sparse_tile.get(precision, 0) if sparse else 0)
+    for bm, bn, split in _tilings(n, k, least, smallest, splits):
         tiles = _up(layer.m, bm) * _up(n, bn) * split * groups
         mma_us = 2 * bm * bn * (k / split) / rate
         l2_us = (k / split) * size * (bm + bn * scale) / l2_rate
         write_us = fitted.epilogue * bm * min(bn, n) * size * writes_per_tile / l2_rate
         tile_us = (mma_us**_TILE_OVERLAP + l2_us**_TILE_OVERLAP) ** (1 / _TILE_OVERLAP) + write_us
-        total_us = math.ceil(tiles / gpu.sms) * tile_us
+        total_us = _waves(tiles / gpu.sms, fitted.soft_wave) * tile_us
         if split > 1:
             total_us += fitted.split_us + (fitted.sparse_split_us if sparse else 0.0)
         if total_us < best_us:
@@ -250,17 +245,34 @@ def _compute(
     return best_us / sustained, best
 
 
+def _waves(tiles_per_sm: float, soft: float) -> float:
+    """Waves that the tiles take: SMs that are done early share caches and power with the last wave's tiles."""
+    whole = math.ceil(tiles_per_sm)
+    return whole - soft * (whole - tiles_per_sm) if whole > 1 else 1.0
+
+
+def _attention(
+    layer: LayerGeometry, gpu: GpuSpec, precision: Precision, sustained: float, fitted: KernelConstants
+) -> tuple[float, _Tiling]:
+    # The share of the peak is that of whole fused kernels: tile losses are in it, empty SMs are not.
+    tiles = _up(layer.m, _ATTENTION_ROWS) * layer.groups
+    waves = _waves(tiles / gpu.sms, fitted.soft_wave)
+    rate = gpu.peak_flop_per_us(precision) * (fitted.attention_share or 1.0) * sustained
+    total_us = layer.flops / rate * waves * gpu.sms / tiles
+    return total_us, _Tiling(_ATTENTION_ROWS, layer.n, 1, tiles / gpu.sms, mma_us=total_us)
+
+
 def _padded_k(layer: LayerGeometry, precision: Precision) -> int:
     # The first convolution of an image network has kernels of its own, which pad three channels to fewer.
     step = min(_ALIGNMENT[precision], 8) if layer.channels <= _FEW_CHANNELS else _ALIGNMENT[precision]
     return _up(layer.channels, step) * step * layer.taps if layer.groups == 1 else layer.k
 
 
-def _tilings(n: int, k: int, sparse: bool) -> Iterator[tuple[int, int, int]]:
-    splits = [split for split in _SPLITS if split == 1 or k >= _SPLIT_REDUCTION * split]
+def _tilings(n: int, k: int, least: int, smallest: int, may_split: bool) -> Iterator[tuple[int, int, int]]:
+    splits = [split for split in _SPLITS if split == 1 or (may_split and k >= _SPLIT_REDUCTION * split)]
     for bm in _SIDES:
         for bn in _SIDES:
-            if not _SMALLEST_TILE <= bm * bn <= _LARGEST_TILE or (sparse and bn < _SPARSE_COLUMNS):
+            if not smallest <= bm * bn <= _LARGEST_TILE or bn < least:
                 continue
             # Wider than the product is never best. No rows are ruled out: time must not fall as a batch grows.
             if bn > _SPARSE_COLUMNS and bn >= 2 * n:

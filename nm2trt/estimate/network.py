@@ -13,19 +13,24 @@ from nm2trt.estimate.eligible import eligibility_of_layers
 from nm2trt.estimate.geometry import LayerGeometry, model_file, network_geometry
 from nm2trt.estimate.gpus import GpuSpec, Precision
 from nm2trt.estimate.kernel import ELEMENT_BYTES, KernelConstants, KernelTime, Spread, fitted_constants, kernel_time
+from nm2trt.estimate.ranges import names_for, spread_for, total_ranges
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import NMPattern
 
 NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 _SPARSE_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
-_FITTED_SM = 80
-_UNKNOWN = Spread(low=0.85, high=1.15)
+FEW_ROWS = 16
+"""Rows of a product below which it reads weights and hardly multiplies: engines at batch 1 went either way."""
+_FEW_ROWS_RATIO = (0.84, 1.2)
+"""Of engines at batch 1, as recorded."""
+_ONE_PRODUCT = 0.9
+"""Share of the time from which on one product is the whole network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A value with the range that four of five layers held back fell into."""
+    """A value with the range that four of five points held back fell into."""
 
     value: float
     low: float
@@ -155,15 +160,10 @@ def totals(
 ) -> NetworkEstimate:
     """Sum layers up to a network; the same arguments as NetworkEstimate's fields."""
     outside = _outside_of_network(gpu, precision, layers, fitted)
-    total = _widened(fitted.spread.get("total", _UNKNOWN), bool(outside))
-    gain = _widened(fitted.spread.get("gain", _UNKNOWN), bool(outside))
     overhead_us = fitted.profile_us * len(layers)
     dense_us = sum(layer.dense.total_us for layer in layers) - overhead_us
     sparse_us = sum(layer.best_us for layer in layers) - overhead_us
-    # Where the builder's choice is open, either way belongs into the range; errors of gains are taken to go together.
-    most_us = sum(_with_gain(layer, layer.gain * gain.low, layer.expectation == "likely") for layer in layers)
-    least_us = sum(_with_gain(layer, layer.gain * gain.high, layer.expectation != "unlikely") for layer in layers)
-    speedup = dense_us / sparse_us
+    total, speedup = _total_ranges(layers, dense_us / sparse_us, gpu, fitted, far=bool(outside))
     return NetworkEstimate(
         layers=layers,
         gpu=gpu,
@@ -171,11 +171,7 @@ def totals(
         inputs=inputs,
         dense_ms=_range(dense_us / 1e3, total),
         sparse_ms=_range(sparse_us / 1e3, total),
-        speedup=Range(
-            value=speedup,
-            low=min(speedup, dense_us / (most_us - overhead_us)),
-            high=max(speedup, dense_us / (least_us - overhead_us)),
-        ),
+        speedup=speedup,
         clock_gain=fitted.clock_gain.get(gpu.key, {}).get("tf32" if precision == "fp32" else precision, 1.0),
         profile_us=fitted.profile_us,
         outside=outside,
@@ -184,9 +180,30 @@ def totals(
     )
 
 
-def _with_gain(layer: LayerEstimate, gain: float, chosen: bool) -> float:
-    """Time in the sparse engine if the kernel gained this much; the builder would not take a loss."""
-    return layer.dense.total_us / max(1.0, gain) if layer.sparse and chosen else layer.dense.total_us
+def _total_ranges(
+    layers: Sequence[LayerEstimate], ratio: float, gpu: GpuSpec, fitted: KernelConstants, *, far: bool
+) -> tuple[Spread, Range]:
+    """Spread of the whole time, and the ratio with its range."""
+    total_us = sum(layer.dense.total_us for layer in layers)
+    able_us = sum(layer.dense.total_us for layer in layers if layer.sparse)
+    largest = max(layers, key=lambda layer: layer.dense.total_us)
+    if largest.dense.total_us > _ONE_PRODUCT * total_us and largest.geometry.is_product:
+        # Nothing averages out.
+        names, abroad = names_for(largest.geometry.kind, largest.precision), _is_far(gpu, fitted)
+        gain = spread_for(fitted, "gain", *names, far=abroad)
+        spread, low, high = spread_for(fitted, "dense", *names, far=abroad), ratio * gain.low, ratio * gain.high
+        if largest.geometry.m <= FEW_ROWS:
+            low, high = _FEW_ROWS_RATIO
+    else:
+        spread, both = total_ranges(fitted, ratio, far=far, sparse_share=able_us / total_us)
+        low, high = both.low, both.high
+    if not able_us:
+        return spread, Range(value=1.0, low=1.0, high=1.0)
+    return spread, Range(value=ratio, low=min(low, ratio), high=max(high, ratio))
+
+
+def _is_far(gpu: GpuSpec, fitted: KernelConstants) -> bool:
+    return fitted.kernels == "tensorrt" and gpu.key not in fitted.boards
 
 
 def _estimate(
@@ -203,18 +220,22 @@ def _estimate(
     if eligible:
         sparse = kernel_time(layer, gpu, kernel_precision, sparse=True, constants=fitted, float_bytes=float_bytes)
     outside = _outside_of_layer(layer, kernel_precision, fitted)
-    far = bool(outside) or (fitted.kernels == "tensorrt" and gpu.sm != _FITTED_SM)
+    far = bool(outside) or _is_far(gpu, fitted)
+    names = names_for(layer.kind, kernel_precision)
     gain = dense.total_us / sparse.total_us if sparse else 1.0
     int8_out = layer.int8_out or not layer.quantized
-    expectation: Expectation | Literal[""] = "" if sparse is None else hint_for(gain) if int8_out else "unlikely"
-    chosen = sparse is not None and int8_out and expects_sparse(gain)
+    few = layer.m <= FEW_ROWS
+    expectation: Expectation | Literal[""] = ""
+    if sparse is not None:
+        expectation = "unlikely" if not int8_out else "open" if few else hint_for(gain)
+    chosen = sparse is not None and int8_out and not few and expects_sparse(gain)
     return LayerEstimate(
         geometry=layer,
         precision=kernel_precision,
         dense=dense,
-        dense_us=_range(dense.total_us, _widened(fitted.spread.get("dense", _UNKNOWN), far)),
+        dense_us=_range(dense.total_us, spread_for(fitted, "dense", *names, far=far)),
         sparse=sparse,
-        sparse_us=_range(sparse.total_us, _widened(fitted.spread.get("sparse", _UNKNOWN), far)) if sparse else None,
+        sparse_us=_range(sparse.total_us, spread_for(fitted, "sparse", *names, far=far)) if sparse else None,
         tensorrt="eligible" if eligible else why_not or "no weights",
         expectation=expectation,
         chosen=chosen,
@@ -240,6 +261,8 @@ def _why(layer: LayerGeometry, sparse: KernelTime | None, gain: float, *, int8_o
         return ""
     if not int8_out:
         return "output is not INT8: no QuantizeLinear behind it"
+    if layer.m <= FEW_ROWS:
+        return f"few rows: {layer.m}, so it waits for its weights; engines at batch 1 came out 0.84x to 1.2x"
     if hint_for(gain) == "likely":
         return ""
     if layer.n < 64:
@@ -255,11 +278,6 @@ def _why(layer: LayerGeometry, sparse: KernelTime | None, gain: float, *, int8_o
 
 def _range(value: float, spread: Spread) -> Range:
     return Range(value=value, low=value * spread.low, high=value * spread.high)
-
-
-def _widened(spread: Spread, far: bool) -> Spread:
-    """Outside of the data nothing is measured; the square says so, and no more."""
-    return Spread(low=spread.low**2, high=spread.high**2) if far else spread
 
 
 def _outside_of_layer(layer: LayerGeometry, precision: Precision, fitted: KernelConstants) -> tuple[str, ...]:
@@ -288,8 +306,8 @@ def _outside_of_network(
     found = []
     if fitted.kernels == "torch":
         found.append("TensorRT's kernels (the constants are of torch's)")
-    elif not gpu.key.startswith("a100-pcie"):
-        found.append("A100 SXM (power limit)" if gpu.key.startswith("a100") else gpu.name)
+    elif _is_far(gpu, fitted):
+        found.append(gpu.name)
     if precision == "fp8" or (precision == "bf16" and fitted.kernels == "tensorrt"):
         found.append(precision)
     total = sum(layer.dense.total_us for layer in layers)

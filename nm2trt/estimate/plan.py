@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from nm2trt.errors import ConfigError
 from nm2trt.estimate.eligible import names_of
-from nm2trt.estimate.network import LayerEstimate, NetworkEstimate, totals
+from nm2trt.estimate.network import FEW_ROWS, LayerEstimate, NetworkEstimate, totals
 
 ENOUGH = 0.95
 """Share of the attainable saving that a plan without a target goes for."""
@@ -91,6 +91,9 @@ def make_plan(
         raise ConfigError(f"--target {target:g} is no speed-up by 2:4", mend="use more than 1 and at most 2")
     candidates = [layer for layer in estimate.layers if layer.sparse is not None and layer.chosen]
     costs, notes = _costs(candidates, sensitivity)
+    waiting = sum(layer.expectation == "open" and layer.geometry.m <= FEW_ROWS for layer in estimate.layers)
+    if waiting:
+        notes.append(f"{waiting} layers have at most {FEW_ROWS} rows: whether a sparse kernel is faster there is open")
     candidates.sort(key=lambda layer: -(layer.dense.total_us - layer.best_us) / costs.get(layer.geometry.name, 1.0))
     steps = _steps(estimate, candidates, costs if sensitivity else {})
     best = steps[-1].speedup if steps else 1.0

@@ -25,7 +25,7 @@ def test_the_fitted_constants_replace_the_packages_and_the_output_says_whose_the
     assert any("fitted on NVIDIA H200" in note for note in found["notes"])
     assert any("TensorRT's kernels" in one for one in found["outside_data"])
     own = json.loads(estimate(tmp_path / "net.onnx", "--gpu", "h200", "--json").stdout)
-    assert own["constants"]["layers"].startswith("130 layers")
+    assert own["constants"]["layers"].startswith("173 layers")
     assert found["dense_ms"]["value"] != own["dense_ms"]["value"]
     text = estimate(tmp_path / "net.onnx", "--gpu-file", RECORD)
     assert "not TensorRT's" in text.stdout
@@ -45,7 +45,7 @@ def test_a_record_without_a_fit_gives_the_gpu_alone(tmp_path):
     record["constants"] = None
     (tmp_path / "gpu.json").write_text(json.dumps(record))
     found = json.loads(estimate(tmp_path / "net.onnx", "--gpu-file", tmp_path / "gpu.json", "--json").stdout)
-    assert found["constants"]["layers"].startswith("130 layers")
+    assert found["constants"]["layers"].startswith("173 layers")
     assert found["gpu_name"] == "NVIDIA H200"
 
 

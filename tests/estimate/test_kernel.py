@@ -87,6 +87,7 @@ def test_more_bandwidth_and_compute_never_hurt(shape, precision):
     faster = A100.model_copy(
         update={
             "bandwidth_gb_s": A100.bandwidth_gb_s * 1.5,
+            "power_w": A100.power_w * 1.5,
             "dense": {name: peak * 1.5 for name, peak in A100.dense.items()},
         }
     )

@@ -144,7 +144,7 @@ def test_ranges_are_ordered_and_sums_are_sums(batch, precision, gpu, tmp_path_fa
     found = estimate_network(path, find_gpu(gpu), precision, batch=batch)
     for value in (found.dense_ms, found.sparse_ms, found.speedup, *(layer.dense_us for layer in found.layers)):
         assert 0 < value.low <= value.value <= value.high
-    assert found.speedup.low >= 1
+    assert found.speedup.high - found.speedup.low >= 0.2
     assert found.sparse_ms.value <= found.dense_ms.value
     total_us = sum(layer.dense.total_us for layer in found.layers)
     assert found.dense_ms.value == pytest.approx((total_us - found.profile_us * len(found.layers)) / 1e3)
