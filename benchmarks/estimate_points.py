@@ -152,7 +152,7 @@ def _point(record: dict[str, str], gpu: str, parts: tuple[Part, ...], dense_us: 
         gpu=find_gpu(gpu),
         precision=record["precision"],
         parts=parts,
-        # A feed-forward block quantises its activations, too, in both.
+        # A feed-forward block quantizes its activations, too, in both.
         dense_us=dense_us if record["op"] != "ffn2" else None,
         ratio=ratio,
         sparse_us=1e3 * float(record["sparse_ms"]) if record["sparse_ms"] else None,

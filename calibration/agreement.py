@@ -27,7 +27,7 @@ _NOISELESS_DB = 200.0
 
 
 class Judge:
-    """Compares quantised models with one reference; the reference's outputs are computed once, if they are small.
+    """Compares quantized models with one reference; the reference's outputs are computed once, if they are small.
 
     Args:
         reference: The model as it was given: the file itself, whose bytes ONNX Runtime reads, or a proto.

@@ -23,7 +23,7 @@ class Runner:
     """One model, ready to run.
 
     Args:
-        model: Serialised, a proto, or a file, whose bytes are then read as they are.
+        model: Serialized, a proto, or a file, whose bytes are then read as they are.
         where: For error lines.
 
     Raises:

@@ -61,15 +61,15 @@ def compare_outputs(original: Path, changed: Path, dtypes: set[str]) -> OutputCo
         import onnxruntime as ort
     except ImportError:
         return OutputComparison("unchecked", None, "ONNX Runtime is not installed")
-    plain, unoptimised = ort.SessionOptions(), ort.SessionOptions()
+    plain, unoptimized = ort.SessionOptions(), ort.SessionOptions()
     settle_session(plain)
-    settle_session(unoptimised)
-    plain.log_severity_level = unoptimised.log_severity_level = 4
-    unoptimised.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settle_session(unoptimized)
+    plain.log_severity_level = unoptimized.log_severity_level = 4
+    unoptimized.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         sessions = [
             open_session(str(path), options)
-            for path, options in ((original, plain), (original, unoptimised), (changed, plain))
+            for path, options in ((original, plain), (original, unoptimized), (changed, plain))
         ]
     except Exception as error:  # noqa: BLE001 -- the runtime's own error types
         return OutputComparison("unchecked", None, f"ONNX Runtime cannot load it: {one_line(error)}")

@@ -13,7 +13,7 @@ GPU = find_gpu("a100-pcie-80gb")
 
 
 class Block:
-    """A residual block with a downsample branch, quantised as `nm2trt calibrate` places its Q/DQ pairs."""
+    """A residual block with a downsample branch, quantized as `nm2trt calibrate` places its Q/DQ pairs."""
 
     def __init__(self):
         self.nodes = []
