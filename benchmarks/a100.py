@@ -27,6 +27,7 @@ from pathlib import Path
 from a100_networks import NETWORKS, SMALL, Network, write_samples, write_weights
 
 LIMIT_S = 4 * 3600
+DEFAULT_BATCHES = "1,8,32,128"
 INT8_OUT = "int8-out"
 """INT8 with a QuantizeLinear behind each sparse layer: TensorRT takes sparse INT8 kernels where the output is INT8."""
 ARCHIVED = (".json", ".html", ".log", ".txt", ".png")
@@ -295,7 +296,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--rehearse", action="store_true", help="small networks, batches 1 and 2, two seconds each: does it run here?"
     )
     parser.add_argument("--precisions", default=f"fp16,int8,{INT8_OUT}")
-    parser.add_argument("--batches", default="1,8,32,128")
+    parser.add_argument("--batches", default=DEFAULT_BATCHES)
     parser.add_argument("--backend", choices=("tensorrt", "onnxruntime"), default="tensorrt")
     parser.add_argument("--duration", type=float, default=10.0, help="seconds for each batch and build")
     parser.add_argument("--rebuilds", type=int, default=3)
@@ -303,7 +304,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(arguments)
     if options.rehearse:
-        options.networks, options.batches, options.duration = ",".join(SMALL), "1,2", 2.0
+        options.networks, options.duration = ",".join(SMALL), 2.0
+        options.batches = "1,2" if options.batches == DEFAULT_BATCHES else options.batches
         options.rebuilds, options.streams = 1, 1
     options.networks = options.networks.split(",")
     unknown = [name for name in options.networks if name not in NETWORKS]
