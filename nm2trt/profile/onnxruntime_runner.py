@@ -117,7 +117,8 @@ class OnnxRuntimeRunner:
             "trt_int8_enable": str(int("int8" in kinds)),
             "trt_engine_cache_enable": "0",
         }
-        if self._profile:
+        # The provider's option separates names by ":" and ",", and knows no quotes.
+        if self._profile and not any(set(name) & set(":,") for name in self._profile):
             # Without one, the provider tunes for the largest batch that it has seen, whichever is timed.
             shapes = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in self._profile.items())
             tensorrt |= {f"trt_profile_{kind}_shapes": shapes for kind in ("min", "opt", "max")}

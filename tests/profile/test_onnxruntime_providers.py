@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import onnxruntime as ort
 import pytest
+from small_networks import small_network
 
 from nm2trt.errors import MachineError
 from nm2trt.profile import onnxruntime_providers as providers
+from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 
 
 @pytest.fixture
@@ -47,3 +49,24 @@ def test_without_a_driver_that_is_the_reason(monkeypatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     assert providers.explain_provider("cuda") == "no NVIDIA driver here"
     assert "built without it" in providers.explain_provider("tensorrt")
+
+
+@pytest.mark.parametrize(("prefix", "expected"), [("", ["x:2x4x6x6", "x:4x4x6x6"]), ("a:", [None, None])])
+def test_tensorrts_engines_are_tuned_for_the_batch_that_is_timed(monkeypatch, prefix, expected):
+    real, asked = ort.InferenceSession, []
+
+    def session(content, options, providers):
+        asked.append(providers)
+        return real(content, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    runner = OnnxRuntimeRunner(small_network(sparse=True, prefix=prefix), name="net", device="tensorrt")
+    runner._device = "cpu"  # where the buffers lie
+    opened = len(asked)
+    for batch in (2, 4):
+        runner.prepare(batch)
+        runner.prepare(batch)
+    assert len(asked) == opened + 2
+    shapes = [providers[0][1].get("trt_profile_opt_shapes") for providers in asked[opened:]]
+    assert shapes == expected
+    assert [providers[0][1].get("trt_profile_max_shapes") for providers in asked[opened:]] == expected

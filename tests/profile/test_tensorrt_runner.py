@@ -166,3 +166,21 @@ def test_layers_are_not_marked_for_nsight(engine_folder):
     runner.prepare(1)
     main = runner._main
     assert main.context.nvtx_verbosity == runner._loaded().trt.ProfilingVerbosity.NONE
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("call", ["run_once", "run_with_transfers"])
+def test_the_gpu_is_busy_before_the_first_event(engine_folder, monkeypatch, call):
+    """Or the events would hold the host's launch time, which at small batches is all that there is."""
+    runner = TensorrtRunner(Engine(engine_folder, "sparse"))
+    runner.prepare(1)
+    order = []
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("busy" if cycles > 0 else "idle"))
+    first, last = runner._marks
+    for mark, name in ((first, "first"), (last, "last")):
+        record = mark.record
+        monkeypatch.setattr(mark, "record", lambda record=record, name=name: (order.append(name), record())[1])
+    launch = runner._launch
+    monkeypatch.setattr(runner, "_launch", lambda main: (order.append("launch"), launch(main))[1])
+    getattr(runner, call)()
+    assert order == ["busy", "first", "launch", "last"]
