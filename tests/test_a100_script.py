@@ -91,9 +91,9 @@ SMI = """    Product Name                          : NVIDIA A100-SXM4-80GB
     Board ID                              : 0x700
     Power Draw                            : 61.53 W
         Process ID                        : 4711
-            Name                          : /home/somebody/python
+            Name                          : /srv/somebody/python
 torch==2.14.1
-nm2trt @ file:///home/somebody/nm2trt
+nm2trt @ file:///srv/somebody/nm2trt
 -e git+ssh://somebody@host/nm2trt#egg=nm2trt
 """
 

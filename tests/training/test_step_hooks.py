@@ -532,6 +532,15 @@ def test_a_step_that_somebody_has_replaced_on_the_object(calls):
     assert optimizer.step is mine
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler: what a shell starts in the background ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("within", ["restore_all", "split_all"])
 def test_ctrl_c_while_weights_are_moved_waits_until_they_are_whole(monkeypatch, within):
     from nm2trt.training import masked_weights

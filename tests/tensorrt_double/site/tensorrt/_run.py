@@ -232,6 +232,8 @@ class ExecutionContext(Simulated):
         if engine._session is None:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
+            # Higher levels crash on Transpose, Cast and MatMul in a row (onnxruntime#28392).
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             content = widen_bfloat16(engine._model).SerializeToString()
             engine._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         shapes = self._all_shapes()
