@@ -38,7 +38,7 @@ def command(first: Path, second: Path, as_json: bool) -> int:
     if is_estimate(first):
         found = compare_with_report(first, second)
         if as_json:
-            click.echo(found.to_json(), nl=False)
+            print_json(found.to_json())
         else:
             click.echo("\n".join(estimate_lines(found)))
         return 0
