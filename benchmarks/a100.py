@@ -202,24 +202,18 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
-def without_ids(text: str) -> str:
-    """Leave out what identifies the machine: serial numbers, UUIDs, bus addresses, processes, local paths."""
-    from nm2trt.artifacts.host import redact_machine
-
-    return redact_machine(text)
-
-
 def describe_machine(folder: Path) -> None:
     """What the archive must say of the machine, beside what every report says."""
+    from nm2trt.artifacts.host import redact_machine
+
     for name, command in (
         ("nvidia-smi.txt", ["nvidia-smi", "-q"]),
         ("doctor.json", [sys.executable, "-m", "nm2trt", "doctor", "--json"]),
         ("pip-freeze.txt", [sys.executable, "-m", "pip", "freeze"]),
     ):
         try:
-            found = without_ids(
-                subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
-            )
+            said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+            found = redact_machine(said)
         except (OSError, subprocess.TimeoutExpired) as error:
             found = f"{error}\n"
         (folder / name).write_text(found, encoding="utf-8")

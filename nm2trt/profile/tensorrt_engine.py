@@ -22,6 +22,7 @@ from nm2trt.tensorrt_api import (
     load_engine,
     load_tensorrt,
     make_runtime,
+    present_sm,
     require,
 )
 from nm2trt.tensorrt_api.types import ICudaEngine, IExecutionContext, Tensorrt
@@ -59,12 +60,11 @@ class Engine:
         require_tensorrt(flavor)
         self.trt: Tensorrt = load_tensorrt(flavor)
         self.flavor = flavor
-        major, minor = torch.cuda.get_device_capability()
         path = check_plan(
             folder,
             arm,
             tensorrt_version=self.trt.__version__,
-            sm=f"{major}{minor}",
+            sm=present_sm() or "",
             platform=this_platform(),
             rebuild=rebuild,
             trust=trust,

@@ -36,6 +36,7 @@ def test_another_major_version_is_named(machine):
 def test_the_right_version_opens(machine):
     machine("10.16.1.11")
     providers.require_device("tensorrt")
+    assert providers.explain_provider("tensorrt") == ""
 
 
 def test_what_the_provider_needs_is_read_off_its_library():
