@@ -317,7 +317,7 @@ class Handler(BaseHTTPRequestHandler):
         elif mode == "dripping":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n")
             with np.errstate(all="ignore"):
-                for _ in range(20):
+                for _ in range(60):
                     time.sleep(0.1)
                     try:
                         self.wfile.write(b"x")

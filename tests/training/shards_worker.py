@@ -217,7 +217,10 @@ def main(folder):
     refused()
     fsdp1()
     torch.save(RESULTS, folder / f"{rank}.pt")
+    # As in distributed_worker.py: gloo's threads race with the interpreter's end.
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)
 
 
 if __name__ == "__main__":
