@@ -36,8 +36,8 @@ def assert_found_out(result, words):
     assert json.loads(result.stdout)["verdict"] == "fail"
 
 
-def patience(mode):
-    """Only what is about time may run out of it: a loaded machine answers late and is not at fault."""
+def timeout_option(mode):
+    """A short limit only for the faults that are about time: on a loaded machine a right answer is late too."""
     return ("--timeout", {"slow": "0.5", "dripping": "3"}.get(mode, "30"))
 
 
@@ -57,7 +57,7 @@ def test_what_is_unusual_and_right_passes(build, mode):
 @pytest.mark.parametrize("mode", [*WORDS, *HTTP_WORDS])
 def test_every_fault_over_http(build, mode):
     with http_server(build / "model.onnx", mode) as url:
-        result = check(build, url, "--protocol", "http", "--no-load", "--json", *patience(mode))
+        result = check(build, url, "--protocol", "http", "--no-load", "--json", *timeout_option(mode))
     assert_found_out(result, {**WORDS, **HTTP_WORDS}[mode])
 
 
@@ -66,7 +66,7 @@ def test_every_fault_over_http(build, mode):
 def test_every_fault_over_grpc(build, mode):
     with grpc_server(build / "model.onnx", mode) as (address, _):
         result = check(
-            build, "127.0.0.1:9", "--grpc", address, "--protocol", "grpc", "--no-load", "--json", *patience(mode)
+            build, "127.0.0.1:9", "--grpc", address, "--protocol", "grpc", "--no-load", "--json", *timeout_option(mode)
         )
     assert_found_out(result, WORDS[mode])
 

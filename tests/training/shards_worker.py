@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
+from distributed_worker import end_process
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -217,10 +218,7 @@ def main(folder):
     refused()
     fsdp1()
     torch.save(RESULTS, folder / f"{rank}.pt")
-    # As in distributed_worker.py: gloo's threads race with the interpreter's end.
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)
+    end_process()
 
 
 if __name__ == "__main__":
