@@ -64,32 +64,32 @@ class Plan:
 
     def steps(self, network: Network) -> Iterator[Step]:
         yield self._prune(network)
-        for arm in ("dense", "sparse"):
-            yield self._export(network, arm)
+        for variant in ("dense", "sparse"):
+            yield self._export(network, variant)
         for precision in self.precisions:
             if precision != "fp16":
-                for arm in self.arms(precision):
-                    yield self._calibrate(network, arm, precision)
+                for variant in self.variants(precision):
+                    yield self._calibrate(network, variant, precision)
             for batch in self.batches:
                 if self.backend != "onnxruntime":
                     yield self._build(network, precision, batch)
                 yield self._profile(network, precision, batch)
 
-    def arms(self, precision: str) -> tuple[str, ...]:
+    def variants(self, precision: str) -> tuple[str, ...]:
         """Which weights are compared; `int8-out` puts Q/DQ where only the sparse network has its pattern."""
         return ("sparse",) if precision == INT8_OUT else ("dense", "sparse")
 
-    def weights(self, network: Network, arm: str) -> Path:
-        return self.folder / "networks" / network.name / arm / network.weights_file
+    def weights(self, network: Network, variant: str) -> Path:
+        return self.folder / "networks" / network.name / variant / network.weights_file
 
     def samples(self, network: Network) -> Path:
         return self.folder / "networks" / network.name / "samples.npz"
 
-    def onnx(self, network: Network, arm: str, precision: str) -> Path:
+    def onnx(self, network: Network, variant: str, precision: str) -> Path:
         base = self.folder / "onnx"
         if precision != "fp16":
-            return base / f"{network.name}-{arm}-{precision}.onnx"
-        return base / f"{network.name}-{arm}-fp16" / "model.onnx"
+            return base / f"{network.name}-{variant}-{precision}.onnx"
+        return base / f"{network.name}-{variant}-fp16" / "model.onnx"
 
     def _prune(self, network: Network) -> Step:
         source, output = self.weights(network, "dense"), self.weights(network, "sparse")
@@ -97,25 +97,25 @@ class Plan:
             source, output = source.parent, output.parent
         return Step(f"{network.name}-prune", ("prune", str(source), "-o", str(output)), output)
 
-    def _export(self, network: Network, arm: str) -> Step:
-        source = self.weights(network, arm)
-        output = self.onnx(network, arm, "fp16").parent
+    def _export(self, network: Network, variant: str) -> Step:
+        source = self.weights(network, variant)
+        output = self.onnx(network, variant, "fp16").parent
         arguments = ("export", str(source.parent if network.is_folder else source), *network.export_options)
         arguments += ("--samples", str(self.samples(network)), "--precision", "fp16", "--builder", "none")
-        return Step(f"{network.name}-{arm}-export", (*arguments, "-o", str(output)), output)
+        return Step(f"{network.name}-{variant}-export", (*arguments, "-o", str(output)), output)
 
-    def _calibrate(self, network: Network, arm: str, precision: str) -> Step:
-        output = self.onnx(network, arm, precision)
-        arguments = ("calibrate", str(self.onnx(network, arm, "fp16")), "--data", str(self.samples(network)))
+    def _calibrate(self, network: Network, variant: str, precision: str) -> Step:
+        output = self.onnx(network, variant, precision)
+        arguments = ("calibrate", str(self.onnx(network, variant, "fp16")), "--data", str(self.samples(network)))
         # Dense and sparse are compared on one graph, so both take the placement that needs no pattern.
         placement = "sparse" if precision == INT8_OUT else "default"
         arguments += ("--method", "minmax", "--placement", placement, "--builder", "none", "-o", str(output))
-        return Step(f"{network.name}-{arm}-{precision}-calibrate", arguments, output)
+        return Step(f"{network.name}-{variant}-{precision}-calibrate", arguments, output)
 
     def _build(self, network: Network, precision: str, batch: int) -> Step:
         output = self.folder / "builds" / f"{network.name}-{precision}-b{batch}"
         arguments = ("export", str(self.onnx(network, "sparse", precision)))
-        if "dense" in self.arms(precision):
+        if "dense" in self.variants(precision):
             arguments += ("--dense", str(self.onnx(network, "dense", precision)))
         arguments += (
             "--batch",
@@ -134,7 +134,7 @@ class Plan:
         output = self.folder / "reports" / f"{network.name}-{precision}-b{batch}"
         if self.backend == "onnxruntime":
             arguments = ("profile", str(self.onnx(network, "sparse", precision)))
-            if "dense" in self.arms(precision):
+            if "dense" in self.variants(precision):
                 arguments += ("--dense", str(self.onnx(network, "dense", precision)))
         else:
             arguments = ("profile", str(self.folder / "builds" / output.name))

@@ -3,7 +3,7 @@
     python benchmarks/calibrate.py MODEL.onnx --data fashion-mnist [--samples 128,512,2048] [--batch-size 64]
 
 Every tool runs in a process of its own, on the same batches. Time is processor time of quantising alone, no imports
-and no judging; memory is the process's peak above what it had after imports. All results are judged by the same
+and no checking; memory is the process's peak above what it had after imports. All results are checked by the same
 code on the same held-out samples. Model Optimizer's ONNX path is run where `modelopt.onnx` can be imported (put it on
 PYTHONPATH).
 """
@@ -120,10 +120,10 @@ def child(arguments: argparse.Namespace) -> None:
         work(arguments.model, source, arguments.batch_size, method, arguments.out)
     seconds = time.process_time() - started
     after_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    from nm2trt.calibration.agreement import Judge
+    from nm2trt.calibration.agreement import OutputChecker
 
-    judge = Judge(load_proto(arguments.model), lambda: source.held_out(arguments.batch_size), source.task, "")
-    found = judge.agreement(load_proto(arguments.out))
+    checker = OutputChecker(load_proto(arguments.model), lambda: source.held_out(arguments.batch_size), source.task, "")
+    found = checker.agreement(load_proto(arguments.out))
     print(
         json.dumps(
             {

@@ -113,8 +113,10 @@ def unet_engines(rows: list[Row]) -> list[Engine]:
     others = {"dense": (15, 561 + 260 + 79), "sparse": (15, 547 + 259 + 78)}
     sums = {"dense": sum(row.dense_us for row in dense), "sparse": sum(row.sparse_us or 0 for row in dense)}
     return [
-        Engine(f"unet fp16 {arm}", len(dense) + count, sums[arm] + extra, 1e3 * UNET_END_TO_END_MS["fp16"][index])
-        for index, (arm, (count, extra)) in enumerate(others.items())
+        Engine(
+            f"unet fp16 {variant}", len(dense) + count, sums[variant] + extra, 1e3 * UNET_END_TO_END_MS["fp16"][index]
+        )
+        for index, (variant, (count, extra)) in enumerate(others.items())
     ]
 
 

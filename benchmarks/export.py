@@ -129,7 +129,7 @@ def line_of(name: str, precision: str, build: BuildDocument, nodes: int, cpu_s: 
     assert build.numerics is not None
     layers = [layer for layer in build.pattern["layers"] if layer["verdict"] != "not-prunable"]
     eligible = sum(layer["tensorrt"] == "eligible" for layer in layers)
-    plan = next((engine for engine in build.engines if engine.arm == "sparse"), None)
+    plan = next((engine for engine in build.engines if engine.variant == "sparse"), None)
     engine = "-" if plan is None else "failed" if plan.size_bytes is None else f"{plan.size_bytes / 1e6:.1f} MB"
     built_s = sum(one.seconds for one in build.engines)
     cells = (

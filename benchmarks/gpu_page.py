@@ -72,7 +72,7 @@ def networks(folder: Path) -> None:
     for path in sorted(folder.glob("*/report.json")):
         report = ReportDocument.read(path.parent)
         for batch in report.batches:
-            medians = {arm.name: arm.median_ms for arm in batch.arms}
+            medians = {variant.name: variant.median_ms for variant in batch.variants}
             contrast = next(one.ratio for one in batch.contrasts if one.over == "control")
             lines.append(
                 (

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from nm2trt.pattern import NMPattern
-from nm2trt.prune.search import OPERATIONS_PER_SECOND, find_order, kept_magnitude
+from nm2trt.prune.permutation.search import OPERATIONS_PER_SECOND, find_order, kept_magnitude
 
 SHAPES = ((64, 128), (1152, 256), (4608, 512), (512, 2048))
 

@@ -24,7 +24,7 @@ from nm2trt.serve.reference import Reference, read_limits
 from nm2trt.serve.samples import choose_samples
 from nm2trt.serve.server import choose_ports, start
 
-ARMS = {"single": 1, "batched": None}
+VARIANTS = {"single": 1, "batched": None}
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     requests = load_requests(choose_samples(build, read_limits(onnx)), Reference(onnx))
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
-        for name, max_batch in ARMS.items():
+        for name, max_batch in VARIANTS.items():
             package_triton(
                 PackageRequest(
                     builds=(options.build,), repository=repository, name=name, server="triton-cpu", max_batch=max_batch
@@ -52,7 +52,7 @@ def main() -> None:
             print("clients   single/s  batched/s   ratio (range)      p99 single, batched ms")
             for clients in options.clients:
                 rounds = [
-                    {name: level(name, address, build, requests, clients, options.seconds) for name in ARMS}
+                    {name: level(name, address, build, requests, clients, options.seconds) for name in VARIANTS}
                     for _ in range(options.rounds)
                 ]
                 show(clients, rounds)
@@ -74,8 +74,8 @@ def level(name, address, build, requests, clients, seconds):
 
 def show(clients, rounds):
     ratios = [one["batched"].throughput_per_s / one["single"].throughput_per_s for one in rounds]
-    rates = {name: statistics.median(one[name].throughput_per_s for one in rounds) for name in ARMS}
-    tails = {name: statistics.median(one[name].p99_ms for one in rounds) for name in ARMS}
+    rates = {name: statistics.median(one[name].throughput_per_s for one in rounds) for name in VARIANTS}
+    tails = {name: statistics.median(one[name].p99_ms for one in rounds) for name in VARIANTS}
     print(
         f"{clients:7}   {rates['single']:8,.0f}  {rates['batched']:9,.0f}   {statistics.median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f})   {tails['single']:.1f}, {tails['batched']:.1f}"

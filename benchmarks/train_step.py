@@ -4,12 +4,12 @@
     python benchmarks/train_step.py --masks        # only the mask pass against copying
     python benchmarks/train_step.py --hooks        # only what is done around the optimizer's step
 
-The autograd arm works as the paper's published code does: a Function whose forward sorts every group and masks the
-weight, and whose backward adds decay * (1 - mask) * weight; it was written for this benchmark. Every arm has a model
-and an optimizer of its own, the same seed and the same batch; ratios are medians of the ratio of two neighbouring
+The autograd variant works as the paper's published code does: a Function whose forward sorts every group and masks the
+weight, and whose backward adds decay * (1 - mask) * weight; it was written for this benchmark. Every variant has a
+model and an optimizer of its own, the same seed and the same batch; ratios are medians of the ratio of two neighbouring
 steps. Each figure stands twice, by the clock and in processor time of all threads: on a machine with other work only
-the second means something, and it counts what threads spend waiting for each other, too.
-Goal: ours at most 1.03 at batch 128; the mask pass at no less than a quarter of the copy's speed for 2:4 on float32.
+the second means something, and it counts what threads spend waiting for each other, too. Goal: ours at most 1.03 at
+batch 128; the mask pass at no less than a quarter of the copy's speed for 2:4 on float32.
 
 ResNet-50 takes 224x224 images, and at batch 128 about 19 GB of memory; where that is not free, the row says so.
 """
@@ -81,7 +81,7 @@ def model_and_optimizer(name: str, layout: torch.memory_format) -> tuple[nn.Modu
     return model, torch.optim.SGD(model.parameters(), **SGD)
 
 
-def arm(kind: str, name: str, batch: int, layout: torch.memory_format) -> Callable[[], None]:
+def variant(kind: str, name: str, batch: int, layout: torch.memory_format) -> Callable[[], None]:
     torch.manual_seed(0)
     model, optimizer = model_and_optimizer(name, layout)
     x_BCHW = torch.randn(batch, *SHAPES[name]).to(memory_format=layout)
@@ -135,16 +135,18 @@ def steps(name: str, batch: int, words: str, rounds: int) -> None:
     if needed_gb > free_gb():
         print(f"  left out: needs about {needed_gb:.0f} GB, {free_gb():.0f} GB are free")
         return
-    arms = {kind: arm(kind, name, batch, LAYOUTS[words]) for kind in ("dense", "ours", "autograd")}
-    for step in arms.values():
+    variants = {kind: variant(kind, name, batch, LAYOUTS[words]) for kind in ("dense", "ours", "autograd")}
+    for step in variants.values():
         step()
-    taken: dict[str, list[Taken]] = {kind: [] for kind in arms}
+    taken: dict[str, list[Taken]] = {kind: [] for kind in variants}
     for index in range(rounds):
-        for kind in arms if index % 2 else reversed(arms):
-            taken[kind].append(seconds(arms[kind]))
+        for kind in variants if index % 2 else reversed(variants):
+            taken[kind].append(seconds(variants[kind]))
     for measure, label in ((0, "clock"), (1, "processor")):
         dense = [one[measure] for one in taken["dense"]]
-        line = "  ".join(f"{kind} {ratios([one[measure] for one in taken[kind]], dense)}" for kind in list(arms)[1:])
+        line = "  ".join(
+            f"{kind} {ratios([one[measure] for one in taken[kind]], dense)}" for kind in list(variants)[1:]
+        )
         print(
             f"{'' if measure == 0 else ' ' * 42}  {label:9} dense {statistics.median(dense):7.3f} s  {line}", flush=True
         )

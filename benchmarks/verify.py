@@ -6,7 +6,7 @@ process: the whole command on a ResNet-50 ONNX file (torchvision, random weights
          against `polygraphy inspect sparsity` on the same file. Wall time and processor time (user + system), which
          a busy machine disturbs less. Goal: at least 100 times faster.
 count:   the check alone on arrays in memory, against numpy.copyto of the same bytes. Goal: at least half its speed.
-memory:  peak resident memory while a sharded checkpoint is judged, beyond that of judging a checkpoint of one small
+memory:  peak resident memory while a sharded checkpoint is checked, beyond that of checking a checkpoint of one small
          layer. The shards are sparse files, so that they cost no disk. Goal: below 500 MB.
 """
 
@@ -103,13 +103,13 @@ def compare(label: str, arrays: list[np.ndarray], targets: list[np.ndarray], axi
         for array, target in zip(arrays, targets, strict=True):
             np.copyto(target, array)
 
-    def judge() -> None:
+    def check() -> None:
         for array in arrays:
             assert count_groups(array, PATTERN, axis).violations == 0
 
-    copy(), judge()
-    pairs = [(seconds(copy), seconds(judge)) for _ in range(4 * runs)]
-    ratios = sorted(copy_s / judge_s for copy_s, judge_s in pairs)
+    copy(), check()
+    pairs = [(seconds(copy), seconds(check)) for _ in range(4 * runs)]
+    ratios = sorted(copy_s / check_s for copy_s, check_s in pairs)
     gigabytes = sum(array.nbytes for array in arrays) / 1e9
     best_copy, best_judge = (min(times) for times in zip(*pairs, strict=True))
     print(

@@ -26,7 +26,7 @@ _KEPT_BYTES = 256 * 2**20
 _NOISELESS_DB = 200.0
 
 
-class Judge:
+class OutputChecker:
     """Compares quantized models with one reference; the reference's outputs are computed once, if they are small.
 
     Args:
@@ -62,7 +62,7 @@ class Judge:
             progress(sums.samples)
         if not sums.samples:
             raise InputError(
-                "no sample is left to hold out", where="--data", mend="give more samples, or fewer --samples"
+                "no sample is left to hold out", where="--data", hint="give more samples, or fewer --samples"
             )
         return sums.agreement(self._task)
 

@@ -77,7 +77,7 @@ def check_against_given(graph: Graph, feed: Feed, *, resymmetrized: bool) -> Non
             f"computes something else once it is raised to opset {OLDEST_OPSET}: "
             f"{describe_comparison(failed, other='converted')}",
             where=given,
-            mend=f"export the network again with opset {OLDEST_OPSET} or newer",
+            hint=f"export the network again with opset {OLDEST_OPSET} or newer",
         )
 
 
@@ -94,5 +94,5 @@ def _check_taken_apart(before: Mapping[str, Any], after: Mapping[str, Any], give
                 f"computes something else without its quantization: the cosine of output {name} is {cosine:.2f}. Its "
                 "quantization clips more than was found",
                 where=given,
-                mend="calibrate the float model that it was made from",
+                hint="calibrate the float model that it was made from",
             )

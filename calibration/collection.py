@@ -42,7 +42,7 @@ def collect(
                 raise InputError(
                     f"activation {name!r} is NaN or infinite for a sample between {done} and {done + count - 1}",
                     where=graph.path,
-                    mend="look at that sample and at the weights before it",
+                    hint="look at that sample and at the weights before it",
                 )
         done += count
         progress(done)
@@ -53,7 +53,7 @@ def collect(
             raise InputError(
                 f"activation {name!r} is {statistics.smallest:g} in all of {done} samples, so it has no range",
                 where=graph.path,
-                mend="give other samples, or leave the layer that reads it out with --exclude",
+                hint="give other samples, or leave the layer that reads it out with --exclude",
             )
     return found
 

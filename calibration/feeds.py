@@ -63,7 +63,7 @@ class Split:
         """
         if count < 2:
             raise InputError(
-                f"has {count} sample{'' if count == 1 else 's'}", where=where, mend="give two or more, better hundreds"
+                f"has {count} sample{'' if count == 1 else 's'}", where=where, hint="give two or more, better hundreds"
             )
         order = np.random.default_rng(_SEED).permutation(count)
         most = count - max(1, round(count * _HELD_OUT_SHARE))
@@ -72,7 +72,7 @@ class Split:
 
 
 class DataSetSource:
-    """A data set of the train command; calibrated on its training part, judged on its test part.
+    """A data set of the train command; calibrated on its training part, checked on its test part.
 
     A training part that is read lazily is altered at random by its transforms, so then the test part is split.
 
@@ -80,7 +80,7 @@ class DataSetSource:
         dataset: An `nm2trt.data.DataSet`.
         port: The network's only input.
         samples: Most samples to calibrate with.
-        held_out: Most samples to judge with.
+        held_out: Maximum number of held-out evaluation samples.
     """
 
     def __init__(self, dataset: Any, port: Port, samples: int, held_out: int) -> None:
@@ -129,7 +129,7 @@ class ArraySource:
         labels: [N] integers, or None.
         ports: The network's inputs.
         samples: Most samples to calibrate with.
-        held_out: Most samples to judge with.
+        held_out: Maximum number of held-out evaluation samples.
         where: File name, for the record and error lines.
 
     Raises:
@@ -151,7 +151,7 @@ class ArraySource:
             raise InputError(
                 f"holds no array {missing[0]!r} (it holds {', '.join(arrays) or 'none'})",
                 where=where,
-                mend="name the arrays as the network's inputs",
+                hint="name the arrays as the network's inputs",
             )
         self._inputs = [_InputArray.of(port, arrays[port.name], where) for port in ports]
         counts = {one.port.name: one.count for one in self._inputs if one.count is not None}
@@ -227,7 +227,7 @@ class _InputArray:
         raise InputError(
             f"{port.name!r} is {list(array.shape)}, the network takes {shown(port)}",
             where=where,
-            mend="give [samples, ...] or, for an input without a batch, its value; a function "
+            hint="give [samples, ...] or, for an input without a batch, its value; a function "
             "(--data package.module:function) can feed any network",
         )
 
@@ -326,7 +326,7 @@ def only_port(ports: Sequence[Port], where: object) -> Port:
         raise InputError(
             f"gives one array per sample, and the network has {len(ports)} inputs: {', '.join(p.name for p in ports)}",
             where=where,
-            mend="give an .npz with an array for each input, or a function that yields dicts",
+            hint="give an .npz with an array for each input, or a function that yields dicts",
         )
     return ports[0]
 

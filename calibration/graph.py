@@ -13,9 +13,9 @@ import onnx
 import onnx_ir as ir
 
 from nm2trt.errors import InputError
-from nm2trt.layers.onnx_constants import Constant, one_line, resolve
 from nm2trt.layers.onnx_reader import open_graph, weight_use
 from nm2trt.onnx_tools import name_nodes, raise_opset
+from nm2trt.onnx_tools.constants import Constant, one_line, resolve
 
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
 QUANTISED_OPS = (
@@ -217,7 +217,7 @@ def refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
     if not quantised:
         return
     asymmetric = first_asymmetric(proto)
-    mend = "calibrate the float model, or take the quantisation out and calibrate anew with --resymmetrize"
+    hint = "calibrate the float model, or take the quantisation out and calibrate anew with --resymmetrize"
     first = quantised[0]
     if asymmetric is not None:
         node, zero_point = asymmetric
@@ -225,12 +225,12 @@ def refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
             f"is quantised already, and asymmetrically: {node.op_type} {node.name or node.output[0]!r} has zero point "
             f"{zero_point}, and TensorRT takes only 0",
             where=path,
-            mend=mend,
+            hint=hint,
         )
     raise InputError(
         f"is quantised already: {len(quantised)} nodes, first {first.op_type} {first.name or first.output[0]!r}",
         where=path,
-        mend=mend,
+        hint=hint,
     )
 
 
@@ -279,7 +279,7 @@ def _ports(values: Sequence[ir.Value], path: Path) -> list[Port]:
     names, shapes = set(), {}
     for value in values:
         if value.dtype is None or value.shape is None:
-            raise InputError(f"input {value.name!r} has no type or shape", where=path, mend="export the model again")
+            raise InputError(f"input {value.name!r} has no type or shape", where=path, hint="export the model again")
         shapes[str(value.name)] = [size if isinstance(size, int) else size.value or None for size in value.shape]
     first = [shape[0] for shape in shapes.values() if shape and not isinstance(shape[0], int)]
     names = {size for size in first if size is not None}
@@ -311,11 +311,11 @@ def _check_opset(model: ir.Model, path: Path) -> None:
         raise InputError(
             "has bfloat16 weights, which ONNX Runtime's CPU kernels do not take",
             where=path,
-            mend="calibrate the float32 model and export the result with --precision",
+            hint="calibrate the float32 model and export the result with --precision",
         )
     if ir.DataType.FLOAT16 in types and version < _OPSET_FLOAT16:
         raise InputError(
             f"is float16 of opset {version}, and float16 is quantised since opset {_OPSET_FLOAT16}",
             where=path,
-            mend="calibrate the float32 model and export the result with --precision fp16",
+            hint="calibrate the float32 model and export the result with --precision fp16",
         )

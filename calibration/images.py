@@ -15,7 +15,7 @@ from nm2trt.calibration.graph import Port
 from nm2trt.errors import ConfigError, InputError
 
 _IMAGENET = "resize=256 crop=224 mean=0.485,0.456,0.406 std=0.229,0.224,0.225"
-_MEND = (
+_HINT = (
     "write KEY=VALUE pairs: resize=N (shorter side) or size=HxW, crop=N, mean=R,G,B, std=R,G,B (of 0..1), "
     "colour=rgb|bgr|grey, layout=nchw|nhwc"
 )
@@ -51,15 +51,15 @@ class Preprocessing:
             try:
                 fields[key] = _READERS[key](value)
             except KeyError:
-                raise ConfigError(f"unknown {key!r}", where="--preprocess", mend=_MEND) from None
+                raise ConfigError(f"unknown {key!r}", where="--preprocess", hint=_HINT) from None
             except ValueError:
-                raise ConfigError(f"{pair!r} cannot be read", where="--preprocess", mend=_MEND) from None
+                raise ConfigError(f"{pair!r} cannot be read", where="--preprocess", hint=_HINT) from None
         channels = 1 if fields.get("colour") == "grey" else 3
         for key in ("mean", "std"):
             if key in fields and len(fields[key]) not in (1, channels):
-                raise ConfigError(f"{key} has {len(fields[key])} values", where="--preprocess", mend=f"give {channels}")
+                raise ConfigError(f"{key} has {len(fields[key])} values", where="--preprocess", hint=f"give {channels}")
         if 0 in fields.get("std", ()):
-            raise ConfigError("std holds 0", where="--preprocess", mend="leave it out, or give what it is")
+            raise ConfigError("std holds 0", where="--preprocess", hint="leave it out, or give what it is")
         return cls(text=text, **fields)
 
     def apply(self, image: Any) -> NDArray[np.float32]:
@@ -90,7 +90,7 @@ class ImageSource:
         preprocessing: Stated by the user.
         port: The network's only input.
         samples: Most samples to calibrate with.
-        held_out: Most samples to judge with.
+        held_out: Maximum number of held-out evaluation samples.
 
     Raises:
         InputError: There are fewer than two images, or one cannot be read or has another shape than the input.
@@ -129,7 +129,7 @@ class ImageSource:
                     raise InputError(
                         f"is {list(array.shape)}, others are {list(arrays[0].shape)}",
                         where=self._paths[int(key)],
-                        mend="bring all to one shape with size=HxW, or resize= and crop=",
+                        hint="bring all to one shape with size=HxW, or resize= and crop=",
                     )
             yield Batch({self._port.name: np.stack(arrays)}, len(keys))
 
@@ -143,7 +143,7 @@ class ImageSource:
         # PIL raises these for files that are cut, of another kind, or decompression bombs.
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = str(error).replace(str(path), path.name)
-            raise InputError(f"no readable image: {reason}", where=path, mend="replace or remove it") from None
+            raise InputError(f"no readable image: {reason}", where=path, hint="replace or remove it") from None
 
 
 def _positive(text: str) -> int:

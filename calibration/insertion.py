@@ -110,7 +110,7 @@ class _Writer:
         return value
 
     def heir(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """Add a constant that is to take over the name of a weight, which the pattern's metadata and the judge know."""
+        """Add a constant that is to take over the name of a weight, which the pattern's metadata and verify know."""
         value = self.constant(f"{name}_int8", array)
         self._heirs.append((value, name))
         return value

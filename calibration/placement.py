@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from nm2trt.calibration.graph import FLOATS, Graph, Layer, consumers
-from nm2trt.layers.onnx_constants import resolve
+from nm2trt.onnx_tools.constants import resolve
 
 GRAPH_OUTPUT = -1
 """Node index in an edge that leads to the graph's own output."""

@@ -10,22 +10,22 @@ from nm2trt.calibration.placement import Placement, ends_in_int8, output_of
 from nm2trt.calibration.ranges import LEVELS
 from nm2trt.calibration.statistics import BINS, TensorStatistics
 from nm2trt.pattern import NMPattern
-from nm2trt.verify import Judgement
+from nm2trt.verify import CheckResult
 
 _CONFORMS = "conforms"
 
 
-def sparse_weights(judgement: Judgement) -> set[str]:
+def sparse_weights(result: CheckResult) -> set[str]:
     """Names of the weights that hold a pattern which sparse kernels take, without groups of channels."""
     return {
         layer.name
-        for layer in judgement.layers
+        for layer in result.layers
         if layer.verdict == _CONFORMS and NMPattern.parse(layer.pattern).tensorrt_legal and layer.channel_groups == 1
     }
 
 
 def layer_records(
-    graph: Graph, placement: Placement, before: Judgement, after: Judgement, why_not: Mapping[str, str]
+    graph: Graph, placement: Placement, before: CheckResult, after: CheckResult, why_not: Mapping[str, str]
 ) -> tuple[LayerRecord, ...]:
     """Describe every layer that could have been quantised.
 

@@ -63,7 +63,7 @@ class QuantAware:
         self.module = module
         self._layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, QUANTISED_MODULES)}
         if unknown := sorted(set(exclude) - self._layers.keys()):
-            raise ConfigError(f"{unknown[0]!r} is no layer", where="exclude", mend=f"choose {', '.join(self._layers)}")
+            raise ConfigError(f"{unknown[0]!r} is no layer", where="exclude", hint=f"choose {', '.join(self._layers)}")
         for name in exclude:
             del self._layers[name]
         statistics = self._observed(batches)

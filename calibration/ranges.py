@@ -53,7 +53,7 @@ class Method:
             raise ConfigError(
                 f"unknown method {text!r}",
                 where="--method",
-                mend="choose entropy, minmax, mse, percentile (99.99) or percentile:P with P from 50 to 100",
+                hint="choose entropy, minmax, mse, percentile (99.99) or percentile:P with P from 50 to 100",
             )
         return cls("percentile", share)
 

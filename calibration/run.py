@@ -22,7 +22,7 @@ from nm2trt.artifacts.calibration import (
     Sensitivity,
     document_path,
 )
-from nm2trt.calibration.agreement import Judge
+from nm2trt.calibration.agreement import OutputChecker
 from nm2trt.calibration.as_given import check_against_given, find_clipped
 from nm2trt.calibration.cache import read_cache
 from nm2trt.calibration.collection import collect, ranges_of, scales_of
@@ -40,7 +40,7 @@ from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.calibration.stripping import without_quantisation
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.layers.sources import foreign_error
-from nm2trt.verify import Judgement, verify_path
+from nm2trt.verify import CheckResult, verify_path
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, samples or layers done, of how many)."""
@@ -63,7 +63,7 @@ class _Work:
     settings: Settings
     source: Source | None
     progress: Progress
-    before: Judgement
+    before: CheckResult
     size: int = 1
     notes: list[str] = field(default_factory=list)
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class _Work:
             raise InputError(
                 f"has no scale for {len(missing)} of {len(placement.edges)} tensors, first {missing[0]!r}",
                 where=self.settings.cache,
-                mend="give --data for those, or check that the cache belongs to this model",
+                hint="give --data for those, or check that the cache belongs to this model",
             )
         if missing:
             self.statistics |= collect(self.graph, missing, self._feeds(), self._collected)
@@ -219,20 +219,20 @@ def check_target(model: Path, output: Path, *, force: bool) -> None:
         ConfigError: It is no `.onnx`, is the model itself, has no folder, or exists and is not nm2trt's to replace.
     """
     if output.suffix.lower() != ".onnx":
-        raise ConfigError("is no .onnx", where=f"-o {output}", mend="name the file OUT.onnx")
+        raise ConfigError("is no .onnx", where=f"-o {output}", hint="name the file OUT.onnx")
     if not _folder(output).is_dir():
-        raise ConfigError("its folder does not exist", where=f"-o {output}", mend="make it first")
+        raise ConfigError("its folder does not exist", where=f"-o {output}", hint="make it first")
     if not output.exists() and not document_path(output).exists():
         return
     if output.exists() and model.exists() and output.samefile(model):
-        raise ConfigError("is the model itself", where=f"-o {output}", mend="choose another -o")
+        raise ConfigError("is the model itself", where=f"-o {output}", hint="choose another -o")
     if not force:
-        raise ConfigError("exists", where=f"-o {output}", mend="choose another -o, or replace it with --force")
+        raise ConfigError("exists", where=f"-o {output}", hint="choose another -o, or replace it with --force")
     if output.is_dir() or not document_path(output).is_file():
         raise ConfigError(
             f"exists without {document_path(output).name}, so nm2trt did not write it and --force leaves it alone",
             where=f"-o {output}",
-            mend="choose another -o",
+            hint="choose another -o",
         )
 
 
@@ -240,17 +240,17 @@ def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> 
     """Open model and samples; everything a user can get wrong is found here or in the first batch."""
     progress("opening the model", 0, 0)
     if model.is_dir():
-        mend = "pass an .onnx file, or a folder of `nm2trt export`"
-        raise foreign_error(model) or InputError("holds no model.onnx", where=model, mend=mend)
+        hint = "pass an .onnx file, or a folder of `nm2trt export`"
+        raise foreign_error(model) or InputError("holds no model.onnx", where=model, hint=hint)
     if not model.is_file():
-        raise InputError("no such file" if not model.exists() else "is no file", where=model, mend="pass an .onnx file")
-    graph, judged, notes = _float_graph(model, folder, settings)
+        raise InputError("no such file" if not model.exists() else "is no file", where=model, hint="pass an .onnx file")
+    graph, checked, notes = _float_graph(model, folder, settings)
     source = None
     if settings.data is not None:
         source = _source(settings, graph)
     if settings.resymmetrize and (clipped := find_clipped(model, _first_feeds(graph, source))):
-        graph, judged, notes = _float_graph(model, folder, settings, clipped)
-    work = _Work(graph, settings, source, progress, verify_path(judged, source=model.name), notes=notes)
+        graph, checked, notes = _float_graph(model, folder, settings, clipped)
+    work = _Work(graph, settings, source, progress, verify_path(checked, source=model.name), notes=notes)
     if settings.cache is not None:
         work.cached = read_cache(settings.cache)
     if source is not None:
@@ -267,18 +267,18 @@ def _float_graph(
     """The graph that is calibrated, the file whose pattern counts, and notes on what was done to it."""
     if not settings.resymmetrize:
         return open_float_graph(model), model, []
-    judged = folder / "float.onnx"
+    checked = folder / "float.onnx"
     restored: list[str] = []
-    judged.write_bytes(without_quantisation(load_proto(model), model, restored, clipped or {}).SerializeToString())
+    checked.write_bytes(without_quantisation(load_proto(model), model, restored, clipped or {}).SerializeToString())
     notes = ["the model's own quantization was taken out; ranges and scales are new, zero points 0"]
     if restored:
         notes.append(
             f"put back the Relu or Clip that was folded into the quantization of {len(restored)} tensors: "
             f"{', '.join(restored[:_LISTED])}{' and others' if len(restored) > _LISTED else ''}"
         )
-    graph = open_float_graph(judged)
+    graph = open_float_graph(checked)
     graph.path = model
-    return graph, judged, notes
+    return graph, checked, notes
 
 
 def _source(settings: Settings, graph: Graph) -> Source:
@@ -292,7 +292,7 @@ def _source(settings: Settings, graph: Graph) -> Source:
         data_dir=settings.data_dir,
     )
     if settings.max_drop is not None and source.task is None:
-        raise ConfigError("needs labels, and the data hold none", where="--max-drop", mend="leave it out")
+        raise ConfigError("needs labels, and the data hold none", where="--max-drop", hint="leave it out")
     return source
 
 
@@ -307,25 +307,25 @@ def _first_feeds(graph: Graph, source: Source | None, size: int = 1) -> Iterator
 def _decided(
     work: _Work, layers: tuple[Layer, ...]
 ) -> tuple[Placement, list[Sensitivity], list[Layer], Agreement | None]:
-    """Settle which layers are INT8, by --max-drop if it was given, and judge the outcome on held-out samples."""
+    """Settle which layers are INT8, by --max-drop if it was given, and checker the outcome on held-out samples."""
     placement = work.place(layers)
     scales = work.scales(placement)
     settings, path = work.settings, work.graph.path
     if work.source is None:
         work.notes.append("no samples were given, so nothing tells how well the quantised network does")
         return placement, [], [], None
-    judge = Judge(path, work.held_out, work.source.task, path)
+    checker = OutputChecker(path, work.held_out, work.source.task, path)
     most = settings.held_out
 
     def agreement(chosen: Placement) -> Agreement:
-        return judge.agreement(work.model(chosen), lambda done: work.progress("judging", done, most))
+        return checker.agreement(work.model(chosen), lambda done: work.progress("checking", done, most))
 
     found = agreement(placement)
     drop = found.drop_points
     too_much = settings.max_drop is not None and drop is not None and drop > settings.max_drop
     ranking: list[Sensitivity] = []
     if settings.sensitivity or too_much:
-        alone = Judge(path, work.first_samples, work.source.task, path)
+        alone = OutputChecker(path, work.first_samples, work.source.task, path)
         ranking = rank(work.graph, placement, scales, alone, lambda i, n: work.progress("ranking layers", i, n))
     if not too_much:
         return placement, ranking, [], found
@@ -372,7 +372,7 @@ def _input_scales(graph: Graph, layer_ranges: Mapping[str, float]) -> dict[str, 
             raise InputError(
                 f"holds no layer {name!r}",
                 where=graph.path,
-                mend="export with nm2trt, which names each operator after its layer",
+                hint="export with nm2trt, which names each operator after its layer",
             )
         value = graph.nodes[layer.node].inputs[layer.data_input]
         assert value is not None

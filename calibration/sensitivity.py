@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from nm2trt.artifacts.calibration import Agreement, Sensitivity
-from nm2trt.calibration.agreement import Judge
+from nm2trt.calibration.agreement import OutputChecker
 from nm2trt.calibration.graph import Graph, Layer
 from nm2trt.calibration.insertion import insert
 from nm2trt.calibration.placement import Placement
@@ -15,7 +15,7 @@ def rank(
     graph: Graph,
     placement: Placement,
     scales: Mapping[str, float],
-    judge: Judge,
+    checker: OutputChecker,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Sensitivity]:
     """Quantise layer by layer, its input and weight alone, and compare outputs; the worst comes first.
@@ -24,12 +24,12 @@ def rank(
         graph: The float graph.
         placement: Its layers are ranked.
         scales: Of the placement's tensors.
-        judge: With calibration samples, so that held-out ones stay unseen.
+        checker: With calibration samples, so that held-out ones stay unseen.
         progress: Told of (layers done, of how many).
     """
     found = []
     for number, layer in enumerate(placement.layers, 1):
-        agreement = judge.agreement(insert(graph, placement, scales, only={layer.node}))
+        agreement = checker.agreement(insert(graph, placement, scales, only={layer.node}))
         found.append(Sensitivity(layer=layer.name, sqnr_db=agreement.sqnr_db, score_drop_points=agreement.drop_points))
         progress(number, len(placement.layers))
     return sorted(found, key=lambda entry: entry.sqnr_db)
@@ -40,7 +40,7 @@ def within_drop(
     max_drop: float,
     first: Agreement,
     place: Callable[[Sequence[Layer]], Placement],
-    judge: Callable[[Placement], Agreement],
+    check: Callable[[Placement], Agreement],
 ) -> tuple[Placement, list[Layer], Agreement]:
     """Keep the fewest of the worst layers in floating point that bring the score's drop within a bound.
 
@@ -52,7 +52,7 @@ def within_drop(
         max_drop: In percentage points.
         first: With all of them quantised.
         place: Places Q/DQ for the layers that are given.
-        judge: Measures a placement.
+        check: Measures a placement.
 
     Returns:
         The placement, the layers kept in floating point, and its agreement. One layer stays INT8 in any case, so the
@@ -63,7 +63,7 @@ def within_drop(
     def good(count: int) -> bool:
         if count not in tried:
             placement = place(worst[count:])
-            tried[count] = placement, judge(placement)
+            tried[count] = placement, check(placement)
         drop = tried[count][1].drop_points
         return drop is not None and drop <= max_drop
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nm2trt.calibration.graph import Graph
 from nm2trt.errors import InputError
-from nm2trt.layers.library_errors import one_line
+from nm2trt.library_errors import one_line
 from nm2trt.ort import open_session
 from nm2trt.threads import settle_session
 

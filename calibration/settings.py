@@ -38,10 +38,10 @@ class Settings:
         Method.parse(self.method)
         if self.placement not in PLACEMENTS:
             raise ConfigError(
-                f"unknown placement {self.placement!r}", where="--placement", mend=f"choose {', '.join(PLACEMENTS)}"
+                f"unknown placement {self.placement!r}", where="--placement", hint=f"choose {', '.join(PLACEMENTS)}"
             )
         if self.weights not in STORAGES:
-            raise ConfigError(f"unknown storage {self.weights!r}", where="--weights", mend="choose qdq or int8")
+            raise ConfigError(f"unknown storage {self.weights!r}", where="--weights", hint="choose qdq or int8")
         for option, value in (("--samples", self.samples), ("--held-out", self.held_out)):
             if value < 1:
                 raise ConfigError(f"{value} is less than 1", where=option)
@@ -49,10 +49,10 @@ class Settings:
             raise ConfigError(f"{self.batch_size} is less than 1", where="--batch-size")
         if self.data is None and self.cache is None:
             raise ConfigError(
-                "there is nothing to take ranges from", mend="give --data, or --cache of TensorRT 8 to 10"
+                "there is nothing to take ranges from", hint="give --data, or --cache of TensorRT 8 to 10"
             )
         if self.data is None and (self.sensitivity or self.max_drop is not None):
-            raise ConfigError("--sensitivity and --max-drop need samples", mend="give --data")
+            raise ConfigError("--sensitivity and --max-drop need samples", hint="give --data")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"{self.max_drop:g} is not between 0 and 100 points", where="--max-drop")
 

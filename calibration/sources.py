@@ -47,7 +47,7 @@ def open_data(
         data: A data set's name, a path, or `package.module:function`.
         ports: The network's inputs.
         samples: Most samples to calibrate with.
-        held_out: Most samples to judge with.
+        held_out: Maximum number of held-out evaluation samples.
         preprocess: For a folder of images; see `Preprocessing.parse`.
         data_dir: Where a data set's files are.
 
@@ -65,12 +65,12 @@ def open_data(
             raise ConfigError(
                 "is a folder of images, whose preprocessing must be stated",
                 where=f"--data {data}",
-                mend="give --preprocess imagenet, or one like 'resize=256 crop=224 mean=0.485,0.456,0.406 "
+                hint="give --preprocess imagenet, or one like 'resize=256 crop=224 mean=0.485,0.456,0.406 "
                 "std=0.229,0.224,0.225'",
             )
         return ImageSource(path, Preprocessing.parse(preprocess), only_port(ports, path), samples, held_out)
     if preprocess is not None:
-        raise ConfigError("is for a folder of images", where="--preprocess", mend="leave it out")
+        raise ConfigError("is for a folder of images", where="--preprocess", hint="leave it out")
     if path.suffix in (".npy", ".npz"):
         arrays, labels = _read_arrays(path, ports)
         return ArraySource(arrays, labels, ports, samples=samples, held_out=held_out, where=path.name)
@@ -79,7 +79,7 @@ def open_data(
     raise ConfigError(
         f"unknown data {data!r}",
         where="--data",
-        mend=f"choose from {', '.join(data_names())}, or name an .npz, .npy, folder of images, package.module:function",
+        hint=f"choose from {', '.join(data_names())}, or name an .npz, .npy, folder of images, package.module:function",
     )
 
 
@@ -101,7 +101,7 @@ def _named(
     if isinstance(found, tuple | list) and len(found) == 2 and not isinstance(found[0], dict | np.ndarray):
         return _dataset(load_own(data, data_dir), only_port(ports, data), samples, held_out)
     if not hasattr(found, "__iter__"):
-        raise InputError(f"returned {type(found).__name__}", where=where, mend="return an iterable of batches")
+        raise InputError(f"returned {type(found).__name__}", where=where, hint="return an iterable of batches")
     return FunctionSource(
         lambda: call(function, data, "--data", {"data_dir": data_dir}), data, ports, samples, held_out
     )
@@ -132,7 +132,7 @@ class FunctionSource:
         name: `package.module:function`.
         ports: The network's inputs.
         samples: Samples to calibrate with.
-        held_out: Most samples to judge with.
+        held_out: Maximum number of held-out evaluation samples.
 
     Raises:
         InputError: The first batch cannot be used, or there is none.
@@ -202,7 +202,7 @@ def _read_arrays(path: Path, ports: Sequence[Port]) -> tuple[dict[str, Array], A
         raise InputError("no such file", where=path) from None
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"is no readable array file: {reason}", where=path, mend="save it with numpy") from None
+        raise InputError(f"is no readable array file: {reason}", where=path, hint="save it with numpy") from None
     labels = arrays.pop(LABELS, None)
     if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
         raise InputError(f"labels are {list(labels.shape)} {labels.dtype} and not [N] integers", where=path)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nm2trt.calibration.graph import QUANTISED_OPS
 from nm2trt.errors import InputError
-from nm2trt.layers.onnx_constants import load_tensor, resolve
+from nm2trt.onnx_tools.constants import load_tensor, resolve
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear")
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus")
@@ -54,7 +54,7 @@ def without_quantisation(
             raise InputError(
                 f"computes with {node.op_type}, whose float operator is not in the file",
                 where=path,
-                mend="calibrate the float model",
+                hint="calibrate the float model",
             )
     for node in nodes:
         if node.op_type not in _PAIRS or node.inputs[0] is None:

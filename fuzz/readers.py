@@ -1,4 +1,4 @@
-"""Throw broken files at every reader of `nm2trt verify`: each must be judged or refused in one line, soon.
+"""Throw broken files at every reader of `nm2trt verify`: each must be checked or refused in one line, soon.
 
     python fuzz/readers.py [--files 100000] [--first 0] [--seconds 10] [--megabytes 1024]
 
@@ -7,7 +7,7 @@ seed. So a finding is repeated by `--first i --files 1`. Files are read in worke
 (beyond what the imports take) and on time per file; a worker that dies or hangs names the file and is replaced.
 With `--atheris SECONDS` (package atheris) the mutations are guided by coverage of nm2trt's own code instead.
 
-Prints counts; exit code 1 if any file did anything but be judged or refused.
+Prints counts; exit code 1 if any file did anything but be checked or refused.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def judge(path: Path) -> str:
-    """`judged`, or `refused` where the reader said so."""
+def check_layers(path: Path) -> str:
+    """`checked`, or `refused` where the reader said so."""
     from nm2trt.errors import InputError
     from nm2trt.verify import verify_path
 
@@ -71,7 +71,7 @@ def judge(path: Path) -> str:
         if "\n" in str(error):
             raise AssertionError("the error is not one line") from error
         return "refused"
-    return "judged"
+    return "checked"
 
 
 def work(first: int, count: int, seconds: float, megabytes: int) -> None:
@@ -85,7 +85,7 @@ def work(first: int, count: int, seconds: float, megabytes: int) -> None:
         write_neighbours(Path(folder))
         for name, valid in raw.items():
             (Path(folder) / name).write_bytes(valid)
-            if judge(Path(folder) / name) != "judged":
+            if check_layers(Path(folder) / name) != "checked":
                 raise AssertionError(f"the seed {name} itself is not read")
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 1_000_000,) * 2)
@@ -97,7 +97,7 @@ def work(first: int, count: int, seconds: float, megabytes: int) -> None:
             print(f"{number} {name}", end=" ", flush=True)
             signal.setitimer(signal.ITIMER_REAL, seconds)
             try:
-                print(judge(path), flush=True)
+                print(check_layers(path), flush=True)
             except BaseException as error:  # noqa: BLE001 -- whatever it is, it is a finding
                 print(f"FAILED {type(error).__name__}: {str(error)[:200]!r}", flush=True)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -118,7 +118,7 @@ def drive(files: int, first: int, seconds: float, megabytes: int) -> int:
         for _, name, *outcome in lines:
             words = outcome[0] if outcome and outcome[0] else f"FAILED worker died ({result.returncode})"
             counts[f"{Path(name).suffix[1:]} {words.split()[0]}"] += 1
-        findings += [" ".join(line) for line in lines if len(line) < 3 or line[2] not in ("judged", "refused")]
+        findings += [" ".join(line) for line in lines if len(line) < 3 or line[2] not in ("checked", "refused")]
         number = int(lines[-1][0]) + 1
         print(f"{number - first} files, {len(findings)} findings, {time.monotonic() - started:.0f} s", flush=True)
     for finding in findings:
@@ -152,7 +152,7 @@ def guided(seconds: int) -> None:
         def one(data: bytes) -> None:
             path = folder / names[data[0] % len(names) if data else 0]
             path.write_bytes(data[1:])
-            judge(path)
+            check_layers(path)
 
         atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", "-timeout=20", str(corpus)], one)
         atheris.Fuzz()

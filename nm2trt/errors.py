@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Anything else that escapes is a bug of ours and keeps its traceback.
+"""Errors that a user can hint. Anything else that escapes is a bug of ours and keeps its traceback.
 
 The exit codes are those of the command line: 0 good, 1 bad verdict, 2 usage, 3 input, 4 machine, 70 bug.
 """
@@ -14,22 +14,22 @@ EXIT_BUG = 70
 
 
 class Nm2trtError(Exception):
-    """One line that says what is wrong, where, and how to mend it.
+    """One line that says what is wrong, where, and how to go on.
 
     Args:
         what: The finding, with the value that caused it.
         where: The file, layer, option or index it was found at; may be empty.
-        mend: What the user can do about it; may be empty.
+        hint: What the user can do about it; may be empty.
     """
 
     exit_code = EXIT_INPUT
 
-    def __init__(self, what: str, *, where: object = "", mend: str = "") -> None:
+    def __init__(self, what: str, *, where: object = "", hint: str = "") -> None:
         self.what = what
         self.where = str(where)
-        self.mend = mend
+        self.hint = hint
         line = f"{self.where}: {what}" if self.where else what
-        super().__init__(" ".join((f"{line}; {mend}" if mend else line).split()))
+        super().__init__(" ".join((f"{line}; {hint}" if hint else line).split()))
 
 
 class ConfigError(Nm2trtError):

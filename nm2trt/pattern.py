@@ -32,7 +32,7 @@ class NMPattern:
         if not 1 <= self.n < self.m <= _LARGEST_M:
             raise ConfigError(
                 f"pattern {self.n}:{self.m} keeps {self.n} of every {self.m} weights",
-                mend=f"use N:M with 1 <= N < M <= {_LARGEST_M}, such as 2:4",
+                hint=f"use N:M with 1 <= N < M <= {_LARGEST_M}, such as 2:4",
             )
 
     @classmethod
@@ -44,7 +44,7 @@ class NMPattern:
         """
         match = _SYNTAX.fullmatch(text.strip())
         if match is None:
-            raise ConfigError(f"{text!r} is no N:M pattern", mend="write it as N:M, such as 2:4")
+            raise ConfigError(f"{text!r} is no N:M pattern", hint="write it as N:M, such as 2:4")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

@@ -66,7 +66,7 @@ def call(function: Callable[..., Any], reference: str, option: str, offered: Map
     required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     if unknown := sorted(required - offered.keys()):
         raise ConfigError(
-            f"asks for {', '.join(unknown)}", where=where, mend=f"it can have {', '.join(offered)}, as keywords"
+            f"asks for {', '.join(unknown)}", where=where, hint=f"it can have {', '.join(offered)}, as keywords"
         )
     try:
         return function(**{name: value for name, value in offered.items() if takes_all or name in names})
@@ -85,7 +85,7 @@ def _import(module_name: str, option: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(
-                f"there is no module {module_name!r}", where=option, mend="install it, or run in the folder that has it"
+                f"there is no module {module_name!r}", where=option, hint="install it, or run in the folder that has it"
             ) from None
         raise InputError(f"importing {module_name} raised {describe(error)}", where=option) from error
     except Exception as error:

@@ -8,7 +8,7 @@ EVIDENCE_VARIABLE = "NM2TRT_GPU_EVIDENCE"
 """Folder that tests on a GPU leave their builds' evidence in; `make test-gpu` sets it."""
 
 
-def run_plan(folder, arm, feeds, rebuild=0):
+def run_plan(folder, variant, feeds, rebuild=0):
     """Outputs by name, as float32 arrays; `feeds` are arrays by input name."""
     import tensorrt as trt
     import torch
@@ -18,7 +18,7 @@ def run_plan(folder, arm, feeds, rebuild=0):
     major, minor = torch.cuda.get_device_capability()
     path = check_plan(
         Path(folder),
-        arm,
+        variant,
         tensorrt_version=trt.__version__,
         sm=f"{major}{minor}",
         platform=this_platform(),

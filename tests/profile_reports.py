@@ -3,7 +3,6 @@
 from small_networks import fact
 
 from nm2trt.artifacts import (
-    ArmRecord,
     BatchRecord,
     Facts,
     NetworkRecord,
@@ -11,6 +10,7 @@ from nm2trt.artifacts import (
     RatioRecord,
     ReportDocument,
     RunnerRecord,
+    VariantRecord,
     host_record,
 )
 from nm2trt.artifacts.report import ContrastRecord, DeviceState
@@ -25,9 +25,9 @@ from nm2trt.artifacts.report_layers import (
 EVIL = '<script>alert("1")</script> & "quotes" \' $x$'
 
 
-def arm(name, scale, batch):
+def variant(name, scale, batch):
     quantiles_ms = tuple(scale * (1 + 0.1 * (at / 100) ** 3) for at in range(101))
-    return ArmRecord(
+    return VariantRecord(
         name=name,
         calls=500,
         median_ms=quantiles_ms[50],
@@ -47,7 +47,7 @@ def batch_record(batch, ratio=1.0, *, rounds=100, high=None):
         calls_per_round=5,
         warmup_s=0.1,
         steady=True,
-        arms=(arm("dense", ratio, batch), arm("sparse", 1.0, batch), arm("sparse-again", 1.01, batch)),
+        variants=(variant("dense", ratio, batch), variant("sparse", 1.0, batch), variant("sparse-repeat", 1.01, batch)),
         ratio=RatioRecord(value=ratio, low=0.0 if high else ratio - 0.01, high=high or ratio + 0.01),
         noise=RatioRecord(value=1.01, low=1.0, high=high or 1.02),
         noise_floor=(high or 1.02) - 1,
@@ -117,11 +117,11 @@ def full_report(name="net", **changes):
     ]  # fmt: skip
     points = tuple(
         LoadPointRecord(
-            arm=arm, rate_per_s=rate, requests=100, achieved_per_s=rate, median_ms=2.0, p90_ms=3.0, p99_ms=rate / 3,
-            max_ms=rate, waiting_share=0.2, lateness_p99_ms=0.1, saturated=rate > 90,
+            variant=variant, rate_per_s=rate, requests=100, achieved_per_s=rate, median_ms=2.0, p90_ms=3.0, p99_ms=rate
+            / 3, max_ms=rate, waiting_share=0.2, lateness_p99_ms=0.1, saturated=rate > 90,
         )
         for rate in (50.0, 70.0, 100.0)
-        for arm in ("dense", "sparse")
+        for variant in ("dense", "sparse")
     )  # fmt: skip
     return report_document(
         name,

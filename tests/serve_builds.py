@@ -26,20 +26,20 @@ needs_client = pytest.mark.skipif(
 )
 
 
-def engine(arm, *, builder, version, sm, plan):
+def engine(variant, *, builder, version, sm, plan):
     return EngineRecord(
-        arm=arm,
-        file=f"{arm}.plan",
+        variant=variant,
+        file=f"{variant}.plan",
         builder=builder,
         builder_version=version,
         sm=sm,
         platform="linux_x86_64",
         batch=BatchRange(min=1, opt=8, max=64),
-        flags=["SPARSE_WEIGHTS"] if arm == "sparse" else [],
+        flags=["SPARSE_WEIGHTS"] if variant == "sparse" else [],
         sha256=hashlib.sha256(plan).hexdigest(),
         size_bytes=len(plan),
         seconds=1.0,
-        log=f"{arm}.log",
+        log=f"{variant}.log",
     )
 
 
@@ -50,7 +50,7 @@ def make_build(
     builder=None,
     version="10.13.3.9",
     sm="80",
-    arms=("control", "sparse"),
+    variants=("control", "sparse"),
     fixed_batch=None,
     data=None,
     verdict="pass",
@@ -62,9 +62,9 @@ def make_build(
     model = small_network(seed=seed, sparse=True, batch=fixed_batch or "N", channels=channels)
     onnx.save(model, folder / "model.onnx")
     document = build_document(folder / "model.onnx")
-    plans = {arm: f"plan {arm} {sm} {seed}".encode() for arm in arms} if builder else {}
-    for arm, plan in plans.items():
-        (folder / f"{arm}.plan").write_bytes(plan)
+    plans = {variant: f"plan {variant} {sm} {seed}".encode() for variant in variants} if builder else {}
+    for variant, plan in plans.items():
+        (folder / f"{variant}.plan").write_bytes(plan)
     records = {
         path.name: FileRecord(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size)
         for path in folder.iterdir()
@@ -76,7 +76,9 @@ def make_build(
             "batch": None if fixed_batch else document.batch,
             "inputs": (GraphPort(name="x", dtype="float32", shape=(first, 4, 6, 6)),),
             "outputs": (GraphPort(name="y", dtype="float32", shape=(first, channels, 1, 1)),),
-            "engines": [engine(arm, builder=builder, version=version, sm=sm, plan=plan) for arm, plan in plans.items()],
+            "engines": [
+                engine(variant, builder=builder, version=version, sm=sm, plan=plan) for variant, plan in plans.items()
+            ],
             "files": records,
             "verdict": verdict,
         }

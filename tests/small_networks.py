@@ -89,7 +89,7 @@ def build_document(model_file, *, name="small", engine_error=None):
         for index, (verdict, violations) in enumerate([("conforms", 0), ("violates", 3)])
     ]
     engine = EngineRecord(
-        arm="sparse",
+        variant="sparse",
         file=None if engine_error else "sparse.plan",
         builder="tensorrt-rtx",
         builder_version="1.4",

@@ -4,7 +4,7 @@ from nm2trt.errors import ConfigError, InputError, MachineError, Nm2trtError
 
 
 def test_a_message_is_one_line_of_what_where_and_how():
-    error = InputError("is truncated:\n  10 of 20 bytes", where="a/b.safetensors", mend="copy it again")
+    error = InputError("is truncated:\n  10 of 20 bytes", where="a/b.safetensors", hint="copy it again")
     assert str(error) == "a/b.safetensors: is truncated: 10 of 20 bytes; copy it again"
 
 

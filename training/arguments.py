@@ -27,19 +27,19 @@ def check_objects(model: Any, optimizer: Any) -> None:
         raise ConfigError(
             f"the first argument is {_kind(model)}, no torch.nn.Module",
             where="model",
-            mend="swap them: sparsify(model, optimizer)" if swapped else "call sparsify(model, optimizer)",
+            hint="swap them: sparsify(model, optimizer)" if swapped else "call sparsify(model, optimizer)",
         )
     if isinstance(optimizer, _NO_OPTIMIZERS) or optimizer is None:
         raise ConfigError(
             f"the second argument is {_kind(optimizer)}, no torch.optim.Optimizer",
             where="optimizer",
-            mend="call sparsify(model, optimizer) with the optimizer that steps the weights",
+            hint="call sparsify(model, optimizer) with the optimizer that steps the weights",
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError(
             "LBFGS searches along a line of dense weights; masks that change on the way make its curvature meaningless",
             where="optimizer",
-            mend="use SGD or AdamW",
+            hint="use SGD or AdamW",
         )
 
 
@@ -50,9 +50,9 @@ def check_number(value: Any, name: str, example: str) -> float:
         ConfigError: It is none.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ConfigError(f"{value!r} is no finite number", where=name, mend=f"use {example}")
+        raise ConfigError(f"{value!r} is no finite number", where=name, hint=f"use {example}")
     if value < 0:
-        raise ConfigError(f"{value} is negative and would grow the pruned weights", where=name, mend=f"use {example}")
+        raise ConfigError(f"{value} is negative and would grow the pruned weights", where=name, hint=f"use {example}")
     return float(value)
 
 
@@ -64,7 +64,7 @@ def check_count(value: Any, name: str, least: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(
-            f"{name} = {value!r} is no whole number from {least} up", where=name, mend=f"use {max(least, 1)}"
+            f"{name} = {value!r} is no whole number from {least} up", where=name, hint=f"use {max(least, 1)}"
         )
     return int(value)
 
@@ -78,7 +78,7 @@ def check_pattern(value: Any, where: str) -> NMPattern:
     if isinstance(value, NMPattern):
         return value
     if not isinstance(value, str):
-        raise ConfigError(f"{value!r} is no N:M pattern", where=where, mend='write it as text, such as "2:4"')
+        raise ConfigError(f"{value!r} is no N:M pattern", where=where, hint='write it as text, such as "2:4"')
     return NMPattern.parse(value)
 
 
@@ -91,7 +91,7 @@ def check_patterns(value: Any) -> dict[str, NMPattern]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(glob, str) for glob in value):
-        raise ConfigError(f"{value!r} is no mapping", where="layers", mend='use {"layer4.*": "1:4"}')
+        raise ConfigError(f"{value!r} is no mapping", where="layers", hint='use {"layer4.*": "1:4"}')
     return {glob: check_pattern(pattern, f"layers[{glob!r}]") for glob, pattern in value.items()}
 
 
@@ -104,10 +104,10 @@ def check_globs(value: Any, name: str = "exclude") -> list[str]:
     if value is None:
         return []
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise ConfigError(f"{value!r} is no list of names", where=name, mend=f'use {name}=["conv1"]')
+        raise ConfigError(f"{value!r} is no list of names", where=name, hint=f'use {name}=["conv1"]')
     globs = list(value)
     if wrong := [glob for glob in globs if not isinstance(glob, str)]:
-        raise ConfigError(f"{wrong[0]!r} is no name", where=name, mend=f'use {name}=["conv1"]')
+        raise ConfigError(f"{wrong[0]!r} is no name", where=name, hint=f'use {name}=["conv1"]')
     return globs
 
 
@@ -122,7 +122,7 @@ def check_axes(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping) or not all(
         isinstance(glob, str) and isinstance(axis, int) and not isinstance(axis, bool) for glob, axis in value.items()
     ):
-        raise ConfigError(f"{value!r} is no mapping", where="axes", mend='use {"*.experts.down_proj": 2}')
+        raise ConfigError(f"{value!r} is no mapping", where="axes", hint='use {"*.experts.down_proj": 2}')
     return dict(value)
 
 

@@ -37,7 +37,7 @@ def averaged_network(average: object) -> nn.Module:
             break
     if not isinstance(found, nn.Module):
         raise ConfigError(
-            f"{type(average).__name__} holds no network", where="average", mend="give an AveragedModel or a ModelEma"
+            f"{type(average).__name__} holds no network", where="average", hint="give an AveragedModel or a ModelEma"
         )
     return found
 
@@ -109,7 +109,7 @@ def sparse_average_state_dict(
 def _masks(network: nn.Module, sparsifier: Sparsifier, masks: Masks) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Each averaged weight (its memory, without a graph) with its mask."""
     if masks not in ("own", "trained"):
-        raise ConfigError(f"unknown masks {masks!r}", where="masks", mend='choose "own" or "trained"')
+        raise ConfigError(f"unknown masks {masks!r}", where="masks", hint='choose "own" or "trained"')
     parameters: Mapping[str, nn.Parameter] = dict(network.named_parameters(remove_duplicate=False))
     trained, found = sparsifier.masks(), []
     for name, (pattern, axis) in sparsifier.imposed().items():
@@ -118,7 +118,7 @@ def _masks(network: nn.Module, sparsifier: Sparsifier, masks: Masks) -> list[tup
             raise ConfigError(
                 "the average has no such weight" if averaged is None else f"the average is of {list(averaged.shape)}",
                 where=f"layer {name}",
-                mend="give the average of the network that sparsify was given",
+                hint="give the average of the network that sparsify was given",
             )
         weight = averaged.detach()
         mask = nm_mask(weight, pattern, axis) if masks == "own" else trained[name].to(weight.device)

@@ -78,7 +78,7 @@ class _Batches(Dataset[Batch]):
         try:
             batch = self._samples.fetch(keys, self._seed)
         except InputError as error:
-            raise SampleError(error.what, where=error.where, mend=error.mend) from None
+            raise SampleError(error.what, where=error.where, hint=error.hint) from None
         except Exception as error:
             raise SampleError(f"fetch raised {describe(error)}", where=self._where) from error
         self._check(batch, keys)

@@ -41,7 +41,7 @@ class NetworkCalls:
             raise ConfigError(
                 f"returns {type(output).__name__} in {mode} and no tensor of logits",
                 where=self._where,
-                mend="return the logits alone",
+                hint="return the logits alone",
             )
         return output
 
@@ -68,7 +68,7 @@ class NetworkCalls:
             raise InputError(
                 "the loss depends on no parameter that is trained",
                 where=self._where,
-                mend="look for no_grad, detach or requires_grad = False in the network or the task",
+                hint="look for no_grad, detach or requires_grad = False in the network or the task",
             )
         with self._blamed("its backward pass"):
             accelerator.backward(loss)
@@ -81,7 +81,7 @@ def memory_is_enough() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MachineError(
-            f"the GPU's memory is full: {str(error).partition('.')[0]}", mend="lower --batch-size, or give --fsdp"
+            f"the GPU's memory is full: {str(error).partition('.')[0]}", hint="lower --batch-size, or give --fsdp"
         ) from error
 
 
@@ -137,5 +137,5 @@ def workers_live() -> Iterator[None]:
             raise
         raise MachineError(
             f"a process that reads samples died: {str(error).splitlines()[0]}",
-            mend="the memory may be full: give fewer --workers, or --workers 0 to see the error itself",
+            hint="the memory may be full: give fewer --workers, or --workers 0 to see the error itself",
         ) from error

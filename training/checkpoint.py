@@ -47,7 +47,7 @@ def check_saveable(state: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 f"its state dict holds {name!r}, a {type(value).__name__}, which a checkpoint of tensors cannot hold",
                 where=where,
-                mend="keep it out of the state dict (get_extra_state)",
+                hint="keep it out of the state dict (get_extra_state)",
             )
         try:
             if value.layout != torch.strided or value.is_quantized:
@@ -58,7 +58,7 @@ def check_saveable(state: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 f"its state dict holds {name!r} ({kind}), which safetensors cannot: {error}",
                 where=where,
-                mend="use an ordinary dtype and layout",
+                hint="use an ordinary dtype and layout",
             ) from None
 
 

@@ -185,7 +185,7 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
     except ValidationError as error:
         mistakes = [_mistake(entry) for entry in error.errors()]
         count = "" if len(mistakes) == 1 else f"{len(mistakes)} mistakes: "
-        raise ConfigError(count + "; ".join(mistakes), where=path or "", mend="see nm2trt train --help") from None
+        raise ConfigError(count + "; ".join(mistakes), where=path or "", hint="see nm2trt train --help") from None
 
 
 _FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard"})
@@ -204,10 +204,10 @@ def resumed_config(run: Path, options: Mapping[str, Any], *, trust: bool = False
         ConfigError: An option differs; where the data lies and who reads it may.
     """
     if not (run / FILE).is_file():
-        raise InputError("there is no run to resume", where=run, mend="start one without --resume")
+        raise InputError("there is no run to resume", where=run, hint="start one without --resume")
     _check_written(run / FILE, options, trust=trust)
     started, now = load_config(run / FILE, {}), load_config(run / FILE, options)
-    _check_same(started, now, run, mend="leave these out")
+    _check_same(started, now, run, hint="leave these out")
     return now
 
 
@@ -228,17 +228,17 @@ def check_unedited(saved: Mapping[str, Any], config: TrainConfig, run: Path) -> 
     except ValidationError:
         # Saved by a version that knew other settings: nothing can be compared.
         return
-    _check_same(started, config, run / FILE, mend="put these back, or start another run with them")
+    _check_same(started, config, run / FILE, hint="put these back, or start another run with them")
 
 
-def _check_same(started: TrainConfig, now: TrainConfig, where: Path, *, mend: str) -> None:
+def _check_same(started: TrainConfig, now: TrainConfig, where: Path, *, hint: str) -> None:
     different = [
         f"{name} was {getattr(started, name)!r}, not {getattr(now, name)!r}"
         for name in TrainConfig.model_fields
         if name not in _FREE_ON_RESUME and getattr(started, name) != getattr(now, name)
     ]
     if different:
-        raise ConfigError(f"options differ from the original run: {'; '.join(different)}", where=where, mend=mend)
+        raise ConfigError(f"options differ from the original run: {'; '.join(different)}", where=where, hint=hint)
 
 
 def _check_written(path: Path, options: Mapping[str, Any], *, trust: bool) -> None:
@@ -254,7 +254,7 @@ def _check_written(path: Path, options: Mapping[str, Any], *, trust: bool) -> No
         raise InputError(
             f"was not written on this machine and names files outside its folder: {', '.join(paths)}",
             where=path,
-            mend="pass --trust if you know who wrote it",
+            hint="pass --trust if you know who wrote it",
         )
 
 

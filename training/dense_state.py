@@ -41,6 +41,6 @@ def dense_state_dict(model: nn.Module, layers: Sequence[SparseLayer]) -> dict[st
     if missing := [layer.name for key, layer in left.items() if key not in dense]:
         raise ConfigError(
             f"this model's state dict does not hold the sparse weight of {', '.join(missing[:3])}",
-            mend="give the model that sparsify was given",
+            hint="give the model that sparsify was given",
         )
     return state

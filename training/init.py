@@ -14,7 +14,7 @@ from nm2trt.layers.torch_reader import named_tensors, torch_content
 from nm2trt.models import load_strict
 from nm2trt.training import checkpoint
 
-_MEND = "give a checkpoint of the same --model and number of classes"
+_HINT = "give a checkpoint of the same --model and number of classes"
 
 
 def load_init(model: nn.Module, path: Path) -> None:
@@ -30,13 +30,13 @@ def load_init(model: nn.Module, path: Path) -> None:
     """
     file = path / checkpoint.FILE if path.is_dir() else path
     if not file.is_file():
-        raise InputError("no such checkpoint", where=file, mend="give its path with --init")
+        raise InputError("no such checkpoint", where=file, hint="give its path with --init")
     content = _safetensors(file) if file.suffix == ".safetensors" else torch_content(file)
-    load_strict(model, named_tensors(content, file), file, mend=_MEND)
+    load_strict(model, named_tensors(content, file), file, hint=_HINT)
 
 
 def _safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"no readable safetensors: {error}", where=file, mend="save it again") from None
+        raise InputError(f"no readable safetensors: {error}", where=file, hint="save it again") from None

@@ -110,7 +110,7 @@ class LiveSelection:
                 raise ConfigError(
                     "its weight is no longer the model's",
                     where=f"layer {layer.name}",
-                    mend=f"call sparsifier.release_layers([{module_of(layer)!r}])",
+                    hint=f"call sparsifier.release_layers([{module_of(layer)!r}])",
                 )
         new = [entries[layer.name] for layer in missing if entries[layer.name].pattern is not None]
         try:
@@ -120,7 +120,7 @@ class LiveSelection:
                 "its weight is no longer the model's: the model has another parameter there (a new module, or "
                 f"load_state_dict(assign=True)), and {error.what}",
                 where=f"layer {new[0].candidate.name}",
-                mend="give the optimizer the new parameter, or make it anew and call sparsify again",
+                hint="give the optimizer the new parameter, or make it anew and call sparsify again",
             ) from None
         self._weights.drop(missing, restore=False)
         self.selected = selected
@@ -154,7 +154,7 @@ class LiveSelection:
             raise ConfigError(
                 f"no layer can become sparse ({reasons or 'none of these names is a dense layer'})",
                 where=f"layers {', '.join(map(repr, named))}",
-                mend="sparsifier.report() lists the layers",
+                hint="sparsifier.report() lists the layers",
             )
         self.take_in(new)
         self.rule, self.selected = rule, selected
@@ -171,7 +171,7 @@ class LiveSelection:
             raise ConfigError(
                 f"no sparse layer matches {', '.join(map(repr, globs))}",
                 where="layers",
-                mend=f"the sparse layers are {', '.join(module_of(layer) for layer in self._weights.layers[:8])}",
+                hint=f"the sparse layers are {', '.join(module_of(layer) for layer in self._weights.layers[:8])}",
             )
         names = {layer.name for layer in gone}
         self._weights.drop(gone, restore=True)

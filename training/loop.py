@@ -175,7 +175,7 @@ class Trainer:
             raise ConfigError(
                 f"the run was started with {before['train']} train and {before['test']} test samples, not {now}",
                 where=f"data {self._config.data}",
-                mend="put the data back, or start another run with these",
+                hint="put the data back, or start another run with these",
             )
         self._position = position_of(content)
         if self._prune_after is not None and self._position.epoch > self._prune_after:
@@ -234,7 +234,7 @@ class Trainer:
         self._read_losses(wait=True)
         mean = self._mean_loss()
         if not math.isfinite(mean):
-            raise DivergedError(f"the loss is {mean} over epoch {epoch}", mend="lower --lr")
+            raise DivergedError(f"the loss is {mean} over epoch {epoch}", hint="lower --lr")
         score, test_loss = self._evaluate()
         row = {
             "step": self._schedule.last_epoch,
@@ -325,7 +325,7 @@ class Trainer:
         step = self._schedule.last_epoch
         raise InterruptedRunError(
             f"stopped at step {step} of {self._steps} in epoch {epoch}",
-            mend="go on with --resume",
+            hint="go on with --resume",
         )
 
 
@@ -340,9 +340,9 @@ def _diverged(value: float, step: int, steps: int, epoch: int) -> DivergedError:
         return DivergedError(
             f"the loss is {value} before the first update, on samples that are all finite",
             where="step 1",
-            mend="look at the network and its initial weights, not at --lr",
+            hint="look at the network and its initial weights, not at --lr",
         )
-    return DivergedError(f"the loss is {value} at step {step} of {steps}", where=f"epoch {epoch}", mend="lower --lr")
+    return DivergedError(f"the loss is {value} at step {step} of {steps}", where=f"epoch {epoch}", hint="lower --lr")
 
 
 @torch.no_grad()

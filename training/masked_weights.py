@@ -198,7 +198,7 @@ class MaskedWeights:
             raise ConfigError(
                 "an optimizer steps within backward(), which still needs the N:M weights of the other layers",
                 where=f"layer {self.layers[0].name}",
-                mend="call step() after backward()",
+                hint="call step() after backward()",
             )
         self.follow(is_step=True)
         self.is_open = True
@@ -289,5 +289,5 @@ def check_owned(layers: Sequence[tuple[str, nn.Parameter]], optimizers: Sequence
     if missing:
         raise ConfigError(
             f"the optimizer does not own {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
-            mend="make it from this model's parameters, or exclude these layers",
+            hint="make it from this model's parameters, or exclude these layers",
         )

@@ -96,7 +96,7 @@ def classify(layer: SparseLayer) -> Found:
             if layer.parameter.is_meta
             else f"has the shape {list(shape)} now, {list(layer.bits.shape)} when it was made sparse",
             where=f"layer {layer.name}",
-            mend="call sparsify again on the model as it is now",
+            hint="call sparsify again on the model as it is now",
         )
     samples = layer.snapshot.values(layer.parameter)
     weight = layer.weight()
@@ -253,7 +253,7 @@ def _refuse(found: Sequence[Found], new: Collection[Write], *, is_step: bool, he
     ):
         layers = [entry.layer for entry in found if entry.write is write]
         if layers and write not in new and not (held and write is Write.UNEVEN):
-            raise ConfigError(words, where=f"layer {_names(layers)}", mend=inside)
+            raise ConfigError(words, where=f"layer {_names(layers)}", hint=inside)
     if not taken:
         return
     where = f"layer {_names(taken)}"
@@ -263,21 +263,21 @@ def _refuse(found: Sequence[Found], new: Collection[Write], *, is_step: bool, he
             "the weights were changed with gradients at hand, but no step of the optimizer was seen, so they are not "
             "kept N:M",
             where=where,
-            mend="give sparsify the optimizer whose step() updates them, or call sparsifier.take_weights()",
+            hint="give sparsify the optimizer whose step() updates them, or call sparsifier.take_weights()",
         )
     if any(_is_second(entry, steps) for entry in found if entry.layer in taken):
         raise ConfigError(
             "the weights are replaced outside of the optimizer's step again and again, which leaves nothing of what "
             "was pruned",
             where=where,
-            mend=inside,
+            hint=inside,
         )
     if steps == 0 and torch.distributed.is_available() and torch.distributed.is_initialized() and _processes() > 1:
         raise ConfigError(
             "this process's weights were replaced outside of the optimizer's step, as DistributedDataParallel does "
             "when it is made; the other processes would go on with other pruned values",
             where=where,
-            mend="wrap the model first and call sparsify then, or load_state_dict in every process",
+            hint="wrap the model first and call sparsify then, or load_state_dict in every process",
         )
 
 

@@ -27,7 +27,7 @@ def run_folder(target: Path, *, force: bool, resume: bool) -> Iterator[Path]:
     """
     if resume:
         if not (target / CONFIG).is_file():
-            raise InputError("there is no run to resume", where=target, mend="start one without --resume")
+            raise InputError("there is no run to resume", where=target, hint="start one without --resume")
         clear_partial(target)
         yield target
         return

@@ -21,27 +21,27 @@ def check_saved(state: Any, method: str, layers: Sequence[SparseLayer]) -> None:
         ConfigError: It is no state, or of another method, other layers, patterns or shapes.
     """
     if not isinstance(state, Mapping) or not {"method", "steps", "frozen", "layers"} <= state.keys():
-        raise ConfigError("this is no state of a sparsifier", where="state", mend="give what state_dict() returned")
+        raise ConfigError("this is no state of a sparsifier", where="state", hint="give what state_dict() returned")
     again = "resume with the configuration that the run was started with"
     if state["method"] != method:
-        raise ConfigError(f"the saved state is of {state['method']!r}, this run of {method!r}", mend=again)
+        raise ConfigError(f"the saved state is of {state['method']!r}, this run of {method!r}", hint=again)
     for name, entry in state["layers"].items():
         if not isinstance(entry, Mapping) or any(key not in entry for key in _KEYS):
             raise ConfigError(
-                "the saved state is damaged", where=f"layer {name}", mend="give what state_dict() returned"
+                "the saved state is damaged", where=f"layer {name}", hint="give what state_dict() returned"
             )
     mine = {layer.name: str(layer.pattern) for layer in layers}
     theirs = {name: entry["pattern"] for name, entry in state["layers"].items()}
     if mine != theirs:
         different = sorted(set(mine.items()) ^ set(theirs.items()))[:2]
-        raise ConfigError(f"the saved state has other sparse layers: {different}", mend=again)
+        raise ConfigError(f"the saved state has other sparse layers: {different}", hint=again)
     for layer in layers:
         shape, theirs_shape = tuple(layer.parameter.shape), tuple(state["layers"][layer.name]["bits"].shape)
         if theirs_shape not in (shape, tuple(layer.bits.shape)):
             raise ConfigError(
                 f"the saved state is of a weight of shape {list(theirs_shape)}, this one has {list(shape)}",
                 where=f"layer {layer.name}",
-                mend=again,
+                hint=again,
             )
 
 
@@ -81,5 +81,5 @@ def check_parts(parts: Sequence[tuple[SparseLayer, Mapping[str, torch.Tensor]]])
                 f"{both} of {weight.numel()} weights are kept in the model and pruned in the saved state, so they are "
                 "of different moments",
                 where=f"layer {layer.name}",
-                mend="load the model's state dict of the same moment first, then the sparsifier's",
+                hint="load the model's state dict of the same moment first, then the sparsifier's",
             )

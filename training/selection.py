@@ -140,7 +140,7 @@ def _decide(
             else f"reduction axis of {size} is no multiple of M = {wanted.m}"
         )
         if insists:
-            raise ConfigError(reason, where=f"layer {candidate.module_name}", mend="choose another pattern for it")
+            raise ConfigError(reason, where=f"layer {candidate.module_name}", hint="choose another pattern for it")
         return dense(reason)
     if candidate.why_not:
         return dense(candidate.why_not)
@@ -271,5 +271,5 @@ def _check_globs(globs: Sequence[str], names: Sequence[str]) -> None:
         raise ConfigError(
             f"no layer matches {', '.join(map(repr, unmatched))}",
             where="layers",
-            mend=f"the layers are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
+            hint=f"the layers are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
         )

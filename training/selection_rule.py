@@ -81,7 +81,7 @@ def select_by_axis(
     for unmatched in axes:
         if not any(matches(name, unmatched) for name in names):
             raise ConfigError(
-                f"no parameter matches {unmatched!r}", where="axes", mend=f"the parameters are {', '.join(names[:8])}"
+                f"no parameter matches {unmatched!r}", where="axes", hint=f"the parameters are {', '.join(names[:8])}"
             )
     decided = []
     for entry in selected:
@@ -98,13 +98,13 @@ def select_by_axis(
 def _decide(entry: Selected, axis: int, pattern: NMPattern) -> Selected:
     shape, where = entry.candidate.parameter.shape, f"layer {entry.candidate.name}"
     if not -len(shape) <= axis < len(shape):
-        raise ConfigError(f"axis {axis} of a weight of shape {list(shape)}", where=where, mend="axes count from 0")
+        raise ConfigError(f"axis {axis} of a weight of shape {list(shape)}", where=where, hint="axes count from 0")
     axis %= len(shape)
     if shape[axis] % pattern.m:
         raise ConfigError(
             f"reduction axis of {shape[axis]} is no multiple of M = {pattern.m}",
             where=where,
-            mend="choose another pattern or axis for it",
+            hint="choose another pattern or axis for it",
         )
     return Selected(
         candidate=replace(entry.candidate, axis=axis, why_not=""),

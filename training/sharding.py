@@ -29,17 +29,17 @@ def check_launch(*, fsdp: bool, precision: str) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ConfigError(
             "accelerate launch was given --use_fsdp, which would shard a second time",
-            mend="leave it out and give nm2trt train --fsdp",
+            hint="leave it out and give nm2trt train --fsdp",
         )
     if not fsdp:
         return
     if precision == "fp16":
-        raise ConfigError("fp16's loss scale is not shared between shards", where="--fsdp", mend="use --precision bf16")
+        raise ConfigError("fp16's loss scale is not shared between shards", where="--fsdp", hint="use --precision bf16")
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise ConfigError(
             "there is one process and nothing to shard over",
             where="--fsdp",
-            mend="start it with torchrun --nproc-per-node N -m nm2trt train",
+            hint="start it with torchrun --nproc-per-node N -m nm2trt train",
         )
 
 

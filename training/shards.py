@@ -38,13 +38,13 @@ def check_shards(model: nn.Module) -> None:
             raise ConfigError(
                 "DeepSpeed's ZeRO-3 has partitioned the weights into flat pieces, in which N:M groups have no meaning",
                 where=f"parameter {name}",
-                mend="use ZeRO-1 or 2, or shard with torch.distributed.fsdp.fully_shard (FSDP2)",
+                hint="use ZeRO-1 or 2, or shard with torch.distributed.fsdp.fully_shard (FSDP2)",
             )
         if parameter.is_meta and parameter.dim() >= 2:
             raise ConfigError(
                 "is on the meta device and has no values yet",
                 where=f"parameter {name}",
-                mend="call to_empty() and initialize or load the weights, then sparsify",
+                hint="call to_empty() and initialize or load the weights, then sparsify",
             )
 
 
@@ -52,7 +52,7 @@ def _flattened(module_name: str) -> ConfigError:
     return ConfigError(
         "FSDP1 (FullyShardedDataParallel) has flattened the weights, so their N:M groups are no longer to be found",
         where=f"module {module_name or '(the root)'}",
-        mend="shard with torch.distributed.fsdp.fully_shard (FSDP2), then sparsify",
+        hint="shard with torch.distributed.fsdp.fully_shard (FSDP2), then sparsify",
     )
 
 
@@ -72,7 +72,7 @@ def check_whole_groups(name: str, parameter: torch.Tensor, axis: int, m: int) ->
                 f"sharded along its reduction axis {axis}: the process at {tuple(coordinate)} of the mesh holds "
                 f"{len(held)} of {size}, which cuts groups of {m}",
                 where=f"layer {name}",
-                mend=f"give every process a multiple of {m}, shard another axis, or exclude the layer",
+                hint=f"give every process a multiple of {m}, shard another axis, or exclude the layer",
             )
 
 

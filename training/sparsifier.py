@@ -94,7 +94,7 @@ def sparsify(
     """
     check_objects(model, optimizer)
     if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}", where="method", mend=f"choose from {', '.join(METHODS)}")
+        raise ConfigError(f"unknown method {method!r}", where="method", hint=f"choose from {', '.join(METHODS)}")
     decay = check_number(decay, "decay", "2e-4")
     rule = SelectionRule(
         check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
@@ -105,7 +105,7 @@ def sparsify(
     sparse = [entry for entry in selected if entry.pattern is not None]
     if not sparse:
         reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in selected[:5])
-        raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", mend="use a smaller M")
+        raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", hint="use a smaller M")
     weights = MaskedWeights(
         network,
         method=method,
@@ -181,7 +181,7 @@ class Sparsifier:
     def _check_in_use(self) -> None:
         if self._weights.is_retired:
             raise ConfigError(
-                "a later call of sparsify has taken these layers over", mend="use the sparsifier that it returned"
+                "a later call of sparsify has taken these layers over", hint="use the sparsifier that it returned"
             )
 
     def masks(self) -> dict[str, torch.Tensor]:
@@ -260,7 +260,7 @@ class Sparsifier:
             ConfigError: The method is "asp", which keeps no such values.
         """
         if self.method == "asp":
-            raise ConfigError("asp holds its masks from the start", where="method", mend='use method="ste"')
+            raise ConfigError("asp holds its masks from the start", where="method", hint='use method="ste"')
         self._weights.frozen = False
 
     @contextmanager
@@ -373,7 +373,7 @@ class Sparsifier:
         optimizer = self._hooks.given()
         if optimizer is None:
             raise ConfigError(
-                "its optimizer is gone, so the sparsifier cannot be copied", mend="call sparsify on a copy of the model"
+                "its optimizer is gone, so the sparsifier cannot be copied", hint="call sparsify on a copy of the model"
             )
         layers, owners = self._layers, self._selection.owners()
         weights = self._weights.copied(copy.deepcopy(self._weights.model, memo))
@@ -391,5 +391,5 @@ class Sparsifier:
     def __reduce__(self) -> Any:
         raise ConfigError(
             "a sparsifier cannot be pickled, since it acts on a live optimizer",
-            mend="save sparsifier.state_dict(), and copy.deepcopy((model, optimizer, sparsifier)) for a copy",
+            hint="save sparsifier.state_dict(), and copy.deepcopy((model, optimizer, sparsifier)) for a copy",
         )

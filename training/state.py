@@ -115,9 +115,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 -- damaged files end in whatever the unpickler or zip reader raises
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
-        raise InputError(f"cannot be read or is not safe to load: {reason}", where=path, mend=again) from None
+        raise InputError(f"cannot be read or is not safe to load: {reason}", where=path, hint=again) from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f"is no state of schema {SCHEMA}", where=path, mend=again)
+        raise InputError(f"is no state of schema {SCHEMA}", where=path, hint=again)
     return content
 
 
@@ -138,7 +138,7 @@ def restore(content: dict[str, Any], parts: Parts) -> History:
     """
     processes = parts.accelerator.num_processes
     if content["processes"] != processes:
-        raise ConfigError(f"the run had {content['processes']} processes, not {processes}", mend="start as many")
+        raise ConfigError(f"the run had {content['processes']} processes, not {processes}", hint="start as many")
     model = parts.accelerator.unwrap_model(parts.model)
     targets = model.state_dict()
     try:

@@ -67,7 +67,7 @@ def optimizer_chain(optimizer: object) -> list[Any]:
         raise ConfigError(
             f"{type(optimizer).__name__} is no torch optimizer and has none inside, so its steps cannot be seen",
             where="optimizer",
-            mend="give sparsify the torch.optim.Optimizer that steps the weights",
+            hint="give sparsify the torch.optim.Optimizer that steps the weights",
         )
     return chain
 

@@ -51,7 +51,7 @@ def check_tensorboard() -> None:
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise MachineError(
-            "TensorBoard is not installed", where="--tensorboard", mend="pip install 'nm2trt[tensorboard]'"
+            "TensorBoard is not installed", where="--tensorboard", hint="pip install 'nm2trt[tensorboard]'"
         )
 
 

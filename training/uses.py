@@ -349,7 +349,7 @@ def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watch
         raise ConfigError(
             f"the network cannot be run on it: {type(error).__name__}: {first}",
             where="example_inputs",
-            mend="give a batch as the forward method takes it: a tensor, a tuple, or a dict of keyword arguments",
+            hint="give a batch as the forward method takes it: a tensor, a tuple, or a dict of keyword arguments",
         ) from error
     finally:
         for part, mode in modes.items():

@@ -7,37 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.build import (
-        ARMS,
-        Arm,
+        VARIANTS,
         BatchRange,
         BuildDocument,
         BuildSource,
         EngineRecord,
         GraphPort,
         NumericsRecord,
+        Variant,
     )
     from nm2trt.artifacts.demo import DemoDocument, DemoRow
     from nm2trt.artifacts.document import Document
+    from nm2trt.artifacts.engine_trust import check_plan, this_platform
     from nm2trt.artifacts.facts import Fact, Facts, FactState
     from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
     from nm2trt.artifacts.host import HostRecord, host_record
     from nm2trt.artifacts.layer_evidence import LayerEvidence
-    from nm2trt.artifacts.plan_trust import check_plan, this_platform
     from nm2trt.artifacts.report import (
-        ArmRecord,
         BatchRecord,
         NetworkRecord,
         ProtocolRecord,
         RatioRecord,
         ReportDocument,
         RunnerRecord,
+        VariantRecord,
     )
     from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals, ThreadsRecord
 
 __all__ = [
-    "ARMS",
-    "Arm",
-    "ArmRecord",
+    "VARIANTS",
     "BatchRange",
     "BatchRecord",
     "BuildDocument",
@@ -65,6 +63,8 @@ __all__ = [
     "RunnerRecord",
     "SadTotals",
     "ThreadsRecord",
+    "Variant",
+    "VariantRecord",
     "check_plan",
     "file_records",
     "host_record",
@@ -76,8 +76,8 @@ __all__ = [
 
 _HOMES = {
     "build": (
-        "ARMS",
-        "Arm",
+        "VARIANTS",
+        "Variant",
         "BatchRange",
         "BuildDocument",
         "BuildSource",
@@ -93,7 +93,7 @@ _HOMES = {
     "layer_evidence": ("LayerEvidence",),
     "plan_trust": ("check_plan", "this_platform"),
     "report": (
-        "ArmRecord",
+        "VariantRecord",
         "BatchRecord",
         "NetworkRecord",
         "ProtocolRecord",

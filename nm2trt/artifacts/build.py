@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.facts import Facts
@@ -16,10 +16,10 @@ from nm2trt.artifacts.run import ModelRecord, RunResult
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
-Arm = Literal["dense", "control", "sparse"]
+Variant = Literal["dense", "control", "sparse"]
 """`dense`: dense weights, built only where some were given. `control`: the sparse weights, without SPARSE_WEIGHTS.
 `sparse`: the sparse weights, with it."""
-ARMS: tuple[Arm, ...] = ("dense", "control", "sparse")
+VARIANTS: tuple[Variant, ...] = ("dense", "control", "sparse")
 
 
 class BuildSource(BaseModel):
@@ -113,15 +113,15 @@ class NumericsRecord(BaseModel):
 class EngineRecord(BaseModel):
     """One engine, or the reason that there is none."""
 
-    model_config = _FROZEN
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    arm: Arm
-    """The flag and the weights, not a finding: see `Arm`."""
+    variant: Variant = Field(alias="arm")
+    """The flag and the weights, not a finding: see `Variant`."""
     file: str | None
     onnx: str = "model.onnx"
     """The file of the build folder that it was built from."""
     rebuild: int = 0
-    """0, or the number of a repetition that shows how much builds of one arm differ."""
+    """0, or the number of a repetition that shows how much builds of one variant differ."""
     builder: str
     builder_version: str
     sm: str
@@ -164,7 +164,7 @@ class BuildDocument(Document):
     outputs: tuple[GraphPort, ...]
     numerics: NumericsRecord | None
     pattern: dict[str, Any]
-    """The judge's verdict on model.onnx, as `nm2trt verify --json` prints it."""
+    """verify's verdict on model.onnx, as `nm2trt verify --json` prints it."""
     engines: list[EngineRecord]
     engines_note: str
     """What the builder can and cannot prove on this machine, in one sentence."""

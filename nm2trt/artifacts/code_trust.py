@@ -78,7 +78,7 @@ def check_code(path: Path, named: Mapping[str, str | None], *, trust: bool) -> N
     raise InputError(
         f"was not written on this machine and names code that would be imported and run: {listed}",
         where=path,
-        mend=f"look at {modules} first, and pass --trust if you know who wrote it",
+        hint=f"look at {modules} first, and pass --trust if you know who wrote it",
     )
 
 
@@ -96,5 +96,5 @@ def check_inside(path: Path, names: Iterable[str]) -> None:
         posix, windows = PurePosixPath(name), PureWindowsPath(name)
         if posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
             raise InputError(
-                f"names a file outside its own folder: {name!r}", where=path, mend="it was not written by nm2trt"
+                f"names a file outside its own folder: {name!r}", where=path, hint="it was not written by nm2trt"
             )

@@ -72,7 +72,7 @@ class Document(BaseModel):
         return []
 
     @classmethod
-    def read(cls, folder: Path, *, mend: str = "") -> Self:
+    def read(cls, folder: Path, *, hint: str = "") -> Self:
         """Read the document of `folder`.
 
         Raises:
@@ -82,21 +82,21 @@ class Document(BaseModel):
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"no {cls.FILE} here", where=folder, mend=mend) from None
+            raise InputError(f"no {cls.FILE} here", where=folder, hint=hint) from None
         except NotADirectoryError:
-            raise InputError("is a file, not a folder", where=folder, mend=mend) from None
+            raise InputError("is a file, not a folder", where=folder, hint=hint) from None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"no readable JSON: {error}", where=path, mend=mend) from None
+            raise InputError(f"no readable JSON: {error}", where=path, hint=hint) from None
         found = raw.get("schema") if isinstance(raw, dict) else None
         if found != cls.SCHEMA:
             raise InputError(
-                f"schema {found!r} is not {cls.SCHEMA!r}", where=path, mend="write it again with this nm2trt"
+                f"schema {found!r} is not {cls.SCHEMA!r}", where=path, hint="write it again with this nm2trt"
             )
         try:
             document = cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{field}: {first['msg']}", where=path, mend="write it again with this nm2trt") from None
+            raise InputError(f"{field}: {first['msg']}", where=path, hint="write it again with this nm2trt") from None
         check_inside(path, document.named_files())
         return document

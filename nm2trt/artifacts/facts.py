@@ -36,7 +36,7 @@ class Facts(BaseModel):
     chosen: Fact
     """A sparse kernel runs, by the tactic names or log of a real build."""
     faster: Fact
-    """Measured: the sparse arm beats the dense arm beyond the noise."""
+    """Measured: the sparse variant beats the dense variant beyond the noise."""
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(fact, state, evidence), in their order."""

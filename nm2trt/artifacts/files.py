@@ -77,23 +77,23 @@ def check_output(target: Path, *, force: bool) -> None:
     try:
         exists = target.exists() or target.is_symlink()
     except OSError as error:
-        raise ConfigError(f"cannot be a folder: {error.strerror}", where=target, mend="choose another -o") from None
+        raise ConfigError(f"cannot be a folder: {error.strerror}", where=target, hint="choose another -o") from None
     if not exists:
         _check_parents(target)
         return
     if not target.is_dir() or target.is_symlink():
-        raise ConfigError("the output path exists and is no plain folder", where=target, mend="choose another -o")
+        raise ConfigError("the output path exists and is no plain folder", where=target, hint="choose another -o")
     if all(_is_partial(entry) for entry in target.iterdir()):
         return
     if not force:
         raise ConfigError(
-            "the output folder exists", where=target, mend="choose another -o, or replace it with --force"
+            "the output folder exists", where=target, hint="choose another -o, or replace it with --force"
         )
     if not any((target / name).is_file() for name in MANIFESTS):
         raise ConfigError(
             "the folder holds files that nm2trt did not write, so --force leaves it alone",
             where=target,
-            mend="choose another -o",
+            hint="choose another -o",
         )
 
 
@@ -102,7 +102,7 @@ def _check_parents(target: Path) -> None:
         if parent.is_dir():
             return
         if parent.exists():
-            raise ConfigError("is a file, and no folder can be made below it", where=parent, mend="choose another -o")
+            raise ConfigError("is a file, and no folder can be made below it", where=parent, hint="choose another -o")
 
 
 @contextmanager

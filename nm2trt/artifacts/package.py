@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nm2trt.artifacts.build import BatchRange, GraphPort
 from nm2trt.artifacts.document import Document
@@ -52,11 +52,11 @@ class PlanRequirement(BaseModel):
 class VersionRecord(BaseModel):
     """One numbered version: where it came from and the sha256 of its files."""
 
-    model_config = _FROZEN
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     version: int
     created_utc: str
-    arm: Literal["dense", "control", "sparse"]
+    variant: Literal["dense", "control", "sparse"] = Field(alias="arm")
     build: str
     """Name of the build folder, without the folders above it."""
     build_sha256: str

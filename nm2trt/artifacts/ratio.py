@@ -26,7 +26,7 @@ Bound = Annotated[
 
 
 class RatioRecord(BaseModel):
-    """Ratio of two arms' latencies: median over rounds of the paired ratio, with its bootstrap interval."""
+    """Ratio of two variants' latencies: median over rounds of the paired ratio, with its bootstrap interval."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

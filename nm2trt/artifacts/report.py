@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.facts import Facts
@@ -24,15 +24,23 @@ LAUNCH_BOUND = 0.8
 CLOCK_SPREAD = 1.02
 """A GPU clock that moved by more than this factor was not locked."""
 
-ArmName = Literal["dense", "control", "sparse", "sparse-again", "torch-eager", "torch-compiled"]
+VariantName = Literal["dense", "control", "sparse", "sparse-repeat", "torch-eager", "torch-compiled"]
 """dense: dense weights. control: the sparse weights with sparse kernels not allowed. sparse: the sparse weights with
-sparse kernels allowed (where the backend knows them). sparse-again: the same once more, the noise floor. torch-*: the
+sparse kernels allowed (where the backend knows them). sparse-repeat: the same once more, the noise floor. torch-*: the
 network in PyTorch, for reference."""
 
 ExecutionMode = Literal["eager", "compiled", "cuda-graph"]
 """How PyTorch executes a network."""
 
 Finding = Literal["no-difference", "sparse-faster", "sparse-slower", "too-few-rounds", "unpaired"]
+
+
+def _current_name(name: object) -> object:
+    """Reports written before the variant was renamed say sparse-again."""
+    return "sparse-repeat" if name == "sparse-again" else name
+
+
+_RecordedVariant = Annotated[VariantName, BeforeValidator(_current_name)]
 
 
 class NetworkRecord(BaseModel):
@@ -91,7 +99,7 @@ class ProtocolRecord(BaseModel):
     confidence: float
     resamples: int
     rebuilds: int = 1
-    """How many times every arm was built (or opened) anew and timed."""
+    """How many times every variant was built (or opened) anew and timed."""
 
 
 class SpreadRecord(BaseModel):
@@ -106,12 +114,12 @@ class SpreadRecord(BaseModel):
     p99_ms: float | None
 
 
-class ArmRecord(BaseModel):
-    """One arm at one batch size; latencies of single calls, inputs and outputs on the device."""
+class VariantRecord(BaseModel):
+    """One variant at one batch size; latencies of single calls, inputs and outputs on the device."""
 
     model_config = _FROZEN
 
-    name: ArmName
+    name: _RecordedVariant
     calls: int
     """0 where others' summary does not tell."""
     median_ms: float
@@ -134,12 +142,12 @@ class ArmRecord(BaseModel):
 
 
 class ContrastRecord(BaseModel):
-    """Two arms against each other, beside the main pair."""
+    """Two variants against each other, beside the main pair."""
 
     model_config = _FROZEN
 
-    over: ArmName
-    under: ArmName
+    over: _RecordedVariant
+    under: _RecordedVariant
     ratio: RatioRecord
     finding: Finding
     sentence: str
@@ -164,24 +172,24 @@ class DeviceState(BaseModel):
 
 
 class BatchRecord(BaseModel):
-    """All arms at one batch size."""
+    """All variants at one batch size."""
 
-    model_config = _FROZEN
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     batch: int
     mode: ExecutionMode | None = None
     """How PyTorch executed the network; None on other backends."""
     rounds: int
-    """0: the arms were timed one after the other by somebody else."""
+    """0: the variants were timed one after the other by somebody else."""
     calls_per_round: int
     warmup_s: float
     steady: bool
     """Warm-up ended because latencies were steady, not because its time was up."""
-    baseline: ArmName = "dense"
-    """What the sparse arm is held against."""
-    arms: tuple[ArmRecord, ...]
+    baseline: _RecordedVariant = "dense"
+    """What the sparse variant is held against."""
+    variants: tuple[VariantRecord, ...] = Field(alias="arms")
     ratio: RatioRecord
-    """Baseline over sparse: above 1, the sparse arm took less time."""
+    """Baseline over sparse: above 1, the sparse variant took less time."""
     noise: RatioRecord
     """Sparse-again over sparse: the same network twice, so whatever is not 1 here is noise."""
     noise_floor: Bound
@@ -189,7 +197,7 @@ class BatchRecord(BaseModel):
     finding: Finding
     sentence: str
     build_ratios: tuple[RatioRecord, ...] = ()
-    """One for each time the arms were built anew, where that was more than once."""
+    """One for each time the variants were built anew, where that was more than once."""
     contrasts: tuple[ContrastRecord, ...] = ()
     tuned_for: int | None = None
     """Batch that the engines were tuned for; None where the backend does not tune."""
@@ -201,9 +209,9 @@ class BatchRecord(BaseModel):
         """Batch size, and the mode where there are several: "8", "8, cuda-graph"."""
         return str(self.batch) if self.mode is None else f"{self.batch}, {self.mode}"
 
-    def arm(self, name: str) -> ArmRecord | None:
-        """Find an arm; None where it was not timed."""
-        return next((arm for arm in self.arms if arm.name == name), None)
+    def variant(self, name: str) -> VariantRecord | None:
+        """Find a variant; None where it was not timed."""
+        return next((variant for variant in self.variants if variant.name == name), None)
 
 
 class ReportDocument(Document):
@@ -226,7 +234,7 @@ class ReportDocument(Document):
     headline: str
     facts: Facts
     notes: tuple[str, ...] = ()
-    """What a reader must know and no figure says: arms that could not run, defaults of others' tools."""
+    """What a reader must know and no figure says: variants that could not run, defaults of others' tools."""
     command: str
     """Repeats the measurement, with names in place of this machine's folders."""
     host: HostRecord
@@ -257,8 +265,10 @@ def _timing_remarks(batches: list[BatchRecord]) -> list[str]:
     bound = [
         one.label
         for one in batches
-        for arm in one.arms
-        if arm.name == "sparse" and arm.enqueue_ms is not None and arm.enqueue_ms > LAUNCH_BOUND * arm.median_ms
+        for variant in one.variants
+        if variant.name == "sparse"
+        and variant.enqueue_ms is not None
+        and variant.enqueue_ms > LAUNCH_BOUND * variant.median_ms
     ]
     if bound:
         remarks.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nm2trt.artifacts.ratio import RatioRecord
 
@@ -10,7 +10,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
 class LayerTimeRecord(BaseModel):
-    """One layer, or one group of operators that an engine fused, in both arms."""
+    """One layer, or one group of operators that an engine fused, in both variants."""
 
     model_config = _FROZEN
 
@@ -22,19 +22,19 @@ class LayerTimeRecord(BaseModel):
     shape: str = ""
     """The weight's shape and the output's, as read."""
     dense_ms: float | None
-    """Median of a call in the dense (baseline) arm; None where that arm has no such layer."""
+    """Median of a call in the dense (baseline) variant; None where that variant has no such layer."""
     sparse_ms: float | None
     ratio: RatioRecord | None = None
     """Dense over sparse; with a bootstrap interval where single calls were timed, else a point."""
     share: float
-    """Of all layers' time in the sparse arm, 0 to 1."""
+    """Of all layers' time in the sparse variant, 0 to 1."""
     dense_kernel: str | None = None
     sparse_kernel: str | None = None
     weighted: bool | None = False
     """Whether it multiplies by constant weights: a convolution or matrix product; None where nothing shows it."""
     eligible: bool | None = None
     chosen: bool | None = None
-    """Whether a sparse kernel ran, judged by kernel names or log lines; None where neither was seen."""
+    """Whether a sparse kernel ran, checked by kernel names or log lines; None where neither was seen."""
     why_not: str = ""
     """Why TensorRT could not consider a sparse kernel; empty where it could or nothing is known."""
     flops: int | None = None
@@ -44,7 +44,7 @@ class LayerTimeRecord(BaseModel):
     bytes_sparse: int | None = None
     """The same with weights in the compressed 2:4 form."""
     reasons: tuple[str, ...] = ()
-    """Why the sparse arm is not faster here."""
+    """Why the sparse variant is not faster here."""
     advice: tuple[str, ...] = ()
     """What to try; as many as `reasons`."""
 
@@ -59,16 +59,16 @@ class LayersRecord(BaseModel):
     """Who took the times, and how."""
     calls: int
     layers: tuple[LayerTimeRecord, ...]
-    """In the order they ran; layers of one arm alone included."""
+    """In the order they ran; layers of one variant alone included."""
     dense_ms: float
-    """Sum over the layers of the dense arm. Exceeds the end-to-end time: profiling costs."""
+    """Sum over the layers of the dense variant. Exceeds the end-to-end time: profiling costs."""
     sparse_ms: float
     weighted: int
-    """Layers of the sparse arm that multiply by constant weights; of the dense arm where it is the only one."""
+    """Layers of the sparse variant that multiply by constant weights; of the dense variant where it is the only one."""
     weights_unknown: int = 0
-    """Layers of the same arm of which nothing shows whether they have weights; in none of the counts."""
+    """Layers of the same variant of which nothing shows whether they have weights; in none of the counts."""
     matched: int = 0
-    """Of these, layers that were found in both arms."""
+    """Of these, layers that were found in both variants."""
     eligible: int | None
     chosen: int | None
     """Layers in which a sparse kernel ran; None where this was not observed."""
@@ -95,11 +95,11 @@ class RooflineRecord(BaseModel):
 
 
 class LoadPointRecord(BaseModel):
-    """One arm at one rate of arrivals. Latency counts from the moment a request was due, waiting included."""
+    """One variant at one rate of arrivals. Latency counts from the moment a request was due, waiting included."""
 
-    model_config = _FROZEN
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    arm: str
+    variant: str = Field(alias="arm")
     rate_per_s: float
     """Requests due a second (Poisson)."""
     requests: int
@@ -127,6 +127,6 @@ class LoadRecord(BaseModel):
     duration_s: float
     seed: int
     capacity_per_s: dict[str, float]
-    """Arm -> requests a second when every stream always has work (closed loop)."""
+    """Variant -> requests a second when every stream always has work (closed loop)."""
     points: tuple[LoadPointRecord, ...]
     sentence: str

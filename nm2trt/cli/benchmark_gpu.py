@@ -93,14 +93,14 @@ def _read(path: Path) -> GpuBenchmarkDocument:
     try:
         return GpuBenchmarkDocument.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise InputError("no such file", where=path, mend="name a file of nm2trt benchmark-gpu") from None
+        raise InputError("no such file", where=path, hint="name a file of nm2trt benchmark-gpu") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(
             f"{where}: {first['msg']}" if where else first["msg"],
             where=path,
-            mend="name a file of nm2trt benchmark-gpu",
+            hint="name a file of nm2trt benchmark-gpu",
         ) from None
 
 
@@ -111,17 +111,17 @@ def _check_output(output: Path, *, force: bool) -> None:
     from nm2trt.gpu_benchmark import GpuBenchmarkDocument
 
     if not output.parent.is_dir():
-        raise ConfigError("parent directory does not exist", where=output, mend="make it first")
+        raise ConfigError("parent directory does not exist", where=output, hint="make it first")
     if not output.exists():
         return
     if not force:
-        raise ConfigError("exists", where=output, mend="name another file, or use --force")
+        raise ConfigError("exists", where=output, hint="name another file, or use --force")
     try:
         schema = json.loads(output.read_text(encoding="utf-8")).get("schema")
     except (OSError, ValueError, AttributeError):
         schema = None
     if schema != GpuBenchmarkDocument.SCHEMA:
-        raise InputError("was not written by nm2trt benchmark-gpu", where=output, mend="name another file")
+        raise InputError("was not written by nm2trt benchmark-gpu", where=output, hint="name another file")
 
 
 def _progress() -> Any:

@@ -120,7 +120,7 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
     if as_json:
         print_json(document.to_json())
     else:
-        from nm2trt.cli.calibrate_table import print_calibration
+        from nm2trt.cli.render.calibrate import print_calibration
 
         print_calibration(document, output)
     for line in document.problems:
@@ -155,8 +155,8 @@ def calibrate_file(
         MachineError: A builder was asked for that this machine lacks.
     """
     from nm2trt.calibration.run import calibrate, check_target
-    from nm2trt.cli.calibrate_compile import compile_result
     from nm2trt.engine import choose_builder
+    from nm2trt.pipelines.compile_check import compile_result
 
     check_target(model, output, force=force)
     chosen = choose_builder(builder)

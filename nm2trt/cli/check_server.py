@@ -37,6 +37,7 @@ def _document() -> type[ServerReportDocument]:
 @click.argument("model")
 @click.option("--build", type=click.Path(path_type=Path), required=True, metavar="BUILD", help="What it should serve.")
 @click.option(
+    "--variant",
     "--arm",
     type=click.Choice(["sparse", "control", "dense"]),
     default="sparse",
@@ -205,10 +206,10 @@ def _refuse_idle_options(context: click.Context, options: dict[str, Any], *, out
     for name in ("tolerance", "duration_s", "timeout_s"):
         # A range lets nan through, and everything is within an infinite tolerance.
         if options[name] is not None and not math.isfinite(options[name]):
-            raise ConfigError(f"{options[name]} is no bound", where=named[name], mend="give a number")
+            raise ConfigError(f"{options[name]} is no bound", where=named[name], hint="give a number")
     idle = [f"{named[name]} {why}" for applies, names, why in rules if applies for name in names if name in given]
     if idle:
-        raise ConfigError(f"no effect: {'; '.join(idle)}", where="check-server", mend="drop it")
+        raise ConfigError(f"no effect: {'; '.join(idle)}", where="check-server", hint="drop it")
 
 
 def _error(result: OutputsRecord) -> str:

@@ -92,7 +92,7 @@ def layer_pattern(text: str) -> tuple[str, NMPattern]:
     # Names may hold "=", patterns cannot.
     glob, equals, pattern = text.rpartition("=")
     if not equals or not glob:
-        raise ConfigError(f"--layer {text!r} is not GLOB=N:M", mend="write it like 'layer3.*=1:4'")
+        raise ConfigError(f"--layer {text!r} is not GLOB=N:M", hint="write it like 'layer3.*=1:4'")
     return glob, NMPattern.parse(pattern)
 
 

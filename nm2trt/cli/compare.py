@@ -72,7 +72,7 @@ def _show(comparison: ComparisonDocument) -> None:
     if comparison.batches:
         console.print(table)
     if comparison.layers:
-        table = Table(box=box.SIMPLE_HEAD, title="layers that differ most, sparse arm", title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD, title="layers that differ most, sparse variant", title_justify="left")
         for heading in ("layer", "A ms", "B ms", "A / B", "kernel A", "kernel B"):
             table.add_column(heading, justify="left" if heading in ("layer", "kernel A", "kernel B") else "right")
         for layer in comparison.layers:
@@ -102,7 +102,7 @@ _DIFFERS = {
 
 def estimate_lines(found: EstimateComparisonDocument) -> list[str]:
     """An estimate beside a report, for people."""
-    from nm2trt.cli.estimate_table import aligned, plain
+    from nm2trt.cli.render.estimate import aligned, plain
 
     lines = [
         f"estimate  {plain(found.estimate)}, {plain(found.gpu)}",

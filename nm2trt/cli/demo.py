@@ -15,7 +15,7 @@ from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import DemoDocument
-    from nm2trt.cli.demo_stages import DemoSettings
+    from nm2trt.pipelines.demo import DemoSettings
 
 Say = Callable[[str], object]
 
@@ -46,7 +46,7 @@ def command(
 ) -> int:
     """Go the whole way on bundled data: train, verify, export, compile, profile, report.
 
-    Trains dense and SR-STE networks from the same seeds, judges and exports them, compiles engines where
+    Trains dense and SR-STE networks from the same seeds, checks and exports them, compiles engines where
     TensorRT or TensorRT-RTX is installed, times dense against sparse, and writes DIR/report.html.
     Every step is a command of its own; the report lists them.
     """
@@ -58,7 +58,7 @@ def command(
     if epochs == 1:
         options["warmup_epochs"] = 0
     config = load_config(None, {name: value for name, value in options.items() if value is not None})
-    from nm2trt.cli.demo_stages import DemoSettings
+    from nm2trt.pipelines.demo import DemoSettings
 
     settings = DemoSettings(config=config, seeds=seeds, duration_s=duration)
     notes = stderr_console()
@@ -79,8 +79,8 @@ def command(
 def _demo(settings: DemoSettings, output: Path, *, force: bool, say: Say, doing: Say = lambda _: None) -> DemoDocument:
     """Run all stages into `output`, which appears whole at the end or not at all."""
     from nm2trt.artifacts import DemoDocument, file_records, host_record, staged_folder, write_atomic
-    from nm2trt.cli import demo_page
-    from nm2trt.cli.demo_stages import commands, run_stages
+    from nm2trt.pipelines import demo_report as demo_page
+    from nm2trt.pipelines.demo import commands, run_stages
 
     started = time.perf_counter()
     with staged_folder(output, force=force) as folder:

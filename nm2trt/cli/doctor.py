@@ -27,21 +27,21 @@ class Finding:
     name: str
     present: bool
     detail: str
-    mend: str = ""
+    hint: str = ""
 
 
-def _module(distribution: str, module: str, gives: str, mend: str) -> Finding:
+def _module(distribution: str, module: str, gives: str, hint: str) -> Finding:
     from nm2trt.artifacts.host import installed_version
 
     version = installed_version(distribution)
     if version is None:
-        return Finding(distribution, present=False, detail=f"not installed; it {gives}", mend=mend)
+        return Finding(distribution, present=False, detail=f"not installed; it {gives}", hint=hint)
     try:
         importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 -- a broken install may raise anything; it is the finding
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Finding(
-            distribution, present=False, detail=f"{version} installed, cannot be imported: {reason}", mend=mend
+            distribution, present=False, detail=f"{version} installed, cannot be imported: {reason}", hint=hint
         )
     return Finding(distribution, present=True, detail=f"{version}; {gives}")
 
@@ -57,7 +57,7 @@ def _gpu() -> Finding:
             "GPU",
             present=False,
             detail=f"{missing.what}: no sparse kernel can be chosen or timed here",
-            mend=missing.hint
+            hint=missing.hint
             if missing.code == "old-driver"
             else "run on a machine with an NVIDIA GPU of compute capability 8.0 or newer and its driver",
         )
@@ -76,11 +76,11 @@ def _tensorrt(flavor: Flavor, gives: str, hint: str) -> Finding:
 
     missing = explain_missing_package(flavor)
     if missing is not None:
-        return Finding(flavor, present=False, detail=f"not installed; it {gives}", mend=hint)
+        return Finding(flavor, present=False, detail=f"not installed; it {gives}", hint=hint)
     try:
         version = load_tensorrt(flavor).__version__
     except MachineError as error:
-        return Finding(flavor, present=False, detail=f"installed, {error.what}", mend=hint)
+        return Finding(flavor, present=False, detail=f"installed, {error.what}", hint=hint)
     return Finding(flavor, present=True, detail=f"{version}; {gives}")
 
 
@@ -98,7 +98,7 @@ def _torch_sparse() -> Finding:
         "torch 2:4 kernels",
         present=present,
         detail=detail,
-        mend="" if present else "run on an NVIDIA GPU of compute capability 8.0 or newer, with torch for CUDA",
+        hint="" if present else "run on an NVIDIA GPU of compute capability 8.0 or newer, with torch for CUDA",
     )
 
 
@@ -120,7 +120,7 @@ def _fashion_mnist() -> Finding:
             "fashion-mnist",
             present=False,
             detail="not installed; torchvision downloads it on first use",
-            mend="apt-get install dataset-fashion-mnist",
+            hint="apt-get install dataset-fashion-mnist",
         )
     return Finding("fashion-mnist", present=True, detail=f"{folder}")
 
@@ -132,7 +132,7 @@ def _triton() -> Finding:
     try:
         return Finding("triton", present=True, detail=f"{find_triton().description}: serves")
     except MachineError as error:
-        return Finding("triton", present=False, detail=error.what, mend=error.mend)
+        return Finding("triton", present=False, detail=error.what, hint=error.hint)
 
 
 def _findings() -> list[Finding]:
@@ -209,7 +209,7 @@ def command(*, as_json: bool) -> int:
         table.add_column(heading, overflow="fold")
     for finding in findings:
         sign = "[green]yes[/]" if finding.present else "[yellow]no[/]"
-        detail = finding.detail + (f"\n-> {finding.mend}" if finding.mend else "")
+        detail = finding.detail + (f"\n-> {finding.hint}" if finding.hint else "")
         table.add_row(sign, finding.name, detail.replace("[", r"\["))
     console.print(table)
     click.echo("\nWhat can be proved here:")

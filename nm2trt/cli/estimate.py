@@ -104,12 +104,12 @@ def command(
 
     estimate = run_estimate(model, gpu, gpu_file, precision, batch, shapes, dense_layers, assume)
     if as_json:
-        from nm2trt.estimate.document import estimate_document
+        from nm2trt.estimate.estimate_schema import estimate_document
 
         print_json(estimate_document(str(model), estimate, assumed=assume).to_json())
         return EXIT_OK
     from nm2trt.cli.common import stdout_console
-    from nm2trt.cli.estimate_table import print_estimate
+    from nm2trt.cli.render.estimate import print_estimate
 
     print_estimate(stdout_console(), str(model), estimate, assumed=assume, show_all=show_all)
     return EXIT_OK
@@ -153,7 +153,7 @@ def _gpu(gpu: str | None, gpu_file: Path | None) -> tuple[GpuSpec, KernelConstan
 
     if (gpu is None) == (gpu_file is None):
         what = "no GPU named" if gpu is None else "both --gpu and --gpu-file"
-        raise ConfigError(what, mend=f"give one of --gpu {'|'.join(gpu_table())} and --gpu-file F")
+        raise ConfigError(what, hint=f"give one of --gpu {'|'.join(gpu_table())} and --gpu-file F")
     if gpu is not None:
         return find_gpu(gpu), None
     path = gpu_file or Path()
@@ -172,7 +172,7 @@ def _shape(text: str) -> tuple[str, list[int]]:
     name, _, sizes = text.rpartition("=")
     parts = sizes.lower().split("x")
     if not name or len(parts) > _LARGEST_SHAPE_DIMENSIONS or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--shape {text!r} is not NAME=DIMS", mend="write it like x=32x3x224x224")
+        raise ConfigError(f"--shape {text!r} is not NAME=DIMS", hint="write it like x=32x3x224x224")
     return name, [int(part) for part in parts]
 
 

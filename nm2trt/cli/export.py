@@ -16,9 +16,9 @@ from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import BatchRange, BuildDocument, EngineRecord, GraphPort, NumericsRecord
-    from nm2trt.cli.export_config import ExportConfig, SourceOptions
     from nm2trt.engine import Chosen
     from nm2trt.export import Exported, Samples
+    from nm2trt.pipelines.export_config import ExportConfig, SourceOptions
 
 Progress = Callable[[str], None]
 
@@ -189,7 +189,7 @@ def command(
     if as_json:
         print_json(document.to_json())
     else:
-        from nm2trt.cli.export_table import print_build
+        from nm2trt.cli.render.export import print_build
 
         print_build(document, output)
     for line in failures(document):
@@ -226,7 +226,7 @@ def export_run(
         tolerance: Bound on the relative error; None takes the precision's usual one.
         data_dir: Where the data set's files are.
         force: Replace a folder that nm2trt wrote.
-        about: Fields of `nm2trt.cli.export_config.SourceOptions`: what the source does not tell.
+        about: Fields of `nm2trt.pipelines.export_config.SourceOptions`: what the source does not tell.
         engine: Fields of `nm2trt.engine.EngineSettings`: how engines are built.
         progress: Called with what is being done, in words.
 
@@ -240,8 +240,8 @@ def export_run(
         OSError: The disk is full; nothing is left.
     """
     from nm2trt.artifacts import staged_folder
-    from nm2trt.cli.export_config import checked_config
     from nm2trt.export import source_kind
+    from nm2trt.pipelines.export_config import checked_config
 
     config = checked_config(
         output,
@@ -278,7 +278,7 @@ def failures(document: BuildDocument) -> list[str]:
         lines.append(f"{MODEL}: {_difference(numerics)}")
     if document.source.pattern is not None and document.pattern["verdict"] != "pass":
         lines.append(f"{MODEL}: {'; '.join(document.pattern['problems'])}{_first_bad(document)}")
-    lines += [f"{engine.arm} engine: {engine.error} ({engine.log})" for engine in document.engines if engine.error]
+    lines += [f"{engine.variant} engine: {engine.error} ({engine.log})" for engine in document.engines if engine.error]
     return lines
 
 
@@ -343,12 +343,12 @@ def _export_into(
 ) -> BuildDocument:
     """Write everything but build.json into `folder`."""
     from nm2trt.artifacts import BuildDocument, Facts, file_records, host_record
-    from nm2trt.cli.export_config import USUAL_BATCH
     from nm2trt.engine import chosen_fact, faster_fact
     from nm2trt.export import check_numerics, check_onnx, eligible_fact, graph_ports, legal_fact, settle_batch
     from nm2trt.export.quantized import check_tensorrt_takes
+    from nm2trt.pipelines.export_config import USUAL_BATCH
     from nm2trt.verify import verify_path
-    from nm2trt.verify.document import document_of
+    from nm2trt.verify.verify_schema import document_of
 
     progress("exporting to ONNX")
     network = _exported(source, config)
@@ -370,13 +370,13 @@ def _export_into(
         probe=network.converted_to == "fp16",
     )
     progress("counting the pattern")
-    judged = verify_path(folder / MODEL, source=MODEL)
+    checked = verify_path(folder / MODEL, source=MODEL)
     inputs, outputs = graph_ports(network.model)
     engines = _engines(folder, inputs, batch, config, chosen, sm, progress)
     progress("writing the manifest")
     passed = (
         numerics.passed
-        and (network.record.pattern is None or judged.verdict == "pass")
+        and (network.record.pattern is None or checked.verdict == "pass")
         and all(engine.error is None for engine in engines)
     )
     return BuildDocument(
@@ -389,12 +389,12 @@ def _export_into(
         inputs=inputs,
         outputs=outputs,
         numerics=numerics,
-        pattern=document_of(judged).model_dump(mode="json", by_alias=True),
+        pattern=document_of(checked).model_dump(mode="json", by_alias=True),
         engines=engines,
         engines_note=chosen.why,
         facts=Facts(
-            legal=legal_fact(judged, network.patterns),
-            eligible=eligible_fact(judged),
+            legal=legal_fact(checked, network.patterns),
+            eligible=eligible_fact(checked),
             chosen=chosen_fact(engines, folder, why_none=chosen.why),
             faster=faster_fact(),
         ),
@@ -435,5 +435,5 @@ def _engines(
         )
     refused = next((engine for engine in engines if (engine.error or "").startswith(_REFUSED)), None)
     if refused is not None:
-        raise InputError(str(refused.error), where=MODEL, mend="export the network with other operators")
+        raise InputError(str(refused.error), where=MODEL, hint="export the network with other operators")
     return engines

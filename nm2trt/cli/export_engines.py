@@ -1,4 +1,4 @@
-"""The engine part of `nm2trt export`: its options, and the arms that are built."""
+"""The engine part of `nm2trt export`: its options, and the variants that are built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts import Arm, BatchRange, EngineRecord, GraphPort
+    from nm2trt.artifacts import BatchRange, EngineRecord, GraphPort, Variant
     from nm2trt.engine import BuildProgress, Chosen, EngineSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,7 +79,7 @@ def build_engines(
     settings: EngineSettings,
     progress: Callable[[str], None],
 ) -> list[EngineRecord]:
-    """Build the arms of one network; a failed build is a record with an error.
+    """Build the variants of one network; a failed build is a record with an error.
 
     Args:
         folder: Build folder, which holds the ONNX file.
@@ -96,7 +96,7 @@ def build_engines(
         InputError: The graph refuses the batch sizes, or the dense network is another one.
         OSError: The disk is full.
     """
-    from nm2trt.engine import Network, build_arms, ort_session
+    from nm2trt.engine import Network, build_variants, ort_session
 
     if settings.ort:
         ort_session(folder / onnx, profile_of(inputs, batch), workspace=settings.workspace).write(folder)
@@ -104,10 +104,10 @@ def build_engines(
         return []
     name = chosen.builder.name
 
-    def tell(arm: Arm, rebuild: int, step: BuildProgress | None) -> None:
+    def tell(variant: Variant, rebuild: int, step: BuildProgress | None) -> None:
         again = f", {rebuild + 1} of {settings.rebuilds}" if settings.rebuilds > 1 else ""
         bar = "" if step is None else f"  {progress_bar(step)}"
-        progress(f"building the {arm} engine with {name}{again}{bar}")
+        progress(f"building the {variant} engine with {name}{again}{bar}")
 
     network = Network(
         folder=folder,
@@ -117,7 +117,7 @@ def build_engines(
         batch=batch,
         sm=sm,
     )
-    return build_arms(chosen.builder, network, settings, tell)
+    return build_variants(chosen.builder, network, settings, tell)
 
 
 def progress_bar(step: BuildProgress) -> str:
@@ -146,7 +146,7 @@ def profile_of(
             raise InputError(
                 f"dimension {named} of input {port.name!r} has no size",
                 where="model.onnx",
-                mend="only the batch may vary: fix the others before the export",
+                hint="only the batch may vary: fix the others before the export",
             )
         smallest, optimal, largest = (
             tuple(size if isinstance(size, int) else count for size in port.shape)
@@ -161,16 +161,16 @@ def _take_dense(source: Path, folder: Path, sparse: str) -> str:
     from nm2trt.errors import InputError
 
     path = source / "model.onnx" if source.is_dir() else source
-    mend = "--dense takes the same network with other weights, exported with the same options"
+    hint = "--dense takes the same network with other weights, exported with the same options"
     if not path.is_file():
-        raise InputError("no ONNX file", where=path, mend=mend)
+        raise InputError("no ONNX file", where=path, hint=hint)
     found, expected = _anatomy(path), _anatomy(folder / sparse)
     for what, mine in found.items():
         if mine != expected[what]:
             less, more = expected[what] - mine, mine - expected[what]
             listed = [f"lacks {one}" for one in sorted(less)] + [f"has {one}" for one in sorted(more)]
             raise InputError(
-                f"is not the sparse network with other weights: {what}: {', '.join(listed[:4])}", where=path, mend=mend
+                f"is not the sparse network with other weights: {what}: {', '.join(listed[:4])}", where=path, hint=hint
             )
     _check_dense(path, folder / sparse)
     copy_onnx(path, folder / DENSE_MODEL)
@@ -178,7 +178,7 @@ def _take_dense(source: Path, folder: Path, sparse: str) -> str:
 
 
 def _check_dense(path: Path, sparse: Path) -> None:
-    """Refuse an arm that would be called dense and is as sparse as the other."""
+    """Refuse a variant that would be called dense and is as sparse as the other."""
     from nm2trt.engine import legal_nodes
     from nm2trt.errors import InputError
     from nm2trt.verify import ELIGIBLE, verify_path
@@ -188,7 +188,7 @@ def _check_dense(path: Path, sparse: Path) -> None:
         raise InputError(
             f"{count} of its layers hold 2:4, so its weights are not dense",
             where=path,
-            mend="--dense takes dense weights",
+            hint="--dense takes dense weights",
         )
 
 
@@ -214,7 +214,7 @@ def _anatomy(path: Path) -> dict[str, Counter[str]]:
     """What two networks must share for their engines to be comparable."""
     import onnx
 
-    from nm2trt.layers.onnx_file import read_model
+    from nm2trt.onnx_tools.lazy_file import read_model
 
     graph = read_model(path).graph
     name_of = onnx.TensorProto.DataType.Name

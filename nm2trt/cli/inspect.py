@@ -12,7 +12,7 @@ from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import LayerEvidence
-    from nm2trt.evidence.document import InspectDocument, InspectedEngine
+    from nm2trt.evidence.evidence_schema import InspectDocument, InspectedEngine
 
 _FILE = click.Path(path_type=Path)
 
@@ -24,7 +24,9 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--log", type=_FILE, metavar="F.log", help="Build log of TensorRT, trtexec or polygraphy.")
 @click.option("--onnx", type=_FILE, metavar="M.onnx", help="The network, to name nodes and weights and judge patterns.")
-@click.option("--arm", metavar="ARM", help="Table of this engine only: dense, control, sparse. Default: sparse.")
+@click.option(
+    "--variant", metavar="VARIANT", help="Table of this engine only: dense, control, sparse. Default: sparse."
+)
 @click.option("--all-layers", is_flag=True, help="Also list layers that have no weights.")
 @click.option(
     "--require", "least", type=click.IntRange(min=0), metavar="N", help="Exit 1 unless N layers run a sparse kernel."
@@ -35,7 +37,7 @@ def command(
     layers: Path | None,
     log: Path | None,
     onnx: Path | None,
-    arm: str | None,
+    variant: str | None,
     all_layers: bool,
     least: int | None,
     as_json: bool,
@@ -58,12 +60,12 @@ def command(
         raise ConfigError(f"BUILD brings its own files; leave out {', '.join(given)}", where="inspect")
     if build is None and layers is None and log is None:
         raise ConfigError(
-            "nothing to inspect", where="inspect", mend="name a BUILD, or --layers F.json, or --log F.log"
+            "nothing to inspect", where="inspect", hint="name a BUILD, or --layers F.json, or --log F.log"
         )
-    if build is None and arm is not None:
-        raise ConfigError("single files have no arms; leave it out", where="--arm")
+    if build is None and variant is not None:
+        raise ConfigError("single files have no variants; leave it out", where="--variant")
     document = inspect_build(build) if build is not None else inspect_files(layers, log, onnx)
-    shown = _shown(document, arm)
+    shown = _shown(document, variant)
     if as_json:
         print_json(document.to_json())
     else:
@@ -102,13 +104,13 @@ def inspect_build(folder: Path) -> InspectDocument:
     from nm2trt.engine import read_evidence
     from nm2trt.errors import InputError
     from nm2trt.evidence import read_onnx_nodes
-    from nm2trt.evidence.document import InspectDocument, InspectedEngine, InspectTotals
+    from nm2trt.evidence.evidence_schema import InspectDocument, InspectedEngine, InspectTotals
 
-    build = BuildDocument.read(folder, mend="name a folder that `nm2trt export` wrote")
+    build = BuildDocument.read(folder, hint="name a folder that `nm2trt export` wrote")
     for name, record in build.files.items():
         path = folder / name
         if name.endswith((".log", ".layers.json")) and path.is_file() and sha256_of(path) != record.sha256:
-            raise InputError("is not as build.json records it: it was changed", where=path, mend="export it again")
+            raise InputError("is not as build.json records it: it was changed", where=path, hint="export it again")
     legal = {
         node: str(layer.get("tensorrt", ""))
         for layer in build.pattern.get("layers", [])
@@ -117,7 +119,7 @@ def inspect_build(folder: Path) -> InspectDocument:
     }
     engines = []
     for engine in build.engines:
-        name = f"{engine.arm} {engine.rebuild + 1}" if engine.rebuild else engine.arm
+        name = f"{engine.variant} {engine.rebuild + 1}" if engine.rebuild else engine.variant
         builder = f"{engine.builder} {engine.builder_version}, SM{engine.sm}"
         if engine.file is None:
             none = InspectTotals(layers=0, with_weights=0, eligible=0, sparse=0, dense=0, hidden=0)
@@ -142,7 +144,7 @@ def inspect_files(layers: Path | None, log: Path | None, onnx: Path | None) -> I
     """
     from nm2trt.engine import legal_nodes
     from nm2trt.evidence import engine_evidence, read_inspection, read_log, read_onnx_nodes
-    from nm2trt.evidence.document import InspectDocument, InspectedEngine
+    from nm2trt.evidence.evidence_schema import InspectDocument, InspectedEngine
     from nm2trt.verify import verify_path
 
     inspection = read_inspection(layers) if layers is not None else None
@@ -156,18 +158,20 @@ def inspect_files(layers: Path | None, log: Path | None, onnx: Path | None) -> I
     )
 
 
-def _shown(document: InspectDocument, arm: str | None) -> list[InspectedEngine]:
+def _shown(document: InspectDocument, variant: str | None) -> list[InspectedEngine]:
     from nm2trt.errors import ConfigError, InputError
 
     if document.kind == "files":
         return list(document.engines)
     if not document.engines:
-        raise InputError("holds no engines", where=document.source, mend="export it with --builder")
-    wanted = arm or "sparse"
+        raise InputError("holds no engines", where=document.source, hint="export it with --builder")
+    wanted = variant or "sparse"
     found = [engine for engine in document.engines if engine.name.split()[0] == wanted]
     if not found:
         listed = ", ".join(dict.fromkeys(engine.name.split()[0] for engine in document.engines))
-        raise ConfigError(f"no such engine in {document.source}: {wanted}", where="--arm", mend=f"choose from {listed}")
+        raise ConfigError(
+            f"no such engine in {document.source}: {wanted}", where="--variant", hint=f"choose from {listed}"
+        )
     return found
 
 

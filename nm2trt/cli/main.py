@@ -73,7 +73,7 @@ def cli() -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; prints at most one error line for what a user can mend."""
+    """Run one command and return its exit code; prints at most one error line for what a user can hint."""
     try:
         result = cli.main(args=arguments, prog_name="nm2trt", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -11,7 +11,7 @@ from nm2trt.cli.common import force_option, output_option, schema_option, stderr
 from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts.build import Arm
+    from nm2trt.artifacts.build import Variant
     from nm2trt.artifacts.package import PackageDocument
     from nm2trt.serve import Packaged, Surroundings, Written
 
@@ -70,11 +70,12 @@ def _document() -> type[PackageDocument]:
 )
 @click.option("--device", type=click.Choice(["gpu", "cpu"]), help="For --platform onnxruntime. Default: gpu.")
 @click.option(
+    "--variant",
     "--arm",
-    "arms",
+    "variants",
     multiple=True,
     type=click.Choice(["sparse", "control", "dense"]),
-    help="Which engine; repeat it to serve several side by side, as NAME and NAME-ARM. Default: sparse.",
+    help="Which engine; repeat it to serve several side by side, as NAME and NAME-VARIANT. Default: sparse.",
 )
 @click.option(
     "--dense", type=click.Path(path_type=Path), metavar="BUILD", help="Serve this one beside it as NAME-dense."
@@ -146,7 +147,7 @@ def command(
     if remove_version is not None or rollback:
         return _change(builds, output, given, as_json, remove_version, options)
     if not builds:
-        raise ConfigError("no BUILD", where="package", mend="name a folder that `nm2trt export` wrote")
+        raise ConfigError("no BUILD", where="package", hint="name a folder that `nm2trt export` wrote")
     _refuse_without_effect(server, given, options)
     if server in _FOLDERS:
         return _folder(builds, server, output, force, as_json, options)
@@ -161,7 +162,7 @@ def _given(context: click.Context) -> set[str]:
 
 def _option_of(name: str, value: object = None) -> str:
     """How the user writes a parameter."""
-    written = {"number": "--version", "arms": "--arm", "as_json": "--json"}
+    written = {"number": "--version", "variants": "--variant", "as_json": "--json"}
     if value is False:
         written |= {"cuda_graphs": "--no-cuda-graphs", "keep_config": "--rewrite-config"}
     return written.get(name, f"--{name.replace('_', '-')}")
@@ -176,12 +177,12 @@ def _refuse_without_effect(server: str, given: set[str], options: dict[str, Any]
             continue
         if name == "force":
             raise ConfigError(
-                "a repository keeps its versions", where="--force", mend="drop it; a new version goes beside"
+                "a repository keeps its versions", where="--force", hint="drop it; a new version goes beside"
             )
         raise ConfigError(
             f"does nothing with --server {server}",
             where=_option_of(name, options.get(name)),
-            mend=f"drop it; it is for {', '.join(servers)}",
+            hint=f"drop it; it is for {', '.join(servers)}",
         )
 
 
@@ -201,11 +202,11 @@ def _change(
     own = {"remove_version", "rollback"} & given
     what = _option_of(sorted(own)[0])
     if len(own) > 1:
-        raise ConfigError("--remove-version and --rollback at once", mend="give one of them")
+        raise ConfigError("--remove-version and --rollback at once", hint="give one of them")
     if builds:
-        raise ConfigError("takes no BUILD", where=what, mend="package the build by itself")
+        raise ConfigError("takes no BUILD", where=what, hint="package the build by itself")
     for name in sorted(given - own - set(_CHANGES) - {"builds"}):
-        raise ConfigError(f"does nothing with {what}", where=_option_of(name, options.get(name)), mend="drop it")
+        raise ConfigError(f"does nothing with {what}", where=_option_of(name, options.get(name)), hint="drop it")
     name = _only_model(output) if options["name"] is None else check_name(options["name"])
     keep = options["keep_config"]
     if remove is not None:
@@ -235,7 +236,7 @@ def _only_model(repository: Path) -> str:
 
     names = [folder.name for folder in model_folders(repository)]
     if len(names) > 1:
-        raise ConfigError(f"the repository holds {', '.join(names)}", where=repository, mend="name one with --name")
+        raise ConfigError(f"the repository holds {', '.join(names)}", where=repository, hint="name one with --name")
     return names[0]
 
 
@@ -269,7 +270,7 @@ def _repository(builds: tuple[Path, ...], server: str, output: Path, as_json: bo
         server=kind,
         platform=options["platform"],
         device=options["device"],
-        arms=options["arms"] or ("sparse",),
+        variants=options["variants"] or ("sparse",),
         dense=options["dense"],
         version=options["number"],
         max_batch=options["max_batch"],
@@ -331,25 +332,25 @@ def _folder(
     from nm2trt.errors import ConfigError
     from nm2trt.serve import package_deepstream, package_onnxruntime
 
-    if len(builds) > 1 or len(options["arms"]) > 1:
-        raise ConfigError(f"{server} takes one BUILD and one --arm")
+    if len(builds) > 1 or len(options["variants"]) > 1:
+        raise ConfigError(f"{server} takes one BUILD and one --variant")
     check_output(output, force=force)
     name = _model_name(options["name"], builds[0])
-    arm: Arm = (options["arms"] or ("sparse",))[0]
+    variant: Variant = (options["variants"] or ("sparse",))[0]
     with staged_folder(output, force=force) as folder:
         if server == "deepstream":
             document = package_deepstream(
                 builds[0],
                 folder,
                 name=name,
-                arm=arm,
+                variant=variant,
                 labels=options["labels"],
                 scale=1 / 255 if options["scale"] is None else options["scale"],
                 sm=options["sm"],
                 tensorrt=options["tensorrt"],
             )
         else:
-            document = package_onnxruntime(builds[0], folder, name=name, arm=arm)
+            document = package_onnxruntime(builds[0], folder, name=name, variant=variant)
         document.write(folder)
     if as_json:
         print_json(document.to_json())
@@ -374,7 +375,9 @@ def _show(packaged: list[Packaged], output: Path, written: Written) -> None:
             else "fixed shapes, no batching"
         )
         console.print(f"{document.model} version {version.version}", markup=False, style="bold")
-        console.print(f"  {document.platform} ({one.why}), {version.arm} arm, {batching}", markup=False, soft_wrap=True)
+        console.print(
+            f"  {document.platform} ({one.why}), {version.variant} variant, {batching}", markup=False, soft_wrap=True
+        )
         old = ", ".join(str(other.version) for other in document.served[:-1])
         if old:
             console.print(f"  beside version {old}", markup=False)

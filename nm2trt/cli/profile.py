@@ -76,7 +76,7 @@ def _document() -> type[ReportDocument]:
 @click.option(
     "--duration", "duration_s", metavar="S", type=float, default=6.0, show_default=True, help="Seconds per batch size."
 )
-@click.option("--rebuilds", type=int, default=1, show_default=True, help="How many builds of every arm are timed.")
+@click.option("--rebuilds", type=int, default=1, show_default=True, help="How many builds of every variant are timed.")
 @click.option("--reference", metavar="RUN", type=_PATH, help="Run folder: time its network in PyTorch, too.")
 @click.option("--layers/--no-layers", default=True, show_default=True, help="Time single layers in a run apart.")
 @click.option("--streams", type=int, default=0, help="Measure under load, too, with so many concurrent streams.")
@@ -85,7 +85,7 @@ def _document() -> type[ReportDocument]:
     "rates",
     metavar="R,R,..",
     default="",
-    help="Requests a second under load.  [default: 50, 70 and 90 % of what the slower arm can do]",
+    help="Requests a second under load.  [default: 50, 70 and 90 % of what the slower variant can do]",
 )
 @click.option(
     "--trust",
@@ -106,9 +106,9 @@ def _document() -> type[ReportDocument]:
 def command(context: click.Context, /, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
     """Time a sparse-trained network against a dense one.
 
-    The arms run in turns, in shuffled order: dense, sparse, and sparse once more; on TensorRT also the sparse weights
-    without sparse kernels. The repeated arm is the noise floor: a difference counts only where it is larger than the
-    difference of a network to itself. Then every layer is timed, in a run of its own.
+    The variants run in turns, in shuffled order: dense, sparse, and sparse once more; on TensorRT also the sparse
+    weights without sparse kernels. The repeated variant is the noise floor: a difference counts only where it is larger
+    than the difference of a network to itself. Then every layer is timed, in a run of its own.
 
     SOURCE is a folder of `nm2trt export` or an ONNX file. With --backend torch-sparse it may also be a run folder or a
     checkpoint with --model: the network runs in PyTorch, dense against torch's own 2:4 kernels, in every --mode; of an
@@ -135,7 +135,7 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
     if as_json:
         print_json(report.to_json())
     else:
-        from nm2trt.cli.profile_table import show
+        from nm2trt.cli.render.profile import show
 
         show(report, output)
     return 0
@@ -158,7 +158,7 @@ def _place_sources(options: dict[str, Any]) -> None:
         raise ConfigError("two runs as arguments and --trtexec-* or --layer-times exclude each other", where="profile")
     network = next((path for path in sources if path.suffix == ".onnx" or (path / "build.json").exists()), None)
     if network is not None:
-        raise ConfigError(f"{network} is a network, no run of trtexec", mend="give the dense network with --dense")
+        raise ConfigError(f"{network} is a network, no run of trtexec", hint="give the dense network with --dense")
     if len(sources) == 2:
         options["trtexec_dense"], options["trtexec_sparse"] = sources
     else:
@@ -207,23 +207,25 @@ def _check_source(options: dict[str, Any], *, imported: bool) -> None:
     from nm2trt.errors import ConfigError
 
     if not imported and options["source"] is None:
-        raise ConfigError("nothing to profile", mend="name a build folder or ONNX file, or --trtexec-sparse PREFIX")
-    if options["layer_times"] is not None and any(options[f"trtexec_{arm}"] for arm in ("sparse", "dense", "again")):
-        raise ConfigError("--layer-times and --trtexec-* exclude each other", mend="make two reports")
+        raise ConfigError("nothing to profile", hint="name a build folder or ONNX file, or --trtexec-sparse PREFIX")
+    if options["layer_times"] is not None and any(
+        options[f"trtexec_{variant}"] for variant in ("sparse", "dense", "again")
+    ):
+        raise ConfigError("--layer-times and --trtexec-* exclude each other", hint="make two reports")
     if imported and (options["dense"] is not None or options["reference"] is not None):
-        raise ConfigError("--dense and --reference are run, --trtexec-* and --layer-times are read", mend="choose one")
+        raise ConfigError("--dense and --reference are run, --trtexec-* and --layer-times are read", hint="choose one")
 
 
 def _imported(options: dict[str, Any], config: Any, batch_given: bool) -> ReportDocument:
     from nm2trt.errors import ConfigError
-    from nm2trt.profile.imported import TrtexecPaths, import_table, import_trtexec
+    from nm2trt.profile.importers.trtexec import TrtexecPaths, import_table, import_trtexec
 
     if batch_given and len(config.batches) != 1:
-        raise ConfigError("--batch: others' files hold one batch size", mend="name that one")
+        raise ConfigError("--batch: others' files hold one batch size", hint="name that one")
     batch = config.batches[0] if batch_given else None
     if options["layer_times"] is not None:
         if batch is None:
-            raise ConfigError("a table does not tell its batch size", where="--layer-times", mend="add --batch N")
+            raise ConfigError("a table does not tell its batch size", where="--layer-times", hint="add --batch N")
         return import_table(options["layer_times"], batch=batch, seed=config.seed)
     paths = TrtexecPaths(
         sparse=options["trtexec_sparse"], dense=options["trtexec_dense"], again=options["trtexec_again"]
@@ -259,7 +261,7 @@ def _check_torch_options(context: click.Context, options: dict[str, Any]) -> Non
         words = "does not go" if len(wrong) == 1 else "do not go"
         raise ConfigError(
             f"{', '.join(wrong)} {words} with --backend {options['backend']}",
-            mend="leave it out" if in_torch else "use --backend torch-sparse, or leave it out",
+            hint="leave it out" if in_torch else "use --backend torch-sparse, or leave it out",
         )
 
 

@@ -26,7 +26,7 @@ def torch_network(source: Path, options: Mapping[str, Any], shapes: Mapping[str,
     names = {"model": "--model", "input_shape": "--input-shape", "inputs": "--input", "classes": "--classes"}
     given = [option for name, option in names.items() if options[name] not in (None, ())]
     if kind != "checkpoint" and given:
-        raise ConfigError(f"{', '.join(given)}: for checkpoints only", where=source, mend="leave it out")
+        raise ConfigError(f"{', '.join(given)}: for checkpoints only", where=source, hint="leave it out")
     if kind == "onnx":
         from nm2trt.profile.torch_sparse.onnx_products import load_products
 
@@ -40,7 +40,7 @@ def torch_network(source: Path, options: Mapping[str, Any], shapes: Mapping[str,
         raise ConfigError(
             "a checkpoint holds weights and no network",
             where=source,
-            mend="name it with --model: resnet50, timm:NAME, package.module:factory, transformers:CLASS",
+            hint="name it with --model: resnet50, timm:NAME, package.module:factory, transformers:CLASS",
         )
     specs = parse_inputs(options["inputs"])
     if options["input_shape"] is not None:

@@ -86,7 +86,7 @@ def command(
     if as_json:
         print_json(document.to_json())
     else:
-        from nm2trt.cli.prune_table import print_document
+        from nm2trt.cli.render.prune import print_document
 
         print_document(stdout_console(), document)
     return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
@@ -99,7 +99,7 @@ def _watching() -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         yield lambda _: None
         return
-    from nm2trt.cli.verify_table import plain
+    from nm2trt.cli.render.verify import plain
 
     with console.status("opening") as status:
         yield lambda words: status.update(plain(words).replace("[", r"\["))

@@ -32,7 +32,7 @@ def command(build: Path, checkpoint: Path, trust: bool, as_json: bool) -> int:
     """Put new weights into the engines of BUILD, without building them again.
 
     CHECKPOINT is what `nm2trt export` takes, or an ONNX file that was exported like BUILD's. It is exported as BUILD
-    was and judged first: weights that break the pattern, or that belong to another network, are refused before an
+    was and checked first: weights that break the pattern, or that belong to another network, are refused before an
     engine is touched. The control and sparse engines get the new weights, and BUILD is replaced as a whole.
 
     Needs TensorRT, its GPU, and engines of `nm2trt export --builder tensorrt --refittable`.
@@ -51,8 +51,8 @@ def command(build: Path, checkpoint: Path, trust: bool, as_json: bool) -> int:
     if as_json:
         print_json(document.to_json())
     else:
-        arms = ", ".join(engine.arm for engine in document.engines if engine.arm != "dense")
-        click.echo(f"{build}: {arms} hold the weights of {checkpoint}; {document.facts.legal.evidence}")
+        variants = ", ".join(engine.variant for engine in document.engines if engine.variant != "dense")
+        click.echo(f"{build}: {variants} hold the weights of {checkpoint}; {document.facts.legal.evidence}")
         click.echo("no time was measured with them: run `nm2trt profile` again")
     return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
 
@@ -84,7 +84,7 @@ def refit_build(
 
     # The folder is replaced by another of its name, and "." is none.
     folder = folder.resolve()
-    build = BuildDocument.read(folder, mend="name a folder that `nm2trt export` wrote")
+    build = BuildDocument.read(folder, hint="name a folder that `nm2trt export` wrote")
     engines = _refittable(folder, build)
     with tempfile.TemporaryDirectory(prefix="nm2trt-refit-") as temporary:
         new, exported = _new_onnx(folder, build, checkpoint, Path(temporary), trust=trust)
@@ -122,7 +122,7 @@ def this_machine() -> Here:
     builder = TensorrtBuilder()
     found = builder.availability()
     if not found.available:
-        raise MachineError(f"refit needs TensorRT and its GPU: {found.why}", where="refit", mend=found.mend)
+        raise MachineError(f"refit needs TensorRT and its GPU: {found.why}", where="refit", hint=found.hint)
     # The library's own word: the package's version may carry more.
     version = run_probe(builder.name).version
     return Here(tensorrt_version=version, sm=str(builder.resolve_sm(None)), platform=this_platform())
@@ -131,15 +131,15 @@ def this_machine() -> Here:
 def _refittable(folder: Path, build: BuildDocument) -> list[EngineRecord]:
     from nm2trt.errors import InputError
 
-    engines = [engine for engine in build.engines if engine.arm != "dense" and engine.file is not None]
+    engines = [engine for engine in build.engines if engine.variant != "dense" and engine.file is not None]
     fixed = [engine for engine in engines if "REFIT" not in engine.flags]
     if not engines:
-        raise InputError("holds no engines with these weights", where=folder, mend="export it with --builder tensorrt")
+        raise InputError("holds no engines with these weights", where=folder, hint="export it with --builder tensorrt")
     if fixed:
         raise InputError(
-            f"the {fixed[0].arm} engine was not built to be refitted (flags: {' '.join(fixed[0].flags) or 'none'})",
+            f"the {fixed[0].variant} engine was not built to be refitted (flags: {' '.join(fixed[0].flags) or 'none'})",
             where=folder,
-            mend="export it with --builder tensorrt --refittable",
+            hint="export it with --builder tensorrt --refittable",
         )
     return engines
 
@@ -151,7 +151,7 @@ def _new_onnx(
     from nm2trt.errors import InputError
 
     if not checkpoint.exists():
-        raise InputError("does not exist", where=checkpoint, mend="CHECKPOINT is what `nm2trt export` takes")
+        raise InputError("does not exist", where=checkpoint, hint="CHECKPOINT is what `nm2trt export` takes")
     if checkpoint.suffix == ".onnx" and build.source.kind != "onnx":
         return checkpoint, None
     from nm2trt.artifacts.code_trust import check_code
@@ -190,7 +190,7 @@ def _checked_plans(folder: Path, engines: list[EngineRecord], here: Here, *, tru
     return {
         str(engine.file): check_plan(
             folder,
-            engine.arm,
+            engine.variant,
             rebuild=engine.rebuild,
             tensorrt_version=here.tensorrt_version,
             sm=here.sm,
@@ -220,8 +220,8 @@ def _refit(
             shutil.copyfile(log, kept)
         raise MachineError(
             f"TensorRT refused: {answer.error}",
-            where=f"{engine.arm} engine",
-            mend=f"BUILD is as it was; {kept.name} beside it is the log; export again",
+            where=f"{engine.variant} engine",
+            hint=f"BUILD is as it was; {kept.name} beside it is the log; export again",
         )
     return engine.model_copy(update={"sha256": sha256_of(plan), "size_bytes": plan.stat().st_size})
 
@@ -232,10 +232,10 @@ def _updated(
     """The manifest of the refitted build: what the new weights changed is new, the rest stays."""
     from nm2trt.artifacts import BuildDocument, BuildSource, Fact, FactState, file_records, host_record, sha256_of
     from nm2trt.verify import verify_path
-    from nm2trt.verify.document import document_of
+    from nm2trt.verify.verify_schema import document_of
 
-    judged = verify_path(staged / MODEL, source=MODEL)
-    pattern = document_of(judged).model_dump(mode="json", by_alias=True)
+    checked = verify_path(staged / MODEL, source=MODEL)
+    pattern = document_of(checked).model_dump(mode="json", by_alias=True)
     (staged / BuildDocument.FILE).unlink()
     changes: dict[str, Any] = {"engines": records, "pattern": pattern, "host": host_record()}
     unmeasured = Fact(

@@ -76,7 +76,7 @@ def command(
 
     if not math.isfinite(timeout_s):
         # A range lets nan through.
-        raise ConfigError(f"{timeout_s} is no time", where="--timeout", mend="give seconds")
+        raise ConfigError(f"{timeout_s} is no time", where="--timeout", hint="give seconds")
     models = check_repository(repository)
     installed = find_triton()
     ports = choose_ports(http_port, grpc_port, metrics_port)
@@ -91,7 +91,7 @@ def command(
     replaced = sorted(set(installed.missing(needed)) & stand_ins)
     if stand_in and not replaced:
         raise ConfigError(
-            f"no effect: {', '.join(sorted(needed))} runs by itself here", where="--stand-in", mend="drop it"
+            f"no effect: {', '.join(sorted(needed))} runs by itself here", where="--stand-in", hint="drop it"
         )
     if replaced:
         text = f"stand-in for {', '.join(replaced)}: ONNX Runtime on the CPU runs model.onnx, not the engine"

@@ -103,14 +103,14 @@ def command(
     nm2trt train -o runs/digits
     nm2trt train --data fashion-mnist --epochs 3 --batch-size 128 -o runs/fashion
     """
-    from nm2trt.cli.progress import training_progress
+    from nm2trt.cli.render.progress import training_progress
     from nm2trt.errors import ConfigError
 
     layers = dict(entry.rpartition("=")[::2] for entry in options.pop("layers"))
     if "" in layers:
-        raise ConfigError(f"--layer {layers['']!r} has no '='", mend="write GLOB=N:M, such as 'layers.2.*=1:4'")
+        raise ConfigError(f"--layer {layers['']!r} has no '='", hint="write GLOB=N:M, such as 'layers.2.*=1:4'")
     if resume and (force or config is not None):
-        raise ConfigError("--resume takes RUN's own config.toml", mend="leave --config and --force out")
+        raise ConfigError("--resume takes RUN's own config.toml", hint="leave --config and --force out")
     from nm2trt.training.config import load_config, resumed_config
     from nm2trt.training.run import is_first_process, train
 
@@ -137,7 +137,7 @@ def _interrupted(output: Path) -> Nm2trtError:
 
     if (output / FILE).is_file():
         return InterruptedRunError(
-            "interrupted; its last saved state is whole", where=output, mend="go on with --resume"
+            "interrupted; its last saved state is whole", where=output, hint="go on with --resume"
         )
     return InterruptedRunError("interrupted before anything was saved; nothing was left", where=output)
 

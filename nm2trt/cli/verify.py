@@ -15,7 +15,7 @@ from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.layers import LayerWeight
-    from nm2trt.verify import Judgement
+    from nm2trt.verify import CheckResult
 
 
 @click.command(name="verify")
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--pattern",
     metavar="N:M",
-    help="Judge every layer by it; auto: the strongest that it holds. Default: what the file says, else 2:4.",
+    help="Check every layer by it; auto: the strongest that it holds. Default: what the file says, else 2:4.",
 )
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these layers.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Do not judge these layers.")
@@ -48,7 +48,7 @@ def command(
     plot: Path | None,
     as_json: bool,
 ) -> int:
-    """Judge every layer of a checkpoint or ONNX file against an N:M pattern.
+    """Check every layer of a checkpoint or ONNX file against an N:M pattern.
 
     PATH is a .safetensors, .pt, .npz or .onnx file, a run folder (its checkpoint), a build folder (its
     model.onnx) or a Hugging Face folder. Code inside a .pt file is never run.
@@ -67,7 +67,7 @@ def command(
     from nm2trt.verify import parse_pattern
 
     if junit is not None:
-        from nm2trt.cli.junit import check_target
+        from nm2trt.cli.render.junit import check_target
 
         check_target(junit)
     if plot is not None:
@@ -83,7 +83,7 @@ def command(
         documents = [_verify(path, rules, watch) for path in paths]
     if junit is not None:
         from nm2trt.artifacts import write_atomic
-        from nm2trt.cli.junit import junit_from_documents
+        from nm2trt.cli.render.junit import junit_from_documents
 
         write_atomic(junit, junit_from_documents(documents))
     if plot is not None:
@@ -92,7 +92,7 @@ def command(
     return EXIT_OK if all(document.verdict == "pass" for document in documents) else EXIT_BAD_VERDICT
 
 
-def _verify(path: Path, rules: dict[str, Any], watch: Callable[[LayerWeight], None] | None) -> Judgement:
+def _verify(path: Path, rules: dict[str, Any], watch: Callable[[LayerWeight], None] | None) -> CheckResult:
     from nm2trt.verify import verify_path
 
     return verify_path(path, watch=watch, **rules)
@@ -103,19 +103,19 @@ def _check_plot(plot: Path, paths: tuple[Path, ...]) -> None:
 
     where = f"--plot {plot}"
     if len(paths) > 1:
-        raise ConfigError(f"draws one PATH, not {len(paths)}", where=where, mend="run once for each")
+        raise ConfigError(f"draws one PATH, not {len(paths)}", where=where, hint="run once for each")
     if plot.suffix.lower() != ".png":
-        raise ConfigError("is no .png", where=where, mend="name the file F.png")
+        raise ConfigError("is no .png", where=where, hint="name the file F.png")
     if plot.is_dir() or not plot.parent.is_dir():
-        raise ConfigError("is no place for a file", where=where, mend="name a file in an existing folder")
+        raise ConfigError("is no place for a file", where=where, hint="name a file in an existing folder")
     if plot.exists():
         with plot.open("rb") as file:
             if file.read(8) != b"\x89PNG\r\n\x1a\n":
-                raise ConfigError("exists and is no PNG", where=where, mend="choose another name")
+                raise ConfigError("exists and is no PNG", where=where, hint="choose another name")
 
 
-def _draw(path: Path, judgement: Judgement, plot: Path) -> None:
-    from nm2trt.cli.verify_table import plain
+def _draw(path: Path, result: CheckResult, plot: Path) -> None:
+    from nm2trt.cli.render.verify import plain
     from nm2trt.pattern import NMPattern
     from nm2trt.report.sparsity import SparsityRow, write_sparsity_png
     from nm2trt.verify import BAD_VERDICTS, group_histograms
@@ -128,21 +128,21 @@ def _draw(path: Path, judgement: Judgement, plot: Path) -> None:
             verdict=layer.verdict,
             bad=layer.verdict in BAD_VERDICTS,
         )
-        for layer, groups in group_histograms(path, judgement)
+        for layer, groups in group_histograms(path, result)
     ]
-    write_sparsity_png(rows, plot, f"{plain(judgement.source)}: non-zeros per group, layer by layer")
+    write_sparsity_png(rows, plot, f"{plain(result.source)}: non-zeros per group, layer by layer")
 
 
-def _print(documents: list[Judgement], *, as_json: bool) -> None:
+def _print(documents: list[CheckResult], *, as_json: bool) -> None:
     if as_json:
         from nm2trt.verify import json_of
 
         print_json(json_of(documents))
         return
-    from nm2trt.cli.verify_table import print_judgement
+    from nm2trt.cli.render.verify import print_check_result
 
     for document in documents:
-        print_judgement(document)
+        print_check_result(document)
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _watching() -> Iterator[Callable[[LayerWeight], None] | None]:
         yield None
         return
     console = stderr_console()
-    from nm2trt.cli.verify_table import plain
+    from nm2trt.cli.render.verify import plain
 
     with console.status("opening") as status:
-        yield lambda layer: status.update(f"judging {plain(layer.name)}".replace("[", r"\["))
+        yield lambda layer: status.update(f"checking {plain(layer.name)}".replace("[", r"\["))

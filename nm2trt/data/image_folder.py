@@ -36,16 +36,16 @@ def load_image_folder(data_dir: Path | None, *, image_size: int | None = None, r
         InputError: The folder has no classes or no images, or the first ones cannot be read.
     """
     if data_dir is None:
-        raise ConfigError("imagefolder needs the folder of its images", where="data_dir", mend="give --data-dir")
+        raise ConfigError("imagefolder needs the folder of its images", where="data_dir", hint="give --data-dir")
     size = image_size or DEFAULT_IMAGE_SIZE
     classes = _class_names(data_dir / "train")
     if unknown := [name for name in _class_names(data_dir / "val") if name not in classes]:
-        raise InputError(f"class {unknown[0]!r} is not in train", where=data_dir / "val", mend=_LAYOUT)
+        raise InputError(f"class {unknown[0]!r} is not in train", where=data_dir / "val", hint=_LAYOUT)
     train = _ImageFiles(data_dir / "train", classes, _training_transform(size, randaugment))
     test = _ImageFiles(data_dir / "val", classes, _test_transform(size))
     without = sorted(set(range(len(classes))) - set(train.labels.tolist()))
     if without:
-        raise InputError("has no image", where=data_dir / "train" / classes[without[0]], mend="add some, or remove it")
+        raise InputError("has no image", where=data_dir / "train" / classes[without[0]], hint="add some, or remove it")
     return DataSet(
         name="imagefolder",
         source=f"images in --data-dir, {len(classes)} classes",
@@ -65,7 +65,7 @@ class _ImageFiles(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         index = {name: number for number, name in enumerate(classes)}
         found = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS, allow_empty=True)
         if not found:
-            raise InputError(f"has no image ({', '.join(IMG_EXTENSIONS)})", where=folder, mend=_LAYOUT)
+            raise InputError(f"has no image ({', '.join(IMG_EXTENSIONS)})", where=folder, hint=_LAYOUT)
         self._folder = folder
         # One array: a list of a million strings is copied by every worker, as it counts references to them.
         self._paths = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in found])
@@ -85,16 +85,16 @@ class _ImageFiles(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         # PIL raises these for files that are cut, of another kind, or decompression bombs.
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = str(error).replace(str(path), path.name)
-            raise InputError(f"no readable image: {reason}", where=path, mend="replace or remove it") from None
+            raise InputError(f"no readable image: {reason}", where=path, hint="replace or remove it") from None
         return self._transform(pixels), int(self.labels[index])
 
 
 def _class_names(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise InputError("no such folder", where=folder, mend=_LAYOUT)
+        raise InputError("no such folder", where=folder, hint=_LAYOUT)
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if not names:
-        raise InputError("has no class folders", where=folder, mend=_LAYOUT)
+        raise InputError("has no class folders", where=folder, hint=_LAYOUT)
     return names
 
 

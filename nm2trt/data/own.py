@@ -34,13 +34,13 @@ def load_own(reference: str, data_dir: Path | None) -> DataSet:
         return replace(found, name=reference)
     where = f"data {reference}"
     if not isinstance(found, tuple | list) or len(found) != 2:
-        raise InputError(f"returned {type(found).__name__}", where=where, mend=_PAIR)
+        raise InputError(f"returned {type(found).__name__}", where=where, hint=_PAIR)
     for part, dataset in zip(("train", "test"), found, strict=True):
         if isinstance(dataset, IterableDataset) or not (
             hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
         ):
             raise InputError(
-                f"its {part} is {type(dataset).__name__}, without length or index", where=where, mend=_PAIR
+                f"its {part} is {type(dataset).__name__}, without length or index", where=where, hint=_PAIR
             )
     train, test = found
     classes = _classes(train, where)
@@ -63,7 +63,7 @@ def _samples(dataset: Any, name: str, classes: int, input_shape: tuple[int, ...]
         raise InputError(f"has {len(dataset.tensors)} tensors and not 2, x and labels", where=name)
     x_NX, y_N = dataset.tensors
     if not x_NX.is_floating_point():
-        raise InputError(f"x is {x_NX.dtype}", where=name, mend="scale it to float32")
+        raise InputError(f"x is {x_NX.dtype}", where=name, hint="scale it to float32")
     if y_N.is_floating_point() or y_N.dtype == torch.bool:
         raise InputError(f"labels are {y_N.dtype} and no integers", where=name)
     return ArraySamples(x_NX.float(), y_N.long(), name=name)
@@ -82,9 +82,9 @@ def _classes(train: Any, where: str) -> int:
             raise InputError(
                 "nothing tells the number of classes",
                 where=where,
-                mend="give train a `classes` list, or return a DataSet",
+                hint="give train a `classes` list, or return a DataSet",
             )
         count = int(torch.as_tensor(labels).max()) + 1
     if count < 2:
-        raise InputError(f"has {count} class(es)", where=where, mend="training needs two or more")
+        raise InputError(f"has {count} class(es)", where=where, hint="training needs two or more")
     return count

@@ -52,11 +52,11 @@ class SampleError(InputError):
     torch raises it again there with the worker's whole traceback as its only argument.
     """
 
-    def __init__(self, what: str, *, where: object = "", mend: str = "") -> None:
+    def __init__(self, what: str, *, where: object = "", hint: str = "") -> None:
         lines = what.splitlines()
         if len(lines) > 1 and "Traceback" in what:
             what = lines[-1].partition(f"{type(self).__name__}: ")[2] or lines[-1]
-        super().__init__(what, where=where, mend=mend)
+        super().__init__(what, where=where, hint=hint)
 
 
 def draw(seed: int, key: int) -> int:
@@ -156,7 +156,7 @@ class LazySamples:
             try:
                 sample = self._dataset[index]
             except InputError as error:
-                raise SampleError(error.what, where=error.where, mend=error.mend) from None
+                raise SampleError(error.what, where=error.where, hint=error.hint) from None
             except Exception as error:
                 raise SampleError(f"raised {describe(error)}", where=f"{self._name} sample {index}") from error
         try:
@@ -173,19 +173,19 @@ class LazySamples:
             x = torch.from_numpy(x)
         if not isinstance(x, torch.Tensor):
             raise SampleError(
-                f"x is {type(x).__name__} and no tensor", where=where, mend="end its transform with one that makes one"
+                f"x is {type(x).__name__} and no tensor", where=where, hint="end its transform with one that makes one"
             )
         if not x.is_floating_point():
-            raise SampleError(f"x is {_dtype(x)}", where=where, mend="scale it to float32")
+            raise SampleError(f"x is {_dtype(x)}", where=where, hint="scale it to float32")
         if self.input_shape is not None and tuple(x.shape) != self.input_shape:
             raise SampleError(
                 f"x is {list(x.shape)}, others are {list(self.input_shape)}",
                 where=where,
-                mend="bring all samples to one shape",
+                hint="bring all samples to one shape",
             )
         found = x.detach().to(torch.float32)
         if (words := unusable(found)) is not None:
-            raise SampleError(words, where=where, mend="leave the sample out, or repair it")
+            raise SampleError(words, where=where, hint="leave the sample out, or repair it")
         return torch.Tensor(found)
 
     def _checked_label(self, label: Any, index: int) -> int:
@@ -237,7 +237,7 @@ def _check_finite(x_NX: torch.Tensor, name: str) -> None:
             continue
         for index, x_X in enumerate(piece, start):
             if (words := unusable(x_X)) is not None:
-                raise InputError(words, where=f"{name} sample {index}", mend="leave the sample out, or repair it")
+                raise InputError(words, where=f"{name} sample {index}", hint="leave the sample out, or repair it")
 
 
 def _dtype(x: torch.Tensor) -> str:

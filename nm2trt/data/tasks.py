@@ -35,7 +35,7 @@ def better_of(task: Task) -> Better:
     """Which scores of a task are better; a task of the user's own need not say so when they are the higher ones."""
     better: Better = getattr(task, "score_better", "higher")
     if better not in get_args(Better):
-        raise InputError(f"score_better is {better!r}", where=type(task).__name__, mend='use "higher" or "lower"')
+        raise InputError(f"score_better is {better!r}", where=type(task).__name__, hint='use "higher" or "lower"')
     return better
 
 

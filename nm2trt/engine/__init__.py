@@ -1,6 +1,5 @@
 """ONNX -> TensorRT and TensorRT-RTX engines, and what their builds prove."""
 
-from nm2trt.engine.arms import Network, build_arms, check_settings
 from nm2trt.engine.builders import (
     AUTO,
     BUILDER_CHOICES,
@@ -19,6 +18,7 @@ from nm2trt.engine.plans import PlanComparison, compare_plans
 from nm2trt.engine.process import run_probe, run_refit
 from nm2trt.engine.refit import Refitter, check_pattern, check_same_graph
 from nm2trt.engine.settings import EngineSettings
+from nm2trt.engine.variants import Network, build_variants, check_settings
 
 __all__ = [
     "AUTO",
@@ -38,7 +38,7 @@ __all__ = [
     "TensorrtBuilder",
     "TensorrtRtxBuilder",
     "WorkerAnswer",
-    "build_arms",
+    "build_variants",
     "check_pattern",
     "check_same_graph",
     "check_settings",

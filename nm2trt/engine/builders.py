@@ -28,7 +28,7 @@ class Availability:
     version: str
     why: str
     """What was found, or what is missing, in words."""
-    mend: str = ""
+    hint: str = ""
     """Command or step that provides it; empty where it is available."""
 
 
@@ -68,7 +68,7 @@ class TensorrtRtxBuilder:
         """Look for the package."""
         missing = explain_missing_package("tensorrt-rtx")
         if missing is not None:
-            return Availability(available=False, version="", why=missing.what, mend=missing.hint)
+            return Availability(available=False, version="", why=missing.what, hint=missing.hint)
         version = distribution_version("tensorrt-rtx")
         return Availability(available=True, version=version, why=f"tensorrt-rtx {version} builds without a GPU")
 
@@ -80,7 +80,7 @@ class TensorrtRtxBuilder:
             raise ConfigError(
                 f"TensorRT-RTX {probed.version} cannot compile for SM{wanted}",
                 where="--sm",
-                mend=f"choose from {', '.join(probed.targets)}",
+                hint=f"choose from {', '.join(probed.targets)}",
             )
         return wanted
 
@@ -99,11 +99,11 @@ class TensorrtBuilder:
         missing = explain_missing("tensorrt")
         if missing:
             why, hint = " and ".join(one.what for one in missing), ", then ".join(one.hint for one in missing)
-            return Availability(available=False, version=distribution_version("tensorrt"), why=why, mend=hint)
+            return Availability(available=False, version=distribution_version("tensorrt"), why=why, hint=hint)
         try:
             version = run_probe(self.name).version
         except MachineError as error:
-            return Availability(available=False, version="", why=f"tensorrt {error.what}", mend=error.mend)
+            return Availability(available=False, version="", why=f"tensorrt {error.what}", hint=error.hint)
         return Availability(available=True, version=version, why=f"tensorrt {version} with an SM{present_sm()} GPU")
 
     def resolve_sm(self, sm: str | None) -> str | None:
@@ -113,7 +113,7 @@ class TensorrtBuilder:
             raise ConfigError(
                 f"TensorRT builds for the GPU that is present, SM{present}, not for SM{sm}",
                 where="--sm",
-                mend="leave --sm out, or use --builder tensorrt-rtx",
+                hint="leave --sm out, or use --builder tensorrt-rtx",
             )
         return present
 
@@ -147,7 +147,7 @@ def choose_builder(name: str) -> Chosen:
     """
     if name not in BUILDER_CHOICES:
         raise ConfigError(
-            f"unknown builder {name!r}", where="--builder", mend=f"choose from {', '.join(BUILDER_CHOICES)}"
+            f"unknown builder {name!r}", where="--builder", hint=f"choose from {', '.join(BUILDER_CHOICES)}"
         )
     if name == NONE:
         return Chosen(builder=None, why="no engines were asked for (--builder none)")
@@ -159,6 +159,6 @@ def choose_builder(name: str) -> Chosen:
         if found.available:
             return Chosen(builder=builder, why="; ".join([found.why, *lacking]))
         if name != AUTO:
-            raise MachineError(f"{name}: {found.why}", where="--builder", mend=found.mend)
-        lacking.append(f"not {builder.name}, since {found.why} ({found.mend})")
+            raise MachineError(f"{name}: {found.why}", where="--builder", hint=found.hint)
+        lacking.append(f"not {builder.name}, since {found.why} ({found.hint})")
     return Chosen(builder=None, why="no engine builder: " + "; ".join(lacking))

@@ -11,12 +11,12 @@ from nm2trt.artifacts import EngineRecord, Fact, FactState, LayerEvidence
 from nm2trt.engine.plans import compare_plans
 from nm2trt.errors import InputError
 from nm2trt.evidence import EngineEvidence, OnnxNodes, engine_evidence, read_builder_log, read_inspection
-from nm2trt.verify import Judgement
+from nm2trt.verify import CheckResult
 
 
-def legal_nodes(judged: Judgement) -> dict[str, str]:
+def legal_nodes(checked: CheckResult) -> dict[str, str]:
     """ONNX node name -> "eligible", or why TensorRT does not consider a sparse kernel for it."""
-    return {node: layer.tensorrt for layer in judged.layers for node in layer.node.split(", ") if node}
+    return {node: layer.tensorrt for layer in checked.layers for node in layer.node.split(", ") if node}
 
 
 def read_evidence(
@@ -39,7 +39,7 @@ def read_evidence(
             inspection = read_inspection(layers_file)
         except InputError as error:
             trouble = f"{layers_file.name}: {error.what}"
-    if record.arm != "sparse":
+    if record.variant != "sparse":
         legal = dict.fromkeys(legal or {}, "built without SPARSE_WEIGHTS")
     found = engine_evidence(inspection, log, graph, legal=legal)
     if not trouble:
@@ -56,18 +56,18 @@ def chosen_fact(engines: Sequence[EngineRecord], folder: Path, *, why_none: str)
         why_none: The sentence for a build without engines.
     """
     built = [engine for engine in engines if engine.file is not None and engine.rebuild == 0]
-    sparse = next((engine for engine in built if engine.arm == "sparse"), None)
+    sparse = next((engine for engine in built if engine.variant == "sparse"), None)
     if sparse is None:
-        failed = [f"the {engine.arm} arm did not build: {engine.error}" for engine in engines if engine.error]
+        failed = [f"the {engine.variant} variant did not build: {engine.error}" for engine in engines if engine.error]
         return Fact(state=FactState.UNKNOWN, evidence="; ".join(failed) or why_none)
     weighted = [layer for layer in sparse.layers if layer.has_weights]
     # TensorRT-RTX chooses kernels on the GPU, after the build: whatever its layers say is no observation.
     if sparse.builder == "tensorrt" and any(layer.chosen is not None for layer in weighted):
         return _from_layers(sparse, weighted)
     prefix = f"{sparse.builder} {sparse.builder_version} compiles for SM{sparse.sm}; sparsity not observable"
-    control = next((engine for engine in built if engine.arm == "control"), None)
+    control = next((engine for engine in built if engine.variant == "control"), None)
     if control is None:
-        return Fact(state=FactState.UNKNOWN, evidence=f"{prefix}: there is no control arm to compare with")
+        return Fact(state=FactState.UNKNOWN, evidence=f"{prefix}: there is no control variant to compare with")
     compared = compare_plans(folder / str(control.file), folder / str(sparse.file))
     return Fact(state=FactState.UNKNOWN, evidence=f"{prefix}: {compared.sentence}")
 

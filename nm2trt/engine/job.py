@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from nm2trt.artifacts.build import Arm, BatchRange
+from nm2trt.artifacts.build import BatchRange, Variant
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -23,10 +23,10 @@ class EngineJob(BaseModel):
     onnx: Path
     folder: Path
     """Where `<stem>.plan`, `<stem>.log` and, where the engine can be inspected, `<stem>.layers.json` are written."""
-    arm: Arm
+    variant: Variant
     """`sparse` sets SPARSE_WEIGHTS."""
     rebuild: int = 0
-    """Number of the repetition; 0 is the arm itself."""
+    """Number of the repetition; 0 is the variant itself."""
     sm: str | None
     """Compute capability to compile for, "80"; None compiles for the GPU that is present."""
     gpu: str = ""
@@ -44,7 +44,7 @@ class EngineJob(BaseModel):
     @property
     def stem(self) -> str:
         """Name of its files without the ending: "sparse", and "sparse-2" for a repetition."""
-        return f"{self.arm}-{self.rebuild + 1}" if self.rebuild else self.arm
+        return f"{self.variant}-{self.rebuild + 1}" if self.rebuild else self.variant
 
     @property
     def plan(self) -> Path:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from nm2trt.artifacts import Document, sha256_of
 from nm2trt.artifacts.package import network_digest
-from nm2trt.layers.onnx_file import read_model
+from nm2trt.onnx_tools.lazy_file import read_model
 
 CACHE = "ort-cache"
 """Of timings, which are of layers' shapes and may be shared; engines have a folder for each network, beside it."""

@@ -25,7 +25,7 @@ class PlanComparison:
 
 
 def compare_plans(left: Path, right: Path) -> PlanComparison:
-    """Compare the control and the sparse arm's plan files.
+    """Compare the control and the sparse variant's plan files.
 
     Raises:
         OSError: A file cannot be read.

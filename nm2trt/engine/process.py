@@ -45,7 +45,7 @@ def run_job(job: EngineJob, progress: Callable[[BuildProgress], None] | None = N
     built = answer.error is None and job.plan.is_file()
     error = _explained(answer, job.log) or (None if built else "the builder wrote no plan")
     return EngineRecord(
-        arm=job.arm,
+        variant=job.variant,
         rebuild=job.rebuild,
         file=job.plan.name if built else None,
         builder=job.backend,

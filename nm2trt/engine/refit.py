@@ -1,7 +1,7 @@
 """New weights for an engine: the guard that comes first, and the refit itself, in a process of its own.
 
 TensorRT refuses dense weights for a layer whose sparse kernel was chosen, but only while it refits, and by a line in
-its log. The guard judges the new network before the engine is touched, and names the group that breaks the rule.
+its log. The guard checks the new network before the engine is touched, and names the group that breaks the rule.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from nm2trt.engine.evidence import legal_nodes
 from nm2trt.engine.job import RefitJob, WorkerAnswer
 from nm2trt.errors import InputError
-from nm2trt.layers.onnx_file import read_model
-from nm2trt.verify import ELIGIBLE, Judgement, verify_path
+from nm2trt.onnx_tools.lazy_file import read_model
+from nm2trt.verify import ELIGIBLE, CheckResult, verify_path
 
 _LISTED = 3
 
@@ -48,11 +48,11 @@ def check_same_graph(old: Path, new: Path) -> None:
         raise InputError(
             f"is another network than the engine's: {', '.join(listed)}",
             where=new.name,
-            mend="refit takes other weights for the same graph; for another graph, export again",
+            hint="refit takes other weights for the same graph; for another graph, export again",
         )
 
 
-def check_pattern(old: Path, new: Path) -> Judgement:
+def check_pattern(old: Path, new: Path) -> CheckResult:
     """Refuse weights that break the pattern which the engine's kernels may rely on.
 
     Args:
@@ -60,15 +60,17 @@ def check_pattern(old: Path, new: Path) -> Judgement:
         new: ONNX file with the new weights.
 
     Returns:
-        The judge's findings on the new file.
+        verify's findings on the new file.
 
     Raises:
         InputError: A layer that was eligible for a sparse kernel is no longer; names the first and its first bad group.
     """
     eligible = {node for node, words in legal_nodes(verify_path(old)).items() if words == ELIGIBLE}
-    judged = verify_path(new)
+    checked = verify_path(new)
     broken = [
-        layer for layer in judged.layers if layer.tensorrt != ELIGIBLE and eligible.intersection(layer.node.split(", "))
+        layer
+        for layer in checked.layers
+        if layer.tensorrt != ELIGIBLE and eligible.intersection(layer.node.split(", "))
     ]
     if broken:
         first = broken[0]
@@ -78,9 +80,9 @@ def check_pattern(old: Path, new: Path) -> Judgement:
             f"{len(broken)} of {len(eligible)} layers whose kernels may rely on 2:4 would lose it; first {first.name}: "
             f"{first.tensorrt}{at}",
             where=new.name,
-            mend="train or prune it to 2:4 first; the engine was not touched",
+            hint="train or prune it to 2:4 first; the engine was not touched",
         )
-    return judged
+    return checked
 
 
 def _values(values: tuple[float, ...]) -> str:

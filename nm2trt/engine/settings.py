@@ -12,12 +12,12 @@ _MOST_REBUILDS = 100
 
 
 class EngineSettings(BaseModel):
-    """Settings of every engine of one export; all arms share them."""
+    """Settings of every engine of one export; all variants share them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dense: Path | None = None
-    """The same network with dense weights, as ONNX or as a build folder: the dense arm."""
+    """The same network with dense weights, as ONNX or as a build folder: the dense variant."""
     timing_cache: Path | None = None
     """File of kernel timings, read if it exists and written back; None keeps one in the build folder."""
     workspace: int | None = None
@@ -29,7 +29,7 @@ class EngineSettings(BaseModel):
     ort: bool = False
     """Whether to write session options for ONNX Runtime's TensorRT provider, too."""
     rebuilds: int = 1
-    """How often each arm is built: builds of one network differ, and so do their times."""
+    """How often each variant is built: builds of one network differ, and so do their times."""
 
     @field_validator("workspace", mode="before")
     @classmethod

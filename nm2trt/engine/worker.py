@@ -173,7 +173,7 @@ def _config(job: EngineJob, trt: Tensorrt, monitor: Any) -> Callable[[Any, Any],
         profile.add(name, smallest, optimal, largest)
     common: dict[str, Any] = {
         "profiles": [profile],
-        "sparse_weights": job.arm == "sparse",
+        "sparse_weights": job.variant == "sparse",
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         "progress_monitor": monitor,
         "refittable": job.refittable,

@@ -114,5 +114,5 @@ def constants_of_file(fields: Mapping[str, object], path: Path) -> KernelConstan
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise InputError(
-            f"constants: {said}", where=path, mend="write the file again with nm2trt benchmark-gpu"
+            f"constants: {said}", where=path, hint="write the file again with nm2trt benchmark-gpu"
         ) from None

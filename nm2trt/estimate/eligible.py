@@ -1,4 +1,4 @@
-"""Which layers TensorRT may consider for a sparse kernel: the judge's rules, over a graph's layers.
+"""Which layers TensorRT may consider for a sparse kernel: verify's rules, over a graph's layers.
 
 The engine's precision is chosen for the estimate, so the types in the file do not count here.
 """
@@ -45,8 +45,8 @@ def eligibility_of_layers(
     kept = _kept_dense(layers, dense_layers)
     verdicts: dict[str, LayerVerdict] = {}
     if assume is None:
-        judged = verify_path(path, TENSORRT_PATTERN, watch=watch).layers
-        verdicts = {layer.name: layer for layer in judged}
+        checked = verify_path(path, TENSORRT_PATTERN, watch=watch).layers
+        verdicts = {layer.name: layer for layer in checked}
     reasons = {}
     for layer in layers:
         if not layer.weight:
@@ -64,7 +64,7 @@ def eligibility_of_layers(
 
 
 def weight_of(layer: LayerGeometry) -> LayerWeight:
-    """A layer as the judge sees it, without values; convolutions [out, in / groups, kernel...], products [out, in]."""
+    """A layer as verify sees it, without values; convolutions [out, in / groups, kernel...], products [out, in]."""
     op: Op = "conv" if layer.kind == "conv" else "conv-transpose" if layer.kind == "conv-transpose" else "gemm"
     depthwise = layer.kind == "conv" and layer.groups > 1 and layer.channels == 1
     batched = op == "gemm" and layer.groups > 1
@@ -102,6 +102,6 @@ def _kept_dense(layers: Sequence[LayerGeometry], globs: Sequence[str]) -> set[st
     for glob in globs:
         found = {layer.name for layer in layers if layer.weight and any(fnmatchcase(n, glob) for n in names_of(layer))}
         if not found:
-            raise ConfigError(f"--dense-layers {glob!r} matches no layer with weights", mend="see the table's names")
+            raise ConfigError(f"--dense-layers {glob!r} matches no layer with weights", hint="see the table's names")
         kept |= found
     return kept

@@ -14,9 +14,9 @@ from onnx import TensorProto
 from nm2trt.errors import InputError
 from nm2trt.estimate.geometry import LayerGeometry, Traffic
 from nm2trt.estimate.products import Product, attention_product, product_of
-from nm2trt.estimate.shapes import Shape, ShapedGraph
 from nm2trt.estimate.torch_names import torch_name_of
-from nm2trt.layers.onnx_tensors import as_text
+from nm2trt.onnx_tools.shape_inference import Shape, ShapedGraph
+from nm2trt.onnx_tools.tensors import as_text
 
 VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast", "DequantizeLinear"))
 POINTWISE = frozenset(

@@ -136,9 +136,9 @@ def network_geometry(
     """
     from nm2trt.errors import InputError
     from nm2trt.estimate.fusion import fused_layers
-    from nm2trt.estimate.shapes import shaped_graph
-    from nm2trt.layers.library_errors import one_line
-    from nm2trt.layers.onnx_constants import UNREADABLE
+    from nm2trt.library_errors import one_line
+    from nm2trt.onnx_tools.constants import UNREADABLE
+    from nm2trt.onnx_tools.shape_inference import shaped_graph
 
     file = model_file(Path(path))
     try:
@@ -146,7 +146,7 @@ def network_geometry(
         layers, notes = fused_layers(graph)
     except UNREADABLE as error:
         raise InputError(
-            f"is no valid ONNX model: {one_line(error)}", where=file, mend="check it with onnx.checker"
+            f"is no valid ONNX model: {one_line(error)}", where=file, hint="check it with onnx.checker"
         ) from None
     return NetworkGeometry(layers=layers, inputs=graph.inputs, notes=(*graph.notes, *notes))
 
@@ -169,7 +169,7 @@ def model_file(path: Path) -> Path:
     file = path / "model.onnx" if path.is_dir() else path
     if not file.is_file():
         what = "holds no model.onnx" if path.is_dir() else "no such file"
-        raise InputError(what, where=path, mend="pass an .onnx file or a build folder")
+        raise InputError(what, where=path, hint="pass an .onnx file or a build folder")
     if file.stat().st_size == 0:
-        raise InputError("is empty", where=file, mend="pass an .onnx file")
+        raise InputError("is empty", where=file, hint="pass an .onnx file")
     return file

@@ -65,7 +65,7 @@ class GpuSpec(BaseModel):
         """
         if precision not in self.dense:
             known = ", ".join(self.dense)
-            raise ConfigError(f"{self.name} has no {precision} peak", where="--precision", mend=f"it has {known}")
+            raise ConfigError(f"{self.name} has no {precision} peak", where="--precision", hint=f"it has {known}")
         return self.dense[precision] * 1e6
 
     @property
@@ -93,7 +93,7 @@ def find_gpu(name: str) -> GpuSpec:
         return table[key]
     close = [entry for entry in table if key and key in entry] or difflib.get_close_matches(key, table, n=3, cutoff=0.5)
     offer = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(table)}"
-    raise ConfigError(f"unknown GPU {name!r}", where="--gpu", mend=f"{offer}; others: --gpu-file")
+    raise ConfigError(f"unknown GPU {name!r}", where="--gpu", hint=f"{offer}; others: --gpu-file")
 
 
 def gpu_of_device(device: str) -> GpuSpec | None:
@@ -125,16 +125,16 @@ def read_gpu_file(path: Path) -> GpuFile:
     Raises:
         InputError: The file is missing, too large, no TOML or JSON, or lacks fields; all mistakes are named.
     """
-    mend = "see docs/estimate.md for the fields"
+    hint = "see docs/estimate.md for the fields"
     if not path.is_file():
-        raise InputError("no such file", where=path, mend=mend)
+        raise InputError("no such file", where=path, hint=hint)
     if path.stat().st_size > _LARGEST_FILE_BYTES:
-        raise InputError("is larger than 4 MiB, no GPU file", where=path, mend=mend)
+        raise InputError("is larger than 4 MiB, no GPU file", where=path, hint=hint)
     try:
         text = path.read_text(encoding="utf-8")
         raw: Any = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"no readable TOML or JSON: {error}", where=path, mend=mend) from None
+        raise InputError(f"no readable TOML or JSON: {error}", where=path, hint=hint) from None
     constants: Any = None
     if isinstance(raw, dict) and raw.get("schema") == BENCHMARK_SCHEMA:
         raw, constants = raw.get("gpu"), raw.get("constants")
@@ -144,4 +144,4 @@ def read_gpu_file(path: Path) -> GpuFile:
         return GpuFile(GpuSpec.model_validate(raw), constants)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-        raise InputError(said, where=path, mend=mend) from None
+        raise InputError(said, where=path, hint=hint) from None

@@ -134,7 +134,7 @@ def estimate_network(
     """
     if assume is not None and not assume.tensorrt_legal:
         raise ConfigError(
-            f"--assume {assume}: no pattern that Sparse Tensor Cores take", mend="use 2:4, or one that is stricter"
+            f"--assume {assume}: no pattern that Sparse Tensor Cores take", hint="use 2:4, or one that is stricter"
         )
     fitted = constants or fitted_constants()
     network = network_geometry(path, batch=batch, shapes=shapes)

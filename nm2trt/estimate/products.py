@@ -11,8 +11,8 @@ import onnx
 
 from nm2trt.errors import InputError
 from nm2trt.estimate.geometry import Kind
-from nm2trt.estimate.shapes import Shape, ShapedGraph
-from nm2trt.layers.onnx_tensors import as_text
+from nm2trt.onnx_tools.shape_inference import Shape, ShapedGraph
+from nm2trt.onnx_tools.tensors import as_text
 
 Source = Callable[[str], str]
 
@@ -56,7 +56,7 @@ def product_of(node: onnx.NodeProto, graph: ShapedGraph, source: Source) -> Prod
         raise InputError(
             f"node {as_text(node.name or node.op_type)!r} ({node.op_type}): shapes unknown or unfit ({error})",
             where=graph.path,
-            mend="check the model with onnx.checker, and --shape",
+            hint="check the model with onnx.checker, and --shape",
         ) from None
     product.weight = _weight_name(node, graph, source)
     return product

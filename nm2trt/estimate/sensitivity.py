@@ -11,7 +11,7 @@ from typing import Any
 from nm2trt.errors import InputError
 
 _LARGEST_FILE_BYTES = 64 << 20
-_MEND = 'use JSON {"layer": cost} or CSV lines "layer,cost", larger is worse'
+_HINT = 'use JSON {"layer": cost} or CSV lines "layer,cost", larger is worse'
 
 
 def read_sensitivity(path: Path) -> tuple[dict[str, float], str]:
@@ -24,23 +24,23 @@ def read_sensitivity(path: Path) -> tuple[dict[str, float], str]:
         InputError: The file is missing, unreadable, or holds no finite costs of at least 0.
     """
     if not path.is_file():
-        raise InputError("no such file", where=path, mend=_MEND)
+        raise InputError("no such file", where=path, hint=_HINT)
     if path.stat().st_size > _LARGEST_FILE_BYTES:
-        raise InputError("is larger than 64 MiB, no sensitivities", where=path, mend=_MEND)
+        raise InputError("is larger than 64 MiB, no sensitivities", where=path, hint=_HINT)
     try:
         text = path.read_text(encoding="utf-8")
         raw: Any = json.loads(text) if text.lstrip().startswith("{") else _from_csv(text)
     except (ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"no readable JSON or CSV: {error}", where=path, mend=_MEND) from None
+        raise InputError(f"no readable JSON or CSV: {error}", where=path, hint=_HINT) from None
     note = ""
     if isinstance(raw, dict) and str(raw.get("schema", "")).startswith("nm2trt.calibration/"):
         raw, note = _from_calibration(raw), "the sensitivities are those to INT8, not to sparsity: a stand-in"
     if not isinstance(raw, dict) or not raw:
-        raise InputError("holds no sensitivities", where=path, mend=_MEND)
+        raise InputError("holds no sensitivities", where=path, hint=_HINT)
     costs = {}
     for name, value in raw.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise InputError(f"{name!r}: {value!r} is no finite cost of at least 0", where=path, mend=_MEND)
+            raise InputError(f"{name!r}: {value!r} is no finite cost of at least 0", where=path, hint=_HINT)
         costs[str(name)] = float(value)
     return costs, note
 

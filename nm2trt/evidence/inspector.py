@@ -16,7 +16,7 @@ from nm2trt.errors import InputError
 from nm2trt.evidence.names import metadata_nodes
 from nm2trt.evidence.recognize import FileKind, parse_json, recognize, restore_backslashes
 
-_MEND = "write one with `trtexec --profilingVerbosity=detailed --dumpLayerInfo --exportLayerInfo=F.json`"
+_HINT = "write one with `trtexec --profilingVerbosity=detailed --dumpLayerInfo --exportLayerInfo=F.json`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def read_inspection(path: Path) -> Inspection:
     if content.kind is FileKind.LAYERS:
         found = parse_inspection(content.raw, where=path)
         if not found.layers:
-            raise InputError("lists no layer", where=path, mend=_MEND)
+            raise InputError("lists no layer", where=path, hint=_HINT)
         return replace(found, notes=(*found.notes, *content.notes))
     if content.kind is FileKind.LOG:
         layers = read_log(path).layers
@@ -84,9 +84,9 @@ def read_inspection(path: Path) -> Inspection:
             detailed = any(layer.type for layer in layers)
             return Inspection(layers=layers, detailed=detailed, notes=("layers are those that the log prints",))
         raise InputError(
-            "is a log that prints no layers, not a layer file", where=path, mend=f"give it with --log, or {_MEND}"
+            "is a log that prints no layers, not a layer file", where=path, hint=f"give it with --log, or {_HINT}"
         )
-    raise content.refuse("a layer file", _MEND)
+    raise content.refuse("a layer file", _HINT)
 
 
 def parse_inspection(raw: object, *, where: object = "") -> Inspection:
@@ -97,7 +97,7 @@ def parse_inspection(raw: object, *, where: object = "") -> Inspection:
     """
     layers = raw.get("Layers", [raw] if "LayerType" in raw else None) if isinstance(raw, dict) else raw
     if not isinstance(layers, list):
-        raise InputError('holds no list "Layers"', where=where, mend=_MEND)
+        raise InputError('holds no list "Layers"', where=where, hint=_HINT)
     found, strange = [], 0
     for one in layers:
         if isinstance(one, str) and one.startswith("{") and isinstance(layer := parse_json(one), dict):

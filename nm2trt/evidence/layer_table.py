@@ -12,7 +12,7 @@ from nm2trt.evidence.text_files import open_text
 
 REQUIRED = ("layer", "dense_engine_ms", "sparse_engine_ms")
 OPTIONAL = ("sparse_kernel_chosen", "c_in", "c_out", "kernel", "stride", "out_h_w")
-_MEND = f"give the columns {', '.join(REQUIRED)}; and, if known, {', '.join(OPTIONAL)}"
+_HINT = f"give the columns {', '.join(REQUIRED)}; and, if known, {', '.join(OPTIONAL)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +48,12 @@ def read_layer_table(path: Path) -> list[TableRow]:
             reader = csv.DictReader(file, delimiter=_delimiter(file))
             missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
             if missing:
-                raise InputError(f"no column {', '.join(missing)}", where=path, mend=_MEND)
+                raise InputError(f"no column {', '.join(missing)}", where=path, hint=_HINT)
             rows = [_row(cells, reader.line_num, path) for cells in reader]
     except csv.Error as error:
-        raise InputError(f"no readable CSV: {error}", where=path, mend=_MEND) from None
+        raise InputError(f"no readable CSV: {error}", where=path, hint=_HINT) from None
     if not rows:
-        raise InputError("holds no layer", where=path, mend=_MEND)
+        raise InputError("holds no layer", where=path, hint=_HINT)
     return rows
 
 

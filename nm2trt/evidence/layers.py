@@ -37,7 +37,7 @@ class _Sight:
     log: BuildLog | None
     graph: OnnxNodes | None
     legal: Mapping[str, str]
-    """ONNX node name -> "eligible", or why TensorRT does not consider it, as the judge found."""
+    """ONNX node name -> "eligible", or why TensorRT does not consider it, as verify found."""
     logged: Mapping[str, bool | None]
     lost: bool
     """The log names layers that could not be led back to any of the engine."""
@@ -51,7 +51,7 @@ def engine_evidence(
     legal: Mapping[str, str] | None = None,
     profile: int | None = None,
 ) -> EngineEvidence:
-    """Judge every layer of one engine.
+    """Check every layer of one engine.
 
     Args:
         inspection: The engine inspector's output; None where the engine cannot be inspected, as with TensorRT-RTX
@@ -198,11 +198,11 @@ def _eligible(
             layer.has_sparse_weights,
             f"HasSparseWeights {int(layer.has_sparse_weights)}: of the weights, not the kernel",
         )
-    judged = [sight.legal[node] for node in nodes if node in sight.legal]
-    if "eligible" in judged:
+    checked = [sight.legal[node] for node in nodes if node in sight.legal]
+    if "eligible" in checked:
         return True, "by the pattern of its weights"
-    if judged:
-        return False, judged[0]
+    if checked:
+        return False, checked[0]
     return None, "nothing shows whether it is eligible"
 
 

@@ -76,7 +76,7 @@ class Content:
 
     def refuse(self, wanted: str, hint: str) -> InputError:
         """The error for a file of another kind than was asked for."""
-        return InputError(f"is {self.words}, not {wanted}", where=self.path, mend=hint)
+        return InputError(f"is {self.words}, not {wanted}", where=self.path, hint=hint)
 
     def lines(self) -> Iterator[LogLine]:
         """The lines of a log."""
@@ -91,7 +91,7 @@ def recognize(path: Path) -> Content:
     """
     head, is_empty = _head(path)
     if is_empty:
-        raise InputError("is empty: the program that writes it did not get that far", where=path, mend="run it again")
+        raise InputError("is empty: the program that writes it did not get that far", where=path, hint="run it again")
     if _JSON_START.match(head) and not _is_json_lines(path, head):
         return _recognize_json(path, _whole_text(path))
     return _recognize_lines(path)
@@ -101,7 +101,7 @@ def _recognize_lines(path: Path) -> Content:
     lines = read_lines(path)
     first = next((line for line in lines if line.text.strip()), None)
     if first is None:
-        raise InputError("holds blank lines only", where=path, mend="run the program that writes it again")
+        raise InputError("holds blank lines only", where=path, hint="run the program that writes it again")
     if not first.is_message and _JSON_START.match(first.text):
         # JSON behind a prefix, or broken by a terminal.
         rest = islice((line.text for line in chain((first,), lines)), _LARGEST_JSON_CHARACTERS >> 6)
@@ -193,7 +193,7 @@ def load_json(text: str, path: object) -> tuple[Any, tuple[str, ...]]:
     notes: list[str] = []
     text = text.strip().strip("\ufeff\x00")
     if not text:
-        raise InputError("is empty: the program that writes it did not get that far", where=path, mend="run it again")
+        raise InputError("is empty: the program that writes it did not get that far", where=path, hint="run it again")
     repaired = text
     if re.search(r"\b(?:nan|inf)", text, re.IGNORECASE) is not None:
         repaired = _NOT_A_NUMBER.sub(lambda found: found[0] if found[0].startswith('"') else "NaN", text)
@@ -211,7 +211,7 @@ def load_json(text: str, path: object) -> tuple[Any, tuple[str, ...]]:
         if len(fixed) < len(repaired):
             notes.append("a comma before a closing bracket was passed over")
         repaired = fixed
-    raise InputError("no readable JSON: too many commas before closing brackets", where=path, mend="export it again")
+    raise InputError("no readable JSON: too many commas before closing brackets", where=path, hint="export it again")
 
 
 def _try_json(text: str, path: object) -> tuple[Any, json.JSONDecodeError | None]:
@@ -241,15 +241,15 @@ def _broken(error: json.JSONDecodeError, text: str, path: object) -> InputError:
     where = f"line {error.lineno}, column {error.colno}"
     if error.msg == "Extra data":
         what = f"holds more than one JSON document (the second at {where})"
-        return InputError(what, where=path, mend="it was appended to, or written twice: give one run's file")
+        return InputError(what, where=path, hint="it was appended to, or written twice: give one run's file")
     rest = text[error.pos :].strip()
     unclosed = error.msg.startswith("Unterminated string") or not rest or _brackets(text) > 0
     if unclosed:
         return InputError(
             f"is cut off at {where}: the program that wrote it was killed, or the disk was full", where=path,
-            mend="export it again",
+            hint="export it again",
         )  # fmt: skip
-    return InputError(f"no readable JSON: {error.msg} at {where}", where=path, mend="export it again")
+    return InputError(f"no readable JSON: {error.msg} at {where}", where=path, hint="export it again")
 
 
 def _brackets(text: str) -> int:
@@ -288,7 +288,7 @@ def _whole_text(path: Path) -> str:
     with open_text(path) as file:
         text = file.read(_LARGEST_JSON_CHARACTERS + 1)
     if len(text) > _LARGEST_JSON_CHARACTERS:
-        raise InputError("is larger than 512 MiB", where=path, mend="export times of a shorter run")
+        raise InputError("is larger than 512 MiB", where=path, hint="export times of a shorter run")
     return text
 
 

@@ -37,7 +37,7 @@ def open_text(path: Path) -> IO[str]:
     encoding = _encoding(head)
     if encoding is None:
         binary.close()
-        raise InputError(f"is no text: {describe_binary(head)}", where=path, mend="give the log or JSON file")
+        raise InputError(f"is no text: {describe_binary(head)}", where=path, hint="give the log or JSON file")
     return io.TextIOWrapper(binary, encoding=encoding, errors="replace", newline=None)
 
 
@@ -54,11 +54,11 @@ def _open_binary(path: Path) -> io.BufferedReader:
         head = _peek(file, path)
         for magic, what in _ARCHIVES:
             if head.startswith(magic):
-                raise InputError(f"is {what}", where=path, mend="unpack it first")
-        opener = next((opener for magic, opener in _OPENERS if head.startswith(magic)), None)
-        if opener is None:
+                raise InputError(f"is {what}", where=path, hint="unpack it first")
+        factory = next((factory for magic, factory in _OPENERS if head.startswith(magic)), None)
+        if factory is None:
             break
-        file = io.BufferedReader(opener(file, "rb"))
+        file = io.BufferedReader(factory(file, "rb"))
     _peek(file, path)
     return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
 
@@ -67,7 +67,7 @@ def _peek(file: Any, path: Path) -> bytes:
     try:
         return bytes(file.peek(4096)[:4096])
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"cannot be unpacked: {error}", where=path, mend="copy it again") from None
+        raise InputError(f"cannot be unpacked: {error}", where=path, hint="copy it again") from None
 
 
 def _encoding(head: bytes) -> str | None:
@@ -118,4 +118,4 @@ def physical_lines(path: Path) -> Iterator[str]:
             while line := file.readline(LONGEST_LINE):
                 yield line[:-1] if line.endswith("\n") else line
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise InputError(f"cannot be unpacked to its end: {error}", where=path, mend="copy it again") from None
+            raise InputError(f"cannot be unpacked to its end: {error}", where=path, hint="copy it again") from None

@@ -29,7 +29,7 @@ __all__ = ["ProfiledLayer", "TimingSummary", "Toggles", "TrtexecRun", "read_trte
 
 Milliseconds = NDArray[np.float64]
 
-_MEND = "name a log, or a folder or PREFIX with trtexec's log, --exportTimes, --exportProfile, --exportLayerInfo files"
+_HINT = "name a log, or a folder or PREFIX with trtexec's log, --exportTimes, --exportProfile, --exportLayerInfo files"
 _OTHER_SUFFIXES = frozenset({".onnx", ".py", ".sh", ".md", ".csv", ".html", ".svg"})
 """Left alone beside the files of a run, unless one is named itself."""
 _OWN_PREFIX = "give each run its own PREFIX or folder"
@@ -110,7 +110,7 @@ def read_trtexec(path: Path) -> TrtexecRun:
         else:
             others.append(f"{content.path.name} ({content.words})")
     if not used:
-        raise InputError(f"none of these files is trtexec's: {', '.join(others)}", where=path, mend=_MEND)
+        raise InputError(f"none of these files is trtexec's: {', '.join(others)}", where=path, hint=_HINT)
     run = _with_logs(run, logs)
     if others:
         run = replace(run, notes=(*run.notes, f"not read: {', '.join(others[:5])}"))
@@ -125,7 +125,7 @@ def _contents(path: Path) -> tuple[list[Content], list[str]]:
     )
     files = [file for file in files if file.is_file() and not file.name.startswith(".")]
     if not files:
-        raise InputError("no file of trtexec there", where=path, mend=_MEND)
+        raise InputError("no file of trtexec there", where=path, hint=_HINT)
     alone = alone or files == [path]
     contents, others = [], []
     for file in files:
@@ -135,7 +135,7 @@ def _contents(path: Path) -> tuple[list[Content], list[str]]:
             continue
         content = recognize(file)
         if alone and content.kind in (FileKind.OTHER_TEXT, FileKind.OTHER_JSON, FileKind.OUTPUT):
-            raise content.refuse("a measurement of trtexec", _MEND)
+            raise content.refuse("a measurement of trtexec", _HINT)
         contents.append(content)
     return contents, others
 
@@ -153,7 +153,7 @@ def _from_json(content: Content, run: TrtexecRun) -> TrtexecRun | None:
     if content.kind is FileKind.LAYERS:
         found = parse_inspection(raw, where=file)
         if run.inspection is not None and run.inspection.layers != found.layers:
-            raise InputError("a second layer file, with other layers, for the same run", where=file, mend=_OWN_PREFIX)
+            raise InputError("a second layer file, with other layers, for the same run", where=file, hint=_OWN_PREFIX)
         return replace(run, inspection=found)
     if content.kind is FileKind.DEVICES:
         return replace(run, gpu=str(raw[0].get("Name", "")) or run.gpu)
@@ -168,7 +168,7 @@ def _with_times(raw: Sequence[Any], file: Path, run: TrtexecRun) -> TrtexecRun:
     entries = [entry for entry in raw if isinstance(entry, dict)]
     compute_ms = _column(entries, ("computeMs",), file)
     if run.compute_ms is not None and not np.array_equal(run.compute_ms, compute_ms):
-        raise InputError("a second file of times for the same run", where=file, mend=_OWN_PREFIX)
+        raise InputError("a second file of times for the same run", where=file, hint=_OWN_PREFIX)
     h2d_ms, d2h_ms = _column(entries, _H2D, file), _column(entries, _D2H, file)
     moved_ms = h2d_ms + d2h_ms
     started, ended = ([entry.get(key) for entry in entries] for key in ("startEnqMs", "endEnqMs"))
@@ -187,7 +187,7 @@ def _column(entries: Sequence[Mapping[str, Any]], keys: tuple[str, ...], file: P
     values = [next((entry[key] for key in keys if key in entry), 0.0) for entry in entries]
     for index, value in enumerate(values):
         if not _is_time(value):
-            raise InputError(f"entry {index}: {keys[0]} is {value!r}, no time", where=file, mend="export it again")
+            raise InputError(f"entry {index}: {keys[0]} is {value!r}, no time", where=file, hint="export it again")
     return np.array(values, dtype=np.float64)
 
 
@@ -198,7 +198,7 @@ def _with_profile(raw: Sequence[Any], file: Path, run: TrtexecRun) -> TrtexecRun
             continue
         name, average, median = entry.get("name"), entry.get("averageMs"), entry.get("medianMs")
         if not isinstance(name, str) or not _is_number(average) or not (median is None or _is_number(median)):
-            raise InputError(f"entry {index} of the profile has no name or no time", where=file, mend="export it again")
+            raise InputError(f"entry {index} of the profile has no name or no time", where=file, hint="export it again")
         if not _is_time(average) or not (median is None or _is_time(median)):
             idle.append(restore_backslashes(name))
             continue
@@ -206,11 +206,11 @@ def _with_profile(raw: Sequence[Any], file: Path, run: TrtexecRun) -> TrtexecRun
             ProfiledLayer(restore_backslashes(name), float(str(average)), None if median is None else float(median))
         )
     if run.layers and run.layers != tuple(layers):
-        raise InputError("a second profile for the same run", where=file, mend=_OWN_PREFIX)
+        raise InputError("a second profile for the same run", where=file, hint=_OWN_PREFIX)
     count = next((entry["count"] for entry in raw if isinstance(entry, dict) and "count" in entry), 0)
     if not layers:
         why = "0 iterations were profiled" if count == 0 and not idle else "no layer has a time"
-        raise InputError(f"the profile holds no layer: {why}", where=file, mend="profile it again")
+        raise InputError(f"the profile holds no layer: {why}", where=file, hint="profile it again")
     notes = run.notes
     if idle:
         notes = (*notes, f"{file.name}: {', '.join(idle[:3])} did not run: the time is no number")
@@ -335,18 +335,18 @@ def _check_one_engine(logs: Sequence[tuple[Path, TrtexecLog]]) -> None:
     """
     builds = [(path, log) for path, log in logs if log.build.passes and not log.is_loaded]
     if len(builds) > 1 and len({log.build.passes for _, log in builds}) > 1:
-        raise InputError("a second log of a build for the same run", where=builds[1][0], mend=_OWN_PREFIX)
+        raise InputError("a second log of a build for the same run", where=builds[1][0], hint=_OWN_PREFIX)
     timed = [(path, log) for path, log in logs if log.compute is not None and log.is_loaded]
     timed = timed or [(path, log) for path, log in logs if log.compute is not None]
     timed = [(path, log) for path, log in timed if not log.layers] or timed
     if len(timed) > 1 and len({(log.compute.median_ms, log.compute.mean_ms) for _, log in timed if log.compute}) > 1:
         if timed[0][0] == timed[1][0]:
-            raise InputError("holds the times of several runs", where=timed[0][0], mend="give each run its own file")
-        raise InputError("a second log with times for the same run", where=timed[1][0], mend=_OWN_PREFIX)
+            raise InputError("holds the times of several runs", where=timed[0][0], hint="give each run its own file")
+        raise InputError("a second log with times for the same run", where=timed[1][0], hint=_OWN_PREFIX)
     gpus = [(path, log.gpu) for path, log in logs if log.gpu]
     if len({gpu for _, gpu in gpus}) > 1:
         raise InputError(
-            f"{gpus[0][1]} in {gpus[0][0].name}, {gpus[1][1]} here: not one run", where=gpus[1][0], mend=_OWN_PREFIX
+            f"{gpus[0][1]} in {gpus[0][0].name}, {gpus[1][1]} here: not one run", where=gpus[1][0], hint=_OWN_PREFIX
         )
 
 

@@ -17,7 +17,7 @@ from nm2trt.export.reference import (
 )
 from nm2trt.export.source import ExportSource, load_run
 from nm2trt.export.torch_graph import OUTPUT
-from nm2trt.export.writing import check_onnx, write_onnx
+from nm2trt.onnx_tools.writing import check_onnx, write_onnx
 
 __all__ = [
     "INPUT",

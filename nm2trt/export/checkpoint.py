@@ -24,7 +24,7 @@ from nm2trt.verify import verify_path
 
 TRANSFORMERS = "transformers:"
 _USUAL_CLASSES = 1000
-_MEND = "give the --model that it was saved from"
+_HINT = "give the --model that it was saved from"
 _TEXT_INPUTS = ("input_ids", "attention_mask")
 _USUAL_TOKENS = 128
 
@@ -57,10 +57,10 @@ def load_checkpoint(
     else:
         module = _by_name(model, specs, classes, tensors)
     module = _prefixed(module, tensors)
-    load_strict(module, _with_tied(module, tensors), file, mend=_MEND)
+    load_strict(module, _with_tied(module, tensors), file, hint=_HINT)
     claims = open_source(path)
-    judged = verify_path(path)
-    patterns = meant_sparse(judged) if claims.patterns is None else dict(claims.patterns)
+    checked = verify_path(path)
+    patterns = meant_sparse(checked) if claims.patterns is None else dict(claims.patterns)
     shared = set(patterns.values())
     return ExportSource(
         module=module.float().eval(),
@@ -96,20 +96,20 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from nm2trt.layers.library_errors import one_line
     from nm2trt.layers.sources import file_kind
     from nm2trt.layers.torch_reader import named_tensors, torch_content
+    from nm2trt.library_errors import one_line
 
     kind = file_kind(file)
     if kind == "safetensors":
         try:
             content: dict[str, torch.Tensor] = load_file(file)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"no readable safetensors: {one_line(error)}", where=file, mend="save it again") from None
+            raise InputError(f"no readable safetensors: {one_line(error)}", where=file, hint="save it again") from None
         return named_tensors(content, file)
     if kind == "torch":
         return named_tensors(torch_content(file), file)
-    raise InputError("is no checkpoint of torch or safetensors", where=file, mend="save its state_dict as safetensors")
+    raise InputError("is no checkpoint of torch or safetensors", where=file, hint="save its state_dict as safetensors")
 
 
 def _usual_inputs(model: str) -> tuple[InputSpec, ...]:
@@ -128,7 +128,7 @@ def _usual_inputs(model: str) -> tuple[InputSpec, ...]:
     raise ConfigError(
         f"the inputs of {model} are not known",
         where="--model",
-        mend="give one sample's shape with --input-shape 3,224,224, or --input NAME=SHAPE:DTYPE for each input",
+        hint="give one sample's shape with --input-shape 3,224,224, or --input NAME=SHAPE:DTYPE for each input",
     )
 
 
@@ -202,7 +202,7 @@ def _from_factory(reference: str, specs: tuple[InputSpec, ...], classes: int | N
         module = call(load_function(reference, "--model"), reference, "--model", offered)
     if not isinstance(module, nn.Module):
         raise InputError(
-            f"returned {type(module).__name__}", where=f"--model {reference}", mend="return a torch.nn.Module"
+            f"returned {type(module).__name__}", where=f"--model {reference}", hint="return a torch.nn.Module"
         )
     return module
 
@@ -213,16 +213,16 @@ def _transformers(name: str, folder: Path) -> nn.Module:
             import transformers
     except ImportError:
         raise MachineError(
-            "transformers is not installed", where="--model", mend="pip install 'nm2trt[huggingface]'"
+            "transformers is not installed", where="--model", hint="pip install 'nm2trt[huggingface]'"
         ) from None
     with silenced():
         kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "_from_config")):
         raise ConfigError(
-            f"transformers has no network {name!r}", where="--model", mend="such as transformers:BertModel"
+            f"transformers has no network {name!r}", where="--model", hint="such as transformers:BertModel"
         )
     if not (folder / "config.json").is_file():
-        raise InputError("no config.json here", where=folder, mend="give the Hugging Face folder")
+        raise InputError("no config.json here", where=folder, hint="give the Hugging Face folder")
     try:
         # A local file is read; nothing is fetched, and no code that a folder brings is run.
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

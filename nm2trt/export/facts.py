@@ -5,51 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nm2trt.artifacts import Fact, FactState
-from nm2trt.verify import ELIGIBLE, UNREAD_VERDICTS, Judgement
+from nm2trt.verify import ELIGIBLE, UNREAD_VERDICTS, CheckResult
 
 _LISTED_NAMES = 3
 _NOT_LEGAL = "not 2:4-legal"
 
 
-def meant_sparse(judged: Judgement) -> dict[str, str]:
+def meant_sparse(checked: CheckResult) -> dict[str, str]:
     """Weight name -> "N:M" of what looks pruned in a file that says nothing of itself.
 
     Layers that break their pattern are among them, so that the export fails where they do.
     """
     looks = ("conforms", "violates", "wrong-axis")
-    return {layer.name: layer.pattern for layer in judged.layers if layer.verdict in looks and (layer.density or 0) > 0}
+    return {
+        layer.name: layer.pattern for layer in checked.layers if layer.verdict in looks and (layer.density or 0) > 0
+    }
 
 
-def legal_fact(judged: Judgement, patterns: Mapping[str, str]) -> Fact:
+def legal_fact(checked: CheckResult, patterns: Mapping[str, str]) -> Fact:
     """Tell whether every layer that was meant to be sparse holds its pattern.
 
     Args:
-        judged: The judge's verdict on the ONNX file.
+        checked: verify's verdict on the ONNX file.
         patterns: Weight name -> "N:M" of what was meant to be sparse.
     """
     if not patterns:
         return Fact(state=FactState.DISPROVED, evidence="dense network: no layer is meant to be sparse")
-    conforming = [layer for layer in judged.layers if layer.name in patterns and layer.verdict == "conforms"]
+    conforming = [layer for layer in checked.layers if layer.name in patterns and layer.verdict == "conforms"]
     wanted = ", ".join(sorted(set(patterns.values())))
-    if judged.verdict == "pass" and len(conforming) == len(patterns):
+    if checked.verdict == "pass" and len(conforming) == len(patterns):
         groups = sum(layer.groups for layer in conforming)
         return Fact(
             state=FactState.PROVED,
             evidence=f"{len(conforming)} of {_layers(len(patterns))} meant to be sparse hold {wanted}, "
-            f"{groups} groups counted in {judged.source}",
+            f"{groups} groups counted in {checked.source}",
         )
     conform = {layer.name for layer in conforming}
     problems = f"not {_listed(sorted(patterns.keys() - conform))}" if patterns.keys() - conform else ""
-    problems = "; ".join(filter(None, (problems, *judged.problems)))
+    problems = "; ".join(filter(None, (problems, *checked.problems)))
     return Fact(
         state=FactState.DISPROVED,
         evidence=f"{len(conforming)} of {_layers(len(patterns))} meant to be sparse hold {wanted}: {problems}",
     )
 
 
-def eligible_fact(judged: Judgement) -> Fact:
+def eligible_fact(checked: CheckResult) -> Fact:
     """Tell which layers TensorRT may consider for sparse kernels, and why not the others."""
-    layers = [layer for layer in judged.layers if layer.verdict not in UNREAD_VERDICTS]
+    layers = [layer for layer in checked.layers if layer.verdict not in UNREAD_VERDICTS]
     eligible = sum(layer.tensorrt == ELIGIBLE for layer in layers)
     reasons: dict[str, list[str]] = {}
     for layer in layers:

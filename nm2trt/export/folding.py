@@ -17,9 +17,8 @@ from onnxscript import optimizer, rewriter
 
 from nm2trt.export.affine import fold_affine
 from nm2trt.export.torch_graph import silenced
+from nm2trt.onnx_tools.convert_precision import WEIGHT_OPERANDS
 
-WEIGHT_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
-"""Operator -> which of its inputs may be a weight."""
 MODULE_KEY = "nm2trt.module"
 """Metadata of a node: path of the torch module whose forward it is from."""
 

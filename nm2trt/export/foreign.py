@@ -19,7 +19,7 @@ from nm2trt.export.input_shapes import settle_inputs
 from nm2trt.export.inputs import InputSpec
 from nm2trt.export.quantized import check_integer_operators
 from nm2trt.layers import METHOD_KEY, open_source
-from nm2trt.layers.onnx_constants import one_line
+from nm2trt.onnx_tools.constants import one_line
 from nm2trt.verify import verify_path
 
 OLDEST_OPSET = 9
@@ -65,7 +65,7 @@ def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = (), sizes: Mapping[st
     source = open_source(path)
     file = source.path
     # Reads every weight once, so that missing and cut external data are found before any work.
-    judged = verify_path(file)
+    checked = verify_path(file)
     model = _model(file)
     _check_opset(model, file)
     check_integer_operators(model, file)
@@ -74,7 +74,7 @@ def load_onnx(path: Path, *, shapes: Sequence[InputSpec] = (), sizes: Mapping[st
     split_weights(model)
     _check_weights(model, file)
     inputs, dynamic = settle_inputs(model, {one.name: one for one in shapes}, sizes or {}, file)
-    patterns = meant_sparse(judged) if source.patterns is None else dict(source.patterns)
+    patterns = meant_sparse(checked) if source.patterns is None else dict(source.patterns)
     shared = set(patterns.values())
     return ForeignGraph(
         path=file,
@@ -109,7 +109,7 @@ def _model(file: Path) -> ir.Model:
             common.ShapeInferencePass()(model)
     except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
         raise InputError(
-            f"is no valid ONNX model: {one_line(error)}", where=file, mend="check it with onnx.checker"
+            f"is no valid ONNX model: {one_line(error)}", where=file, hint="check it with onnx.checker"
         ) from None
     finally:
         logger.setLevel(level)
@@ -130,14 +130,14 @@ def _check_opset(model: ir.Model, file: Path) -> None:
         raise InputError(
             f"opset {opset} is too old, TensorRT takes {OLDEST_OPSET} and newer",
             where=file,
-            mend="raise it with onnx.version_converter.convert_version",
+            hint="raise it with onnx.version_converter.convert_version",
         )
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
         raise InputError(
             f"opset {opset} is newer than {newest}, the newest that onnx {onnx.__version__} knows",
             where=file,
-            mend="pip install -U onnx, or export with an older opset",
+            hint="pip install -U onnx, or export with an older opset",
         )
 
 
@@ -154,15 +154,15 @@ def _check_operators(model: ir.Model, file: Path) -> None:
             name = f"{domain}.{node.op_type}" if domain else node.op_type
             unknown.append(f"{node.name or node.outputs[0].name} ({name})")
     if unknown:
-        mend = "replace them, or build with trtexec and its plugins and give what it writes to `nm2trt inspect`"
+        hint = "replace them, or build with trtexec and its plugins and give what it writes to `nm2trt inspect`"
         if all(name.endswith(_CONTRIB_PAIRS) for name in unknown):
-            mend = (
+            hint = (
                 "quantize again without UseQDQContribOps, or calibrate it anew with `nm2trt calibrate --resymmetrize`"
             )
         raise InputError(
             f"{len(unknown)} nodes with operators that ONNX does not know at this opset: {_list(unknown)}",
             where=file,
-            mend=mend,
+            hint=hint,
         )
 
 
@@ -186,7 +186,7 @@ def _check_weights(model: ir.Model, file: Path) -> None:
         raise InputError(
             f"weights that are computed while the graph runs: {_list(computed)}",
             where=file,
-            mend="fold them into initializers, such as with `polygraphy surgeon sanitize --fold-constants`, or export "
+            hint="fold them into initializers, such as with `polygraphy surgeon sanitize --fold-constants`, or export "
             "the network with its masks and parametrizations removed",
         )
 

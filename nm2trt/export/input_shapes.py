@@ -43,7 +43,7 @@ def settle_inputs(
         raise InputError("has no inputs", where=file)
     if unknown := sorted(shapes.keys() - {str(value.name) for value in values}):
         names = ", ".join(str(value.name) for value in values)
-        raise ConfigError(f"{file.name} has no input {', '.join(unknown)}", where="--input", mend=f"it has {names}")
+        raise ConfigError(f"{file.name} has no input {', '.join(unknown)}", where="--input", hint=f"it has {names}")
     layouts = {str(value.name): _sizes(value, file) for value in values}
     _apply_sizes(layouts, sizes, model, file)
     axes = _batch_axes(layouts, shapes)
@@ -70,7 +70,7 @@ def settle_inputs(
         raise InputError(
             f"sizes beside the batch are open: {', '.join(open_inputs)}",
             where=file,
-            mend="settle them with --size AXIS=128 or, one sample without its batch, with --input NAME=3,224,224; a "
+            hint="settle them with --size AXIS=128 or, one sample without its batch, with --input NAME=3,224,224; a "
             "star is the batch: --input NAME=2x*x32",
         )
     return tuple(specs), any(one.batched for one in specs)
@@ -88,7 +88,7 @@ def _apply_sizes(layouts: dict[str, list[Size]], sizes: Mapping[str, int], model
         raise ConfigError(
             f"no input of {file.name} has an axis {', '.join(unknown)}",
             where="--size",
-            mend=f"it has {', '.join(sorted(named))}" if named else "its free axes have no names: use --input",
+            hint=f"it has {', '.join(sorted(named))}" if named else "its free axes have no names: use --input",
         )
     for name, layout in layouts.items():
         layouts[name] = [sizes.get(size, size) if isinstance(size, str) else size for size in layout]
@@ -145,7 +145,7 @@ def _settled(
             f"{name} of {file.name} is [{', '.join(map(_shown, layout))}]{batch}, and cannot be "
             f"{list(wanted.shape)} {kind}",
             where="--input",
-            mend=f"one sample of it is {_sample(layout, axis)}; a whole shape has a star for the batch: 2x*x32",
+            hint=f"one sample of it is {_sample(layout, axis)}; a whole shape has a star for the batch: 2x*x32",
         )
     if axis is not None and isinstance(layout[axis], int):
         raise ConfigError(f"axis {axis} of {name} is {layout[axis]} in {file.name} and no free batch", where="--input")

@@ -60,7 +60,7 @@ def parse_shape(text: str, option: str) -> tuple[int, ...]:
         ConfigError: It is no such list.
     """
     if not _SHAPE.fullmatch(text.strip()):
-        raise ConfigError(f"{text!r} is no shape", where=option, mend="write one sample without its batch: 3,224,224")
+        raise ConfigError(f"{text!r} is no shape", where=option, hint="write one sample without its batch: 3,224,224")
     return tuple(int(size) for size in re.split("[x,]", text.strip()))
 
 
@@ -80,11 +80,11 @@ def parse_inputs(texts: Iterable[str]) -> tuple[InputSpec, ...]:
             raise ConfigError(
                 f"{text!r} is not NAME=SHAPE:DTYPE",
                 where="--input",
-                mend="such as input_ids=128:int64, state=2x*x32, ids=128:int64@0..999",
+                hint="such as input_ids=128:int64, state=2x*x32, ids=128:int64@0..999",
             )
         name, dtype = match["name"], match["dtype"] or "float32"
         if dtype not in DTYPES:
-            raise ConfigError(f"unknown type {dtype!r}", where="--input", mend=f"choose from {', '.join(DTYPES)}")
+            raise ConfigError(f"unknown type {dtype!r}", where="--input", hint=f"choose from {', '.join(DTYPES)}")
         if name in found:
             raise ConfigError(f"{name} is given twice", where="--input")
         found[name] = replace(
@@ -99,7 +99,7 @@ def _shaped(name: str, text: str) -> InputSpec:
     sizes = re.split("[x,]", text)
     if not _WHOLE_SHAPE.fullmatch(text) or sizes.count("*") > 1:
         raise ConfigError(
-            f"{text!r} is no shape", where="--input", mend="write one sample without its batch, 3x224x224, or 2x*x32"
+            f"{text!r} is no shape", where="--input", hint="write one sample without its batch, 3x224x224, or 2x*x32"
         )
     star = sizes.index("*") if "*" in sizes else None
     shape = tuple(int(size) for size in sizes if size != "*")
@@ -124,7 +124,7 @@ def parse_sizes(texts: Iterable[str]) -> dict[str, int]:
     for text in texts:
         match = _SIZE.fullmatch(text.strip())
         if match is None:
-            raise ConfigError(f"{text!r} is not AXIS=SIZE", where="--size", mend="such as sequence=128")
+            raise ConfigError(f"{text!r} is not AXIS=SIZE", where="--size", hint="such as sequence=128")
         if match["name"] in found:
             raise ConfigError(f"{match['name']} is given twice", where="--size")
         found[match["name"]] = int(match["size"])
@@ -141,7 +141,7 @@ def parse_fixed(texts: Iterable[str]) -> dict[str, tuple[float, ...]]:
     for text in texts:
         match = _FIXED.fullmatch(text.strip())
         if match is None:
-            raise ConfigError(f"{text!r} is not NAME=VALUE", where="--fixed", mend="such as speed=1.0, lengths=16,16")
+            raise ConfigError(f"{text!r} is not NAME=VALUE", where="--fixed", hint="such as speed=1.0, lengths=16,16")
         if match["name"] in found:
             raise ConfigError(f"{match['name']} is given twice", where="--fixed")
         words = match["values"]
@@ -168,7 +168,7 @@ def with_values(
     names = [one.name for one in known]
     if unknown := sorted(set(fixed) - set(names)):
         raise ConfigError(
-            f"the network has no input {', '.join(unknown)}", where="--fixed", mend=f"it has {', '.join(names)}"
+            f"the network has no input {', '.join(unknown)}", where="--fixed", hint=f"it has {', '.join(names)}"
         )
     bounds = {one.name: one.bounds for one in wanted}
     for one in known:

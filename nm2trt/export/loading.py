@@ -12,10 +12,10 @@ from nm2trt.export.checkpoint import load_checkpoint
 from nm2trt.export.foreign import load_onnx
 from nm2trt.export.inputs import InputSpec, with_values
 from nm2trt.export.network import Exported, export_onnx, export_torch
-from nm2trt.export.precision import IoDtype, Precision
 from nm2trt.export.source import load_run
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES
 from nm2trt.layers.sources import MODEL, file_kind, foreign_error
+from nm2trt.onnx_tools.convert_precision import IoDtype, Precision
 
 _WHAT = "SOURCE is a run folder, a checkpoint with --model, or an ONNX file"
 
@@ -73,27 +73,27 @@ def _exported(
 ) -> Exported:
     kind = source_kind(path)
     if float_bias and kind != "onnx":
-        raise ConfigError("is for a quantized ONNX file", where="--float-bias", mend="leave it out")
+        raise ConfigError("is for a quantized ONNX file", where="--float-bias", hint="leave it out")
     if sizes and kind != "onnx":
-        raise ConfigError("names axes of an ONNX file", where="--size", mend="leave it out")
+        raise ConfigError("names axes of an ONNX file", where="--size", hint="leave it out")
     if kind != "onnx" and any(one.star for one in inputs):
-        raise ConfigError("a torch network has its batch first", where="--input", mend="leave the star out")
+        raise ConfigError("a torch network has its batch first", where="--input", hint="leave the star out")
     if kind == "run":
         if model is not None or inputs or classes is not None:
             raise ConfigError(
-                "a run folder names its own network", where=path, mend="leave --model, --input and --classes out"
+                "a run folder names its own network", where=path, hint="leave --model, --input and --classes out"
             )
         return export_torch(load_run(path, trust=trust), precision=precision, io_dtype=io_dtype)
     if kind == "onnx":
         if model is not None or classes is not None:
-            raise ConfigError("an ONNX file needs no --model and no --classes", where=path, mend="leave them out")
+            raise ConfigError("an ONNX file needs no --model and no --classes", where=path, hint="leave them out")
         graph = load_onnx(path, shapes=inputs, sizes=sizes)
         return export_onnx(graph, precision=precision, io_dtype=io_dtype, float_bias=float_bias)
     if model is None:
         raise ConfigError(
             "a checkpoint holds weights and no network",
             where=path,
-            mend="name it with --model: resnet50, timm:NAME, package.module:factory, transformers:CLASS",
+            hint="name it with --model: resnet50, timm:NAME, package.module:factory, transformers:CLASS",
         )
     source = load_checkpoint(path, model, inputs=inputs, classes=classes)
     return export_torch(source, precision=precision, io_dtype=io_dtype)
@@ -106,16 +106,16 @@ def source_kind(path: Path) -> str:
         InputError: It is none of them.
     """
     if not path.exists():
-        raise InputError("does not exist", where=path, mend=_WHAT)
+        raise InputError("does not exist", where=path, hint=_WHAT)
     if path.is_file():
         try:
             kind = file_kind(path)
         except PermissionError:
-            raise InputError("may not be read", where=path, mend="check its permissions") from None
+            raise InputError("may not be read", where=path, hint="check its permissions") from None
         if (error := foreign_error(path)) is not None:
             raise error
         if kind == "unknown" or kind == "npz":
-            raise InputError("is a file of an unknown kind", where=path, mend=_WHAT)
+            raise InputError("is a file of an unknown kind", where=path, hint=_WHAT)
         return "onnx" if kind == "onnx" else "checkpoint"
     if (path / RunDocument.FILE).is_file():
         return "run"
@@ -128,5 +128,5 @@ def source_kind(path: Path) -> str:
     raise InputError(
         f"no {RunDocument.FILE}, no {MODEL} and no weights here",
         where=path,
-        mend=f"{_WHAT}; a run folder is complete when `nm2trt train` wrote it to the end",
+        hint=f"{_WHAT}; a run folder is complete when `nm2trt train` wrote it to the end",
     )

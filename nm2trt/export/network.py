@@ -16,14 +16,14 @@ from nm2trt.export.foreign import ForeignGraph
 from nm2trt.export.inputs import InputSpec, bounded
 from nm2trt.export.numerics import TOLERANCES, tolerance_of
 from nm2trt.export.onnx_graph import annotate, convert_model, exporter_version, float32_model, renamed_patterns
-from nm2trt.export.precision import Conversion, IoDtype, Precision, convert
 from nm2trt.export.quantized import ROUNDING_OPS, float_biases
 from nm2trt.export.reference import OnnxReference, Reference, TorchReference
 from nm2trt.export.source import ExportSource
 from nm2trt.export.torch_graph import BATCH, silenced
-from nm2trt.export.writing import write_onnx
 from nm2trt.layers import PATTERNS_KEY
 from nm2trt.onnx_tools import name_nodes
+from nm2trt.onnx_tools.convert_precision import Conversion, IoDtype, Precision, convert
+from nm2trt.onnx_tools.writing import write_onnx
 from nm2trt.ort.index_limits import index_limits
 
 USUAL_PRECISION: Precision = "fp32"
@@ -134,7 +134,7 @@ def export_onnx(
             raise InputError(
                 f"computes in {graph.precision}, and only fp32 is converted to {precision}",
                 where=graph.path,
-                mend="leave --precision out to take it as it is",
+                hint="leave --precision out to take it as it is",
             )
         with silenced():
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -186,7 +186,7 @@ def settle_batch(exported: Exported, batch: BatchRange | None, *, usual: BatchRa
         raise ConfigError(
             f"the graph's shapes are fixed ({shapes}), so batches {batch.min} to {batch.max} do not fit",
             where="--batch",
-            mend="leave --batch out, or export the network again with a free batch",
+            hint="leave --batch out, or export the network again with a free batch",
         )
     return None
 

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from nm2trt.artifacts import BatchRange, NumericsRecord
 from nm2trt.artifacts.build import OutputNumerics
 from nm2trt.export.overflow import RangeProbe
-from nm2trt.export.precision import LARGEST
 from nm2trt.export.reference import FEWEST_SAMPLES, Reference, Samples
-from nm2trt.export.sessions import session_of
+from nm2trt.onnx_tools.convert_precision import LARGEST
 from nm2trt.ort import (
     OutputComparison,
     Reason,
@@ -27,6 +26,7 @@ from nm2trt.ort import (
     first_failure,
     merge_comparisons,
 )
+from nm2trt.ort.session import session_of
 
 Array = NDArray[Any]
 

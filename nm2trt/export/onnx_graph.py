@@ -12,10 +12,10 @@ from torch import nn
 from nm2trt.errors import InputError
 from nm2trt.export.folding import simplify
 from nm2trt.export.inputs import INPUT, InputSpec
-from nm2trt.export.precision import Conversion, IoDtype, Precision, convert
 from nm2trt.export.torch_graph import float32_graph
 from nm2trt.layers import METHOD_KEY, PATTERNS_KEY
-from nm2trt.layers.library_errors import one_line
+from nm2trt.library_errors import one_line
+from nm2trt.onnx_tools.convert_precision import Conversion, IoDtype, Precision, convert
 
 OPSET = {"fp32": 20, "fp16": 20, "bf16": 22}
 """20 is what the ONNX parsers of TensorRT 10.0 and newer all take; Conv knows bfloat16 only since 22."""
@@ -83,7 +83,7 @@ def float32_model(
 
 
 def convert_model(model: ir.Model, module: nn.Module, *, precision: Precision, io_dtype: IoDtype) -> Conversion:
-    """Give an exported float32 graph its type; errors as `nm2trt.export.precision.convert`."""
+    """Give an exported float32 graph its type; errors as `nm2trt.onnx_tools.convert_precision.convert`."""
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return convert(model, precision, io_dtype=io_dtype, parameters=names)
 
@@ -101,7 +101,7 @@ def renamed_patterns(
     named = {new: pattern for name, pattern in patterns.items() for new in renamed.get(name, (name,))}
     for name in sorted(named.keys() - model.graph.initializers.keys()):
         raise InputError(
-            "the exporter left no plain initializer of this name, so its pattern cannot be judged in the ONNX",
+            "the exporter left no plain initializer of this name, so its pattern cannot be checked in the ONNX",
             where=name,
         )
     return named

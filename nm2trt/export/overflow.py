@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
-from nm2trt.export.precision import LARGEST
-from nm2trt.export.sessions import Session, session_of_model
+from nm2trt.onnx_tools.convert_precision import LARGEST
+from nm2trt.ort.session import Session, session_of_model
 
 _HIGHEST, _LOWEST = "nm2trt/highest/", "nm2trt/lowest/"
 _LISTED = 8
@@ -115,7 +115,7 @@ class RangeProbe:
         raise InputError(
             f"activations beyond the largest fp16, {limit:g}, on the samples: {', '.join(named[:_LISTED])}{more}",
             where="--precision",
-            mend="use --precision bf16, or train with smaller activations",
+            hint="use --precision bf16, or train with smaller activations",
         )
 
     def _sources(self, node: ir.Node) -> set[str]:

@@ -40,7 +40,7 @@ def check_integer_operators(model: ir.Model, file: Path) -> None:
         f"computes with integer operators ({listed}), as ONNX Runtime's {kind} has them; TensorRT takes INT8 as "
         "QuantizeLinear and DequantizeLinear only",
         where=file,
-        mend="calibrate the float model with `nm2trt calibrate`",
+        hint="calibrate the float model with `nm2trt calibrate`",
     )
 
 
@@ -60,7 +60,7 @@ def check_tensorrt_takes(model: ir.Model, file: Path) -> None:
                 f"is quantized asymmetrically: {node.op_type} {node.name or node.outputs[0].name} has zero point "
                 f"{int(values[values != 0][0])}, and TensorRT takes only 0",
                 where=file,
-                mend="calibrate it anew with `nm2trt calibrate --resymmetrize`, or quantize with "
+                hint="calibrate it anew with `nm2trt calibrate --resymmetrize`, or quantize with "
                 "extra_options={'ActivationSymmetric': True, 'WeightSymmetric': True}",
             )
     if biases := quantized_biases(model):
@@ -70,7 +70,7 @@ def check_tensorrt_takes(model: ir.Model, file: Path) -> None:
             f"has {len(biases)} INT32 biases behind DequantizeLinear ({names}{more}), as ONNX Runtime's "
             "quantize_static writes them, and TensorRT takes biases in floating point only",
             where=file,
-            mend="store them as the floats that they stand for with --float-bias, quantize with "
+            hint="store them as the floats that they stand for with --float-bias, quantize with "
             "extra_options={'QuantizeBias': False}, or calibrate anew with `nm2trt calibrate --resymmetrize`",
         )
 

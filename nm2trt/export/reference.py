@@ -15,9 +15,9 @@ from torch import nn
 from nm2trt.artifacts import BatchRange
 from nm2trt.errors import InputError
 from nm2trt.export.inputs import InputSpec, random_feeds
-from nm2trt.export.sessions import session_of
 from nm2trt.export.torch_graph import called
-from nm2trt.layers.library_errors import one_line
+from nm2trt.library_errors import one_line
+from nm2trt.ort.session import session_of
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
@@ -179,7 +179,7 @@ def samples_of_data(data: str, inputs: Sequence[InputSpec], count: int, data_dir
         raise InputError(
             f"the network has {len(inputs)} inputs ({names}) and a data set feeds one",
             where=f"data set {data}",
-            mend="give them in a file with --samples",
+            hint="give them in a file with --samples",
         )
     one = inputs[0]
     x_BX = load_data_for(data, one.shape, data_dir).test_samples(count)
@@ -217,7 +217,7 @@ def samples_of_file(path: Path, inputs: Sequence[InputSpec]) -> Samples:
     if not wrong and not counts:
         wrong.append("it holds no samples")
     if wrong:
-        raise InputError("; ".join(wrong), where=path, mend="save one array for each input with numpy.savez")
+        raise InputError("; ".join(wrong), where=path, hint="save one array for each input with numpy.savez")
     count = counts.pop()
     given = [one for one in inputs if one.name not in feeds]
     feeds |= random_feeds(given, count if fixed or any(one.batched for one in given) else 1)
@@ -264,6 +264,6 @@ def _arrays(path: Path, inputs: Sequence[InputSpec]) -> dict[str, Array]:
         with found:
             return {name: found[name] for name in found.files}
     except FileNotFoundError:
-        raise InputError("no such file", where=path, mend="give a .npz with --samples") from None
+        raise InputError("no such file", where=path, hint="give a .npz with --samples") from None
     except Exception as error:  # noqa: BLE001 -- numpy and zipfile raise many kinds on broken files
         raise InputError(f"is no readable .npz: {one_line(error)}", where=path) from None

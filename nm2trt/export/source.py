@@ -15,7 +15,7 @@ from nm2trt.artifacts import BuildSource, FileRecord, RunDocument
 from nm2trt.artifacts.code_trust import check_code
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.inputs import INPUT, InputSpec
-from nm2trt.layers.library_errors import one_line
+from nm2trt.library_errors import one_line
 from nm2trt.models import build_model, load_strict
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -54,21 +54,21 @@ def load_run(folder: Path, *, trust: bool = False) -> ExportSource:
             (sha256), is no safetensors, or does not fit the network; or run.json names code, and this machine did not
             write it.
     """
-    run = RunDocument.read(folder, mend="SOURCE is a folder that `nm2trt train` wrote to the end")
+    run = RunDocument.read(folder, hint="SOURCE is a folder that `nm2trt train` wrote to the end")
     check_code(folder / RunDocument.FILE, run.named_code(), trust=trust)
     path = folder / CHECKPOINT
     content = _read_checked(path, run.files.get(CHECKPOINT))
     try:
         tensors = load(content)
     except SafetensorError as error:
-        raise InputError(f"no readable safetensors: {one_line(error)}", where=path, mend=_TRAIN_AGAIN) from None
+        raise InputError(f"no readable safetensors: {one_line(error)}", where=path, hint=_TRAIN_AGAIN) from None
     try:
         # build_model draws fresh weights; the caller's random numbers are left as they were.
         with torch.random.fork_rng(devices=[]):
             module = build_model(run.model.name, run.model.input_shape, run.model.classes)
     except ConfigError as error:
-        raise InputError(str(error), where=folder / RunDocument.FILE, mend=_TRAIN_AGAIN) from None
-    load_strict(module, tensors, path, mend=_TRAIN_AGAIN)
+        raise InputError(str(error), where=folder / RunDocument.FILE, hint=_TRAIN_AGAIN) from None
+    load_strict(module, tensors, path, hint=_TRAIN_AGAIN)
     return ExportSource(
         module=module.float().eval(),
         inputs=(InputSpec(name=INPUT, shape=run.model.input_shape),),
@@ -92,15 +92,15 @@ def _read_checked(path: Path, expected: FileRecord | None) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"the run has no {path.name}", where=path.parent, mend=_TRAIN_AGAIN) from None
+        raise InputError(f"the run has no {path.name}", where=path.parent, hint=_TRAIN_AGAIN) from None
     if expected is None:
-        raise InputError(f"run.json does not list {path.name}", where=path.parent, mend=_TRAIN_AGAIN)
+        raise InputError(f"run.json does not list {path.name}", where=path.parent, hint=_TRAIN_AGAIN)
     found = hashlib.sha256(content).hexdigest()
     if found != expected.sha256:
         raise InputError(
             f"sha256 {found} ({len(content)} bytes) is not {expected.sha256} ({expected.size_bytes} bytes) of run.json,"
             " so the file was changed or cut after training",
             where=path,
-            mend=f"put the original file back, or {_TRAIN_AGAIN}",
+            hint=f"put the original file back, or {_TRAIN_AGAIN}",
         )
     return content

@@ -77,7 +77,7 @@ def float32_graph(module: nn.Module, inputs: Sequence[InputSpec], *, opset: int)
     model: ir.Model = program.model
     fixed = [str(value.name) for value in model.graph.inputs if value.shape is None or isinstance(value.shape[0], int)]
     if fixed:
-        raise InputError(f"the network fixes the batch of {', '.join(fixed)}", where="export", mend=_FREE_BATCH)
+        raise InputError(f"the network fixes the batch of {', '.join(fixed)}", where="export", hint=_FREE_BATCH)
     return model
 
 
@@ -141,7 +141,7 @@ def check_inputs(module: nn.Module, inputs: Sequence[InputSpec]) -> None:
     wrong += [f"it needs {name}" for name in sorted(needed - given)]
     if wrong:
         raise ConfigError(
-            f"{type(module).__name__}: {', '.join(wrong)}", where="--input", mend=f"it has {', '.join(parameters)}"
+            f"{type(module).__name__}: {', '.join(wrong)}", where="--input", hint=f"it has {', '.join(parameters)}"
         )
 
 
@@ -180,7 +180,7 @@ def _output_names(module: nn.Module, inputs: Sequence[InputSpec], feeds: Mapping
         reason = _first_line(error)
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in feeds.items())
         raise InputError(
-            f"the network cannot run on {shapes}: {reason}", where="export", mend="give its inputs with --input"
+            f"the network cannot run on {shapes}: {reason}", where="export", hint="give its inputs with --input"
         ) from error
     if not names:
         raise InputError("the network returns no tensor", where="export")
@@ -224,13 +224,13 @@ def _explained(error: BaseException) -> InputError:
     missing = dict.fromkeys(_UNSUPPORTED.findall(text))
     if missing:
         return InputError(
-            f"ONNX has no operator for {', '.join(missing)}", where="export", mend="write these with other operators"
+            f"ONNX has no operator for {', '.join(missing)}", where="export", hint="write these with other operators"
         )
     if _SPECIALISED.search(text):
         return InputError(
             f"the network fixes its batch ({_first_line(chain[-1])})",
             where="export",
-            mend=_FREE_BATCH,
+            hint=_FREE_BATCH,
         )
     return InputError(
         f"torch cannot export the network: {_first_line(chain[1] if chain[1:] else error)}", where="export"

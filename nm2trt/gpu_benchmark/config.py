@@ -78,10 +78,10 @@ class BenchmarkConfig:
             raise ConfigError(
                 f"unknown dtype {', '.join(unknown)}" if unknown else "no dtype",
                 where="--dtype",
-                mend=f"choose from {', '.join(DTYPES)}",
+                hint=f"choose from {', '.join(DTYPES)}",
             )
         if not 0 < self.duration_s <= 3600:
-            raise ConfigError(f"{self.duration_s:g} seconds", where="--duration", mend="use 1 to 3600")
+            raise ConfigError(f"{self.duration_s:g} seconds", where="--duration", hint="use 1 to 3600")
 
     def points(self) -> Iterator[Point]:
         """Give all products in an order drawn from the seed, so that a cut run has left out no kind."""

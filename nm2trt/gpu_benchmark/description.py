@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nm2trt.estimate.gpus import GpuSpec, Precision, gpu_of_device
-from nm2trt.gpu_benchmark.document import MachineRecord, PointRecord
+from nm2trt.gpu_benchmark.gpu_schema import MachineRecord, PointRecord
 
 _HALF: tuple[Precision, ...] = ("fp16", "bf16")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from nm2trt.gpu_benchmark.document import MachineRecord
+from nm2trt.gpu_benchmark.gpu_schema import MachineRecord
 from nm2trt.gpu_benchmark.timing import Timer
 from nm2trt.profile.device_state import driver_version
 from nm2trt.torch_sparse.backends import describe_state, detect_backends

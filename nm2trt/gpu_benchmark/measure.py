@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nm2trt.gpu_benchmark.config import BenchmarkConfig, Point
-from nm2trt.gpu_benchmark.document import PointRecord, SparseTimes
+from nm2trt.gpu_benchmark.gpu_schema import PointRecord, SparseTimes
 from nm2trt.gpu_benchmark.timing import Rounds, Timer, time_variants
 from nm2trt.profile import statistics
 from nm2trt.torch_sparse.backends import BackendName

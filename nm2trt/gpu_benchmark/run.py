@@ -14,8 +14,8 @@ from nm2trt.estimate.kernel import KernelConstants
 from nm2trt.gpu_benchmark.config import BenchmarkConfig
 from nm2trt.gpu_benchmark.description import describe_gpu
 from nm2trt.gpu_benchmark.device import copy_gb_s, eager_launch_us, launch_us, machine_record, warm_up
-from nm2trt.gpu_benchmark.document import GpuBenchmarkDocument, MachineRecord, PointRecord
 from nm2trt.gpu_benchmark.fit import Sample, fit_constants
+from nm2trt.gpu_benchmark.gpu_schema import GpuBenchmarkDocument, MachineRecord, PointRecord
 from nm2trt.gpu_benchmark.measure import has_wrong_outputs, ways_of
 from nm2trt.gpu_benchmark.timing import GraphTimer
 from nm2trt.gpu_benchmark.wording import sentence
@@ -120,14 +120,14 @@ def require_gpu() -> None:
     """
     if not torch.cuda.is_available():
         raise MachineError(
-            "torch finds no GPU", mend="run on a machine with an NVIDIA GPU of compute capability 8.0 or newer"
+            "torch finds no GPU", hint="run on a machine with an NVIDIA GPU of compute capability 8.0 or newer"
         )
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0):
         raise MachineError(
             f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]} and no sparse "
             "Tensor Cores",
-            mend="use an NVIDIA GPU of compute capability 8.0 or newer",
+            hint="use an NVIDIA GPU of compute capability 8.0 or newer",
         )
 
 
@@ -166,7 +166,7 @@ def _measure_all(
                 f"{worst.backend} differs from the dense product of the same weights by {worst.relative_error:.3g} of "
                 "its largest value",
                 where=point.label,
-                mend="report it to PyTorch, with these sizes and versions",
+                hint="report it to PyTorch, with these sizes and versions",
             )
         records.append(record)
     worker.close()

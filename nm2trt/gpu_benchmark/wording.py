@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nm2trt.gpu_benchmark.document import PointRecord, SparseTimes
+from nm2trt.gpu_benchmark.gpu_schema import PointRecord, SparseTimes
 
 
 def best_sparse(point: PointRecord) -> SparseTimes | None:

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from nm2trt.gpu_benchmark.config import BenchmarkConfig, Point
-from nm2trt.gpu_benchmark.document import PointRecord
+from nm2trt.gpu_benchmark.gpu_schema import PointRecord
 from nm2trt.gpu_benchmark.measure import FailedVariantError, Way, measure_point
 
 _ANSWER_S = 120.0

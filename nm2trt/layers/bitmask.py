@@ -52,7 +52,7 @@ class BitmaskWeight:
             raise InputError(
                 f"{int(np.count_nonzero(places))} bits are set for {values.size} values",
                 where=f"tensor {self.name!r}",
-                mend="download the file again",
+                hint="download the file again",
             )
         dense = np.zeros(places.shape, values.dtype)
         dense[places] = values
@@ -83,7 +83,7 @@ def bitmask_weights(tensors: Sequence[StoredTensor]) -> tuple[dict[str, BitmaskW
             raise InputError(
                 f"shape {list(shape)} does not fit its bit mask {list(bitmask.shape)}",
                 where=f"tensor {name!r}",
-                mend="download the file again",
+                hint="download the file again",
             )
         found[tensor.name] = BitmaskWeight(name, tensor, bitmask, shape)
         parts |= {f"{name}.{part}" for part in (*_PARTS[1:], *_OTHER_PARTS)}

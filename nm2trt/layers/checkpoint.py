@@ -103,7 +103,7 @@ def layers_of(tensors: Sequence[StoredTensor], neighbors: Neighbors | None = Non
             masked = _Masked(tensor, mask)
             load = masked
             load_range = masked.load_range if tensor.load_range and mask.load_range else None
-            note = f"judged with the mask that {tool} keeps in {mask.name}; the stored weights alone may be dense"
+            note = f"checked with the mask that {tool} keeps in {mask.name}; the stored weights alone may be dense"
         elif _PARAMETRIZED.search(tensor.name):
             note = (
                 "stored as it is before a torch parametrization, whose mask is not in the file; save it after "

@@ -10,8 +10,8 @@ from pathlib import Path
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
 from nm2trt.layers.config_json import read_config
-from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.stream import LayerSource
+from nm2trt.library_errors import one_line
 
 INDEXES = (
     "model.safetensors.index.json",
@@ -19,7 +19,7 @@ INDEXES = (
     "pytorch_model.bin.index.json",
 )
 SINGLE_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
-_MEND = "download the folder again"
+_HINT = "download the folder again"
 
 
 def open_index(path: Path) -> LayerSource:
@@ -43,7 +43,7 @@ def index_tensors(path: Path) -> list[StoredTensor]:
         wanted = [name for name, file in weight_map.items() if file == shard]
         missing = [name for name in wanted if name not in held]
         if missing:
-            raise InputError(f"shard {shard!r} does not hold tensor {missing[0]!r}", where=path, mend=_MEND)
+            raise InputError(f"shard {shard!r} does not hold tensor {missing[0]!r}", where=path, hint=_HINT)
         tensors += [held[name] for name in wanted]
     return tensors
 
@@ -57,16 +57,16 @@ def _weight_map(path: Path) -> dict[str, str]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"no readable JSON: {one_line(error)}", where=path, mend=_MEND) from None
+        raise InputError(f"no readable JSON: {one_line(error)}", where=path, hint=_HINT) from None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise InputError("holds no weight_map of tensors to files", where=path, mend=_MEND)
+        raise InputError("holds no weight_map of tensors to files", where=path, hint=_HINT)
     return weight_map
 
 
 def _shard(index: Path, name: str) -> list[StoredTensor]:
     if Path(name).name != name or not name:
-        raise InputError(f"shard {name!r} is not beside the index", where=index, mend=_MEND)
+        raise InputError(f"shard {name!r} is not beside the index", where=index, hint=_HINT)
     path = index.parent / name
     try:
         found = path.is_file()
@@ -74,7 +74,7 @@ def _shard(index: Path, name: str) -> list[StoredTensor]:
         # A name that no file can have.
         found = False
     if not found:
-        raise InputError(f"shard {name[:200]!r} is missing", where=index, mend=_MEND)
+        raise InputError(f"shard {name[:200]!r} is missing", where=index, hint=_HINT)
     return _reader(name)(path)
 
 

@@ -27,16 +27,16 @@ def claimed_patterns(metadata: Mapping[str, str], where: Path) -> dict[str, str]
     raw = metadata.get(PATTERNS_KEY)
     if raw is None:
         return None
-    mend = "write the file again with nm2trt, or remove that key"
+    hint = "write the file again with nm2trt, or remove that key"
     try:
         claims = json.loads(raw)
     except (json.JSONDecodeError, RecursionError):
-        raise InputError(f"metadata key {PATTERNS_KEY} is no JSON", where=where, mend=mend) from None
+        raise InputError(f"metadata key {PATTERNS_KEY} is no JSON", where=where, hint=hint) from None
     if not isinstance(claims, dict) or not all(isinstance(value, str) for value in claims.values()):
-        raise InputError(f"metadata key {PATTERNS_KEY} is no map of tensor names to N:M", where=where, mend=mend)
+        raise InputError(f"metadata key {PATTERNS_KEY} is no map of tensor names to N:M", where=where, hint=hint)
     try:
         for value in claims.values():
             NMPattern.parse(value)
     except ConfigError as error:
-        raise InputError(f"metadata key {PATTERNS_KEY}: {error.what}", where=where, mend=mend) from None
+        raise InputError(f"metadata key {PATTERNS_KEY}: {error.what}", where=where, hint=hint) from None
     return claims

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
-from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.stream import LayerSource
+from nm2trt.library_errors import one_line
 
-_MEND = "save it again with numpy.savez, without objects"
+_HINT = "save it again with numpy.savez, without objects"
 _BROKEN = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -62,11 +62,11 @@ def npz_tensors(path: Path) -> list[StoredTensor]:
                     size = math.prod(shape) * dtype.itemsize + file.tell()
                 if dtype.hasobject or size != info.file_size:
                     what = "holds objects" if dtype.hasobject else f"of shape {list(shape)} lies about its size"
-                    raise InputError(f"array {info.filename!r} {what}", where=path, mend=_MEND)
+                    raise InputError(f"array {info.filename!r} {what}", where=path, hint=_HINT)
                 name = info.filename.removesuffix(".npy")
                 tensors.append(StoredTensor(name, shape, dtype.name, partial(_read, path, info.filename)))
     except _BROKEN as error:
-        raise InputError(f"is no complete npz file: {one_line(error)}", where=path, mend=_MEND) from None
+        raise InputError(f"is no complete npz file: {one_line(error)}", where=path, hint=_HINT) from None
     return tensors
 
 
@@ -82,4 +82,4 @@ def _read(path: Path, member: str) -> NDArray[Any]:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:
             return np.asarray(npy_format.read_array(file, allow_pickle=False))
     except _BROKEN as error:
-        raise InputError(f"array {member!r} cannot be read: {one_line(error)}", where=path, mend=_MEND) from None
+        raise InputError(f"array {member!r} cannot be read: {one_line(error)}", where=path, hint=_HINT) from None

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nm2trt.errors import InputError
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
-from nm2trt.layers.onnx_constants import UNREADABLE, AnyNode, Constant, as_text, one_line, resolve
-from nm2trt.layers.onnx_file import read_model
-from nm2trt.layers.onnx_graph import graph_nodes
 from nm2trt.layers.onnx_unread import UnreadConstant, node_name, unread_constants
 from nm2trt.layers.stream import LayerSource, LayerWeight, Op
+from nm2trt.onnx_tools.constants import UNREADABLE, AnyNode, Constant, as_text, one_line, resolve
+from nm2trt.onnx_tools.lazy_file import read_model
+from nm2trt.onnx_tools.proto_graph import graph_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -143,7 +143,7 @@ def _load_to_edit(path: Path) -> tuple[onnx.ModelProto, ir.Model]:
             InlinePass()(model)
     except Exception as error:  # noqa: BLE001 -- whatever a broken graph makes the library raise
         raise InputError(
-            f"is no valid ONNX model: {one_line(error)}", where=path, mend="check it with onnx.checker"
+            f"is no valid ONNX model: {one_line(error)}", where=path, hint="check it with onnx.checker"
         ) from None
     finally:
         logger.setLevel(level)

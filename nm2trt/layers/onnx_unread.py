@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nm2trt.layers.onnx_constants import AnyNode, resolve
-from nm2trt.layers.onnx_tensors import as_text
 from nm2trt.layers.reasons import Reason, ReasonCode
+from nm2trt.onnx_tools.constants import AnyNode, resolve
+from nm2trt.onnx_tools.tensors import as_text
 
 if TYPE_CHECKING:
-    from nm2trt.layers.onnx_graph import Node, Value
+    from nm2trt.onnx_tools.proto_graph import Node, Value
 
 _DEFAULT = ("", "ai.onnx")
 _READ = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1, 0), "MatMul": (1, 0)}

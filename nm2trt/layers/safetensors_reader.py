@@ -1,4 +1,4 @@
-"""Layers of a .safetensors file. The library judges the header; tensors are read one by one, never the file whole."""
+"""Layers of a .safetensors file. The library checks the header; tensors are read one by one, never the file whole."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
 from nm2trt.layers.config_json import read_config
-from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.metadata import METHOD_KEY, claimed_patterns
 from nm2trt.layers.stream import LayerSource
+from nm2trt.library_errors import one_line
 
 _LENGTH_BYTES = 8
-_MEND = "copy or download the file again, or write it with safetensors"
+_HINT = "copy or download the file again, or write it with safetensors"
 
 _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -105,10 +105,10 @@ def _read_header(path: Path) -> tuple[dict[str, str], list[_Entry]]:
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     except PermissionError:
-        raise InputError("may not be read", where=path, mend="check its permissions") from None
+        raise InputError("may not be read", where=path, hint="check its permissions") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = one_line(str(error).removeprefix("Error while deserializing header: "))
-        raise InputError(f"is no complete safetensors file: {reason}", where=path, mend=_MEND) from None
+        raise InputError(f"is no complete safetensors file: {reason}", where=path, hint=_HINT) from None
     metadata = header.pop("__metadata__", None) or {}
     origin = _LENGTH_BYTES + length
     entries = [
@@ -139,9 +139,9 @@ def _load_range(path: Path, entry: _Entry, start: int, stop: int) -> NDArray[Any
         )
     with path.open("rb", buffering=0) as file:
         if entry.start + entry.size_bytes > os.fstat(file.fileno()).st_size:
-            raise InputError(f"tensor {entry.name!r}: the file ends before it does", where=path, mend=_MEND)
+            raise InputError(f"tensor {entry.name!r}: the file ends before it does", where=path, hint=_HINT)
         file.seek(entry.start + start * dtype.itemsize)
         raw = np.fromfile(file, dtype=np.uint8, count=(stop - start) * dtype.itemsize)
     if raw.size != (stop - start) * dtype.itemsize:
-        raise InputError(f"tensor {entry.name!r}: the file ends inside it", where=path, mend=_MEND)
+        raise InputError(f"tensor {entry.name!r}: the file ends inside it", where=path, hint=_HINT)
     return raw.view(dtype)

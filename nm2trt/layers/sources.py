@@ -7,9 +7,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from nm2trt.artifacts.formats import PEFT, ForeignFormat, foreign_file, foreign_folder, is_adapter
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import StoredTensor
-from nm2trt.layers.formats import PEFT, ForeignFormat, foreign_file, foreign_folder, is_adapter
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES, open_index
 from nm2trt.layers.stream import LayerSource, LayerWeight
 
@@ -19,7 +19,7 @@ _MOST_CANDIDATES = 4
 _RUN_TRACES = ("run.json", "config.toml", "state", "metrics.jsonl")
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _KNOWN = {".safetensors": "safetensors", ".onnx": "onnx", ".npz": "npz"} | dict.fromkeys(_TORCH_SUFFIXES, "torch")
-_MEND = "pass a .safetensors, .pt, .npz or .onnx file, or a folder that holds one (run, build, Hugging Face)"
+_HINT = "pass a .safetensors, .pt, .npz or .onnx file, or a folder that holds one (run, build, Hugging Face)"
 
 
 def open_source(path: Path | str) -> LayerSource:
@@ -31,13 +31,13 @@ def open_source(path: Path | str) -> LayerSource:
             Hugging Face model folder.
 
     Raises:
-        InputError: There is nothing at `path`, or nothing in it that can be judged.
+        InputError: There is nothing at `path`, or nothing in it that can be checked.
     """
     file = _file_of(Path(path))
     try:
         return _open(file)
     except PermissionError:
-        raise InputError("may not be read", where=file, mend="check its permissions") from None
+        raise InputError("may not be read", where=file, hint="check its permissions") from None
 
 
 def open_layers(path: Path | str) -> Iterator[LayerWeight]:
@@ -93,7 +93,7 @@ def _open(file: Path) -> LayerSource:
 
         return _no_adapter(open_torch(file))
     what = "is empty: it holds no bytes" if file.stat().st_size == 0 else "is no checkpoint and no ONNX file"
-    raise InputError(what, where=file, mend=_MEND)
+    raise InputError(what, where=file, hint=_HINT)
 
 
 def foreign_error(path: Path) -> InputError | None:
@@ -103,7 +103,7 @@ def foreign_error(path: Path) -> InputError | None:
 
 
 def _foreign(found: ForeignFormat, path: Path) -> InputError:
-    return InputError(f"is {found.what}", where=path, mend=found.hint.replace("PATH", str(path)))
+    return InputError(f"is {found.what}", where=path, hint=found.hint.replace("PATH", str(path)))
 
 
 def _no_adapter(source: LayerSource) -> LayerSource:
@@ -118,16 +118,16 @@ def _file_of(path: Path) -> Path:
         return path
     if not path.is_dir():
         what = "is no file or folder" if path.exists() else "no such file or folder"
-        raise InputError(what, where=path, mend="check the path")
+        raise InputError(what, where=path, hint="check the path")
     for name in (CHECKPOINT, MODEL, *INDEXES, *SINGLE_FILES):
         if (path / name).is_file():
             return path / name
     if any((path / name).exists() for name in _RUN_TRACES):
         raise InputError(
-            f"a run folder without {CHECKPOINT}", where=path, mend="finish the training, or train again into it"
+            f"a run folder without {CHECKPOINT}", where=path, hint="finish the training, or train again into it"
         )
     if (path / "build.json").exists():
-        raise InputError(f"a build folder without {MODEL}", where=path, mend="export again")
+        raise InputError(f"a build folder without {MODEL}", where=path, hint="export again")
     if (found := foreign_folder(path)) is not None:
         raise _foreign(found, path)
     candidates = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _KNOWN and file.is_file())
@@ -138,13 +138,13 @@ def _file_of(path: Path) -> Path:
             + ", ".join(candidates[:_MOST_CANDIDATES])
             + more,
             where=path,
-            mend="pass one of the files",
+            hint="pass one of the files",
         )
     inside = sorted(
         folder.name for folder in path.iterdir() if any((folder / name).is_file() for name in (*INDEXES, *SINGLE_FILES))
     )
-    where = f"pass a folder inside it: {', '.join(inside[:_MOST_CANDIDATES])}" if inside else _MEND
-    raise InputError("holds no checkpoint and no model.onnx", where=path, mend=where)
+    where = f"pass a folder inside it: {', '.join(inside[:_MOST_CANDIDATES])}" if inside else _HINT
+    raise InputError("holds no checkpoint and no model.onnx", where=path, hint=where)
 
 
 def file_kind(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The stream that every judgement is written over: one `LayerWeight` at a time, whatever file it came from."""
+"""The stream that every result is written over: one `LayerWeight` at a time, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LayerWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSource:
-    """A file opened for judging: its layers, and what it says about itself."""
+    """A file opened for checking: its layers, and what it says about itself."""
 
     path: Path
     """The file itself, also where a folder was asked for."""

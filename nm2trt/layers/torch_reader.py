@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
 from nm2trt.layers.config_json import read_config
-from nm2trt.layers.library_errors import one_line
 from nm2trt.layers.stream import LayerSource
+from nm2trt.library_errors import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def named_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
     """
     found = dict(_tensors(content, (), 0))
     if not found:
-        raise InputError("holds no tensors", where=path, mend=_HINT)
+        raise InputError("holds no tensors", where=path, hint=_HINT)
     names = _names(list(found))
     return {names[key]: tensor for key, tensor in found.items()}
 
@@ -97,7 +97,7 @@ def torch_content(path: Path) -> object:
         head = file.read(4)
     is_zip = head == b"PK\x03\x04"
     if not is_zip and head[:1] != b"\x80":
-        raise InputError("is no torch file: neither a zip archive nor a pickle", where=path, mend=_HINT)
+        raise InputError("is no torch file: neither a zip archive nor a pickle", where=path, hint=_HINT)
     try:
         with warnings.catch_warnings():
             # About its own internals, which no user of this file can do anything about.
@@ -119,7 +119,7 @@ def _load_error(error: Exception, path: Path, *, is_zip: bool) -> InputError:
         what, hint = "is no complete torch file: its zip archive is cut off or damaged", "copy or download it again"
     else:
         what = "is no complete torch file"
-    return InputError(what, where=path, mend=hint)
+    return InputError(what, where=path, hint=hint)
 
 
 def _is_whole_zip(path: Path) -> bool:
@@ -220,12 +220,12 @@ def _numpy(tensor: torch.Tensor, name: str, path: Path) -> NDArray[Any]:
     try:
         plain = tensor.detach()
         if plain.is_meta:
-            raise InputError(f"tensor {name!r} has no values (device meta)", where=path, mend="load them, then save it")
+            raise InputError(f"tensor {name!r} has no values (device meta)", where=path, hint="load them, then save it")
         if not is_strided(plain):
             plain = _dense(plain, name, path)
         elif plain.untyped_storage().nbytes() < plain.numel() * plain.element_size():
             # A view that repeats a few values may claim any size and would be written out in full.
-            raise InputError(f"tensor {name!r}: its shape is larger than its data", where=path, mend=_HINT)
+            raise InputError(f"tensor {name!r}: its shape is larger than its data", where=path, hint=_HINT)
         plain = plain.contiguous()
         if hasattr(ml_dtypes, dtype):
             # Types that numpy lacks travel as their bits.
@@ -234,7 +234,7 @@ def _numpy(tensor: torch.Tensor, name: str, path: Path) -> NDArray[Any]:
         return np.asarray(plain.numpy())
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"tensor {name!r} of type {dtype} cannot be read: {one_line(error)}", where=path, mend=_HINT
+            f"tensor {name!r} of type {dtype} cannot be read: {one_line(error)}", where=path, hint=_HINT
         ) from None
 
 
@@ -246,6 +246,6 @@ def _dense(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
         raise InputError(
             f"tensor {name!r} is stored sparse, and its {size_bytes} bytes are too many to write out",
             where=path,
-            mend=_SPARSE_HINT,
+            hint=_SPARSE_HINT,
         )
     return tensor.to_dense()

@@ -115,7 +115,7 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise MachineError("timm is not installed", where="model", mend="pip install 'nm2trt[timm]'") from None
+        raise MachineError("timm is not installed", where="model", hint="pip install 'nm2trt[timm]'") from None
     return timm
 
 
@@ -133,7 +133,7 @@ def _from_factory(reference: str, input_shape: Shape, classes: int) -> nn.Module
     model = call(function, reference, "model", {"input_shape": input_shape, "classes": classes})
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"returned {type(model).__name__}", where=f"model {reference}", mend="return a torch.nn.Module"
+            f"returned {type(model).__name__}", where=f"model {reference}", hint="return a torch.nn.Module"
         )
     return model
 
@@ -173,5 +173,5 @@ def _try(model: nn.Module, name: str, input_shape: Shape, classes: int) -> None:
 def _unfit(name: str, input_shape: Shape, error: Exception) -> ConfigError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ConfigError(
-        f"{name} cannot take samples {list(input_shape)}: {reason}", where="model", mend="choose another model or data"
+        f"{name} cannot take samples {list(input_shape)}: {reason}", where="model", hint="choose another model or data"
     )

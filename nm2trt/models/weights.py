@@ -13,7 +13,7 @@ from nm2trt.errors import InputError
 _LISTED_KEYS = 3
 
 
-def load_strict(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *, mend: str) -> None:
+def load_strict(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, *, hint: str) -> None:
     """Load a state dict; every difference in names and shapes is named in one line.
 
     Raises:
@@ -33,7 +33,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
     if misshapen:
         found.append(_listed(misshapen))
     if found:
-        raise InputError(f"the checkpoint {'; it '.join(found)}", where=path, mend=mend)
+        raise InputError(f"the checkpoint {'; it '.join(found)}", where=path, hint=hint)
     module.load_state_dict(tensors, strict=True)
 
 

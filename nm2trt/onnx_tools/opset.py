@@ -43,7 +43,7 @@ def raise_opset(proto: onnx.ModelProto, target: int, path: Path) -> onnx.ModelPr
         raise InputError(
             f"is of opset {version} and cannot be converted to {target}: {reason}",
             where=path,
-            mend="export it again with a newer opset",
+            hint="export it again with a newer opset",
         ) from None
     if version < _NEW_RESIZE_OPSET:
         new = [node for node in converted.graph.node if node.op_type == "Resize"]
@@ -51,7 +51,7 @@ def raise_opset(proto: onnx.ModelProto, target: int, path: Path) -> onnx.ModelPr
             raise InputError(
                 f"is of opset {version}, and its {len(old)} resizes cannot be followed to opset {target}",
                 where=path,
-                mend="export it again with opset 11 or newer",
+                hint="export it again with opset 11 or newer",
             )
         for node, name, rounded in zip(new, names, rounding, strict=True):
             node.name = node.name or name

@@ -1,4 +1,4 @@
-"""Times dense and sparse networks on one machine, or reads what others timed; judges and explains the difference.
+"""Times dense and sparse networks on one machine, or reads what others timed; checks and explains the difference.
 
 What runs networks is imported when it is asked for: reading others' files needs none of it.
 """
@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nm2trt.profile.arms import choose_backend
     from nm2trt.profile.config import ProfileConfig, profile_config
     from nm2trt.profile.experiment import profile
-    from nm2trt.profile.runner import Runner
+    from nm2trt.profile.runners.runner import Runner
+    from nm2trt.profile.variants import choose_backend
 
 __all__ = ["ProfileConfig", "Runner", "choose_backend", "profile", "profile_config"]
 
 _HOMES = {
     "ProfileConfig": "config",
-    "Runner": "runner",
-    "choose_backend": "arms",
+    "Runner": "runners.runner",
+    "choose_backend": "variants",
     "profile": "experiment",
     "profile_config": "config",
 }

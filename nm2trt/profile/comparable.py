@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import combinations
 
-from nm2trt.artifacts.report import ArmName
+from nm2trt.artifacts.report import VariantName
 from nm2trt.errors import InputError
 from nm2trt.evidence.precision import differs
 from nm2trt.evidence.trtexec import TrtexecRun
@@ -13,7 +13,7 @@ from nm2trt.evidence.trtexec import TrtexecRun
 _HINT = "measure both alike; trtexec 10 and 11 have other defaults, so name every option"
 
 
-def check_comparable(runs: Mapping[ArmName, TrtexecRun]) -> None:
+def check_comparable(runs: Mapping[VariantName, TrtexecRun]) -> None:
     """Refuse runs that differ in what is not the engine.
 
     Raises:
@@ -24,7 +24,7 @@ def check_comparable(runs: Mapping[ArmName, TrtexecRun]) -> None:
             raise InputError(
                 f"{what}: {a} in the {one_name} run, {b} in the {other_name} run",
                 where=f"{one.name} and {other.name}",
-                mend=_HINT,
+                hint=_HINT,
             )
 
 
@@ -78,7 +78,7 @@ def shape_words(run: TrtexecRun) -> str:
     return ", ".join(f"{name}={'x'.join(map(str, sizes))}" for name, sizes in run.shapes.items())
 
 
-def comparison_notes(runs: Mapping[ArmName, TrtexecRun]) -> list[str]:
+def comparison_notes(runs: Mapping[VariantName, TrtexecRun]) -> list[str]:
     """What the runs leave open about being alike."""
     if len(runs) < 2:
         return []

@@ -37,14 +37,14 @@ class BatchComparison(BaseModel):
     """Ratio with its interval."""
     second: str
     first_ms: float
-    """Median of the sparse arm."""
+    """Median of the sparse variant."""
     second_ms: float
     finding: str
     """Whether the two ratios agree; by their intervals, widened by each report's own noise."""
 
 
 class LayerComparison(BaseModel):
-    """One layer of the sparse arm in both."""
+    """One layer of the sparse variant in both."""
 
     model_config = _FROZEN
 
@@ -88,7 +88,7 @@ def compare_reports(first: Path, second: Path) -> ComparisonDocument:
         raise InputError(
             "the reports share neither a batch size nor a layer",
             where=f"{first} and {second}",
-            mend="profile both with one --batch",
+            hint="profile both with one --batch",
         )
     differences = _differences(a, b)
     notes = []
@@ -111,7 +111,7 @@ def compare_reports(first: Path, second: Path) -> ComparisonDocument:
 
 def _read(path: Path) -> ReportDocument:
     folder = path.parent if path.name == ReportDocument.FILE else path
-    return ReportDocument.read(folder, mend="name a folder that `nm2trt profile` wrote")
+    return ReportDocument.read(folder, hint="name a folder that `nm2trt profile` wrote")
 
 
 def _title(report: ReportDocument, path: Path) -> str:
@@ -144,13 +144,13 @@ def _differences(a: ReportDocument, b: ReportDocument) -> list[DifferenceRecord]
 
 
 def _batch(a: BatchRecord, b: BatchRecord) -> BatchComparison:
-    arms = a.arm("sparse"), b.arm("sparse")
+    variants = a.variant("sparse"), b.variant("sparse")
     return BatchComparison(
         batch=a.batch,
         first=_ratio(a),
         second=_ratio(b),
-        first_ms=arms[0].median_ms if arms[0] is not None else 0.0,
-        second_ms=arms[1].median_ms if arms[1] is not None else 0.0,
+        first_ms=variants[0].median_ms if variants[0] is not None else 0.0,
+        second_ms=variants[1].median_ms if variants[1] is not None else 0.0,
         finding=_agree(a, b),
     )
 

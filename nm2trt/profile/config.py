@@ -33,7 +33,7 @@ class ProfileConfig(BaseModel):
     """Seconds of measuring per batch size."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     rebuilds: int = Field(default=1, ge=1, le=100)
-    """How many builds of each arm are timed."""
+    """How many builds of each variant are timed."""
     shapes: dict[str, tuple[int, ...]] = {}
     """Whole shapes of inputs with dynamic dimensions; the first number gives way to the batch."""
     layers: bool = True
@@ -129,5 +129,5 @@ def profile_config(**options: Any) -> ProfileConfig:
         ]
         raise ConfigError("; ".join(found)) from None
     if config.rates and not config.streams:
-        raise ConfigError("no effect without --streams", where="--rate", mend="add --streams N, or drop it")
+        raise ConfigError("no effect without --streams", where="--rate", hint="add --streams N, or drop it")
     return config

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nm2trt.artifacts import BatchRecord, Document, ReportDocument
 from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.errors import InputError
-from nm2trt.estimate.document import EstimateDocument, LayerRecord, RangeRecord
+from nm2trt.estimate.estimate_schema import EstimateDocument, LayerRecord, RangeRecord
 from nm2trt.estimate.gpus import gpu_of_device
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _LARGEST_FILE_BYTES = 64 << 20
-_MEND = "write it with nm2trt estimate ... --json > estimate.json"
+_HINT = "write it with nm2trt estimate ... --json > estimate.json"
 
 Finding = Literal["inside", "above", "below"]
 """Where the measured value lies: in the printed range, above it, below it."""
@@ -121,9 +121,9 @@ def read_estimate(path: Path) -> EstimateDocument:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{field}: {first['msg']}", where=path, mend=_MEND) from None
+        raise InputError(f"{field}: {first['msg']}", where=path, hint=_HINT) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"no readable estimate: {error}", where=path, mend=_MEND) from None
+        raise InputError(f"no readable estimate: {error}", where=path, hint=_HINT) from None
 
 
 def compare_with_report(estimate_path: Path, report_path: Path) -> EstimateComparisonDocument:
@@ -138,7 +138,7 @@ def compare_with_report(estimate_path: Path, report_path: Path) -> EstimateCompa
     """
     estimate = read_estimate(estimate_path)
     folder = report_path.parent if report_path.name == ReportDocument.FILE else report_path
-    report = ReportDocument.read(folder, mend="name a folder that `nm2trt profile` wrote")
+    report = ReportDocument.read(folder, hint="name a folder that `nm2trt profile` wrote")
     batch = _batch_of(estimate, estimate_path)
     # Of several execution modes the one without launch gaps is what an estimate means.
     found = sorted((one for one in report.batches if one.batch == batch), key=lambda one: one.mode != "cuda-graph")
@@ -148,7 +148,7 @@ def compare_with_report(estimate_path: Path, report_path: Path) -> EstimateCompa
         raise InputError(
             f"the estimate is for batch {batch}, the report has {known}",
             where=f"{estimate_path} and {report_path}",
-            mend="estimate anew with --batch N",
+            hint="estimate anew with --batch N",
         )
     pairs, unmatched = _layer_pairs(estimate.layers, layers)
     return EstimateComparisonDocument(
@@ -169,7 +169,7 @@ def compare_with_report(estimate_path: Path, report_path: Path) -> EstimateCompa
 def _batch_of(estimate: EstimateDocument, path: Path) -> int:
     sizes = {shape[0] for shape in estimate.inputs.values() if shape}
     if not sizes:
-        raise InputError("names no input with a batch", where=path, mend=_MEND)
+        raise InputError("names no input with a batch", where=path, hint=_HINT)
     # Inputs that hold one row for the whole batch are narrower.
     return max(sizes)
 
@@ -186,9 +186,9 @@ def _pair(what: Any, estimated: RangeRecord, measured: float) -> Pair:
 def _totals(estimate: EstimateDocument, batch: BatchRecord) -> list[Pair]:
     pairs = []
     for name, value in (("dense", estimate.dense_ms), ("sparse", estimate.sparse_ms)):
-        arm = batch.arm(name)
-        if arm is not None and arm.median_ms > 0:
-            pairs.append(_pair(f"{name}_ms", value, arm.median_ms))
+        variant = batch.variant(name)
+        if variant is not None and variant.median_ms > 0:
+            pairs.append(_pair(f"{name}_ms", value, variant.median_ms))
     if batch.baseline in ("dense", "control") and batch.ratio.value > 0:
         pairs.append(_pair("ratio", estimate.speedup, batch.ratio.value))
     return pairs

@@ -1,4 +1,4 @@
-"""Dense against sparse on one backend: opens the arms, times them, looks below, and hands over to the document."""
+"""Dense against sparse on one backend: opens the variants, times them, looks below, and hands over to the document."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from nm2trt.artifacts import ReportDocument, RunnerRecord
-from nm2trt.artifacts.report import ArmName, DeviceState, has_zeros
+from nm2trt.artifacts.report import DeviceState, VariantName, has_zeros
 from nm2trt.artifacts.report_layers import RooflineRecord
 from nm2trt.errors import ConfigError
+from nm2trt.onnx_tools.graph_compare import check_same_graph, fill_pruned, zero_share
 from nm2trt.profile import statistics
-from nm2trt.profile.arms import Lineup, choose_backend, lineup, with_reference
 from nm2trt.profile.config import ProfileConfig
 from nm2trt.profile.device_state import cpu_state, gpu_state, mig_slice, watch_throttling
-from nm2trt.profile.document import ArmExtras, BatchMeasurement, Found, document
-from nm2trt.profile.graph import check_same_graph, fill_pruned, zero_share
 from nm2trt.profile.layers import layer_tables
 from nm2trt.profile.load import measure_load
 from nm2trt.profile.measure import LONGEST_SHARE, measure
+from nm2trt.profile.report_builder import BatchMeasurement, Found, VariantExtras, document
 from nm2trt.profile.roofline import known_roofline, measured_roofline
-from nm2trt.profile.runner import Runner, align_graphs
+from nm2trt.profile.runners.runner import Runner, align_graphs
 from nm2trt.profile.source import Source, read_source
+from nm2trt.profile.variants import Variants, choose_backend, make_variants, with_reference
 
 Progress = Callable[[str, float], None]
 
@@ -34,7 +34,7 @@ _FILLED_NOTE = (
     "non-zeros. Good for timing only; its outputs mean nothing."
 )
 _NOTHING_FILLED_NOTE = (
-    "No dense-trained network was given, and this one has no zeros that could be filled: both arms run the same "
+    "No dense-trained network was given, and this one has no zeros that could be filled: both variants run the same "
     "weights, and the measurement is of nothing but noise."
 )
 _EXTRA_CALLS = 30
@@ -68,13 +68,13 @@ def profile(
     _check_shapes(sparse_source, config)
     backend, choice = choose_backend(config.backend, sparse_source)
     dense_source = _dense_source(sparse_source, dense, fill=backend == "onnxruntime", seed=config.seed)
-    arms = lineup(backend, sparse_source, dense_source, config)
+    variants = make_variants(backend, sparse_source, dense_source, config)
     if reference is not None:
-        arms = with_reference(arms, reference, config)
-    found = _measure(arms, config, progress)
+        variants = with_reference(variants, reference, config)
+    found = _measure(variants, config, progress)
     return document(
         found,
-        arms,
+        variants,
         config,
         sparse_source,
         dense_source,
@@ -90,7 +90,7 @@ def _check_shapes(source: Source, config: ProfileConfig) -> None:
     unknown = [name for name in config.shapes if name not in names]
     if unknown:
         raise ConfigError(
-            f"no input {', '.join(map(repr, unknown))}", where="--shape", mend=f"the inputs are {', '.join(names)}"
+            f"no input {', '.join(map(repr, unknown))}", where="--shape", hint=f"the inputs are {', '.join(names)}"
         )
 
 
@@ -112,14 +112,14 @@ def _dense_source(sparse: Source, dense: Path | None, *, fill: bool, seed: int) 
     return Source(path=sparse.path, model=model, record=sparse.record.model_copy(update=changes), build=None)
 
 
-def _measure(arms: Lineup, config: ProfileConfig, progress: Progress) -> Found:
+def _measure(variants: Variants, config: ProfileConfig, progress: Progress) -> Found:
     batches: dict[int, list[BatchMeasurement]] = {batch: [] for batch in config.batches}
     found: Found | None = None
     for build in range(config.rebuilds):
         with ExitStack() as stack:
-            runners: dict[ArmName, Runner] = {}
-            for name, opener in arms.openers.items():
-                runners[name] = opener(build)
+            runners: dict[VariantName, Runner] = {}
+            for name, factory in variants.factories.items():
+                runners[name] = factory(build)
                 stack.callback(runners[name].close)
             record = _try_all(runners, config)
             for batch in config.batches:
@@ -127,13 +127,13 @@ def _measure(arms: Lineup, config: ProfileConfig, progress: Progress) -> Found:
                 watch = partial(progress, f"batch {batch}{count}")
                 batches[batch].append(_measure_batch(runners, record, batch, config, watch))
             if build == config.rebuilds - 1:
-                found = _look_below(runners, record, arms, config, batches, progress)
+                found = _look_below(runners, record, variants, config, batches, progress)
     if found is None:
         raise ValueError("no build was measured")
     return found
 
 
-def _try_all(runners: Mapping[ArmName, Runner], config: ProfileConfig) -> RunnerRecord:
+def _try_all(runners: Mapping[VariantName, Runner], config: ProfileConfig) -> RunnerRecord:
     """Try every batch before any is timed, so that a wrong one, or too short a time for one, costs no minutes.
 
     Raises:
@@ -145,26 +145,26 @@ def _try_all(runners: Mapping[ArmName, Runner], config: ProfileConfig) -> Runner
         _prepare_all(runners, batch)
         for runner in _split(runners)[0].values():
             round_ms += min(runner.run_once() for _ in range(3))
-        # Each arm of a round makes an untimed call and at least one that counts.
+        # Each variant of a round makes an untimed call and at least one that counts.
         needed_s[batch] = 2 * round_ms / 1000 * statistics.MIN_ROUNDS / LONGEST_SHARE
     worst = max(needed_s, key=lambda batch: needed_s[batch])
     if needed_s[worst] > config.duration_s:
         raise ConfigError(
             f"--duration {config.duration_s:g} is too short: at batch {worst} it holds fewer than the "
             f"{statistics.MIN_ROUNDS} rounds that an interval needs",
-            mend=f"use --duration {np.ceil(1.2 * needed_s[worst]):g}, or a smaller --batch",
+            hint=f"use --duration {np.ceil(1.2 * needed_s[worst]):g}, or a smaller --batch",
         )
     return runners["sparse"].record
 
 
-def _prepare_all(runners: Mapping[ArmName, Runner], batch: int) -> None:
+def _prepare_all(runners: Mapping[VariantName, Runner], batch: int) -> None:
     for runner in runners.values():
         runner.prepare(batch)
     align_graphs(runners.values())
 
 
 def _measure_batch(
-    runners: Mapping[ArmName, Runner],
+    runners: Mapping[VariantName, Runner],
     record: RunnerRecord,
     batch: int,
     config: ProfileConfig,
@@ -172,9 +172,9 @@ def _measure_batch(
 ) -> BatchMeasurement:
     _prepare_all(runners, batch)
     before = _state(record)
-    arms, references = _split(runners)
+    variants, references = _split(runners)
     with watch_throttling(lambda: _state(record)) as throttled:
-        measured = measure(arms, duration_s=config.duration_s, seed=config.seed, progress=progress)
+        measured = measure(variants, duration_s=config.duration_s, seed=config.seed, progress=progress)
     after = throttled.added_to(_state(record))
     if references:
         # Apart from the rounds: a slow reference would take the others' time, and its threads their cores.
@@ -184,13 +184,13 @@ def _measure_batch(
     return BatchMeasurement(measured=measured, extras=extras, before=before, after=after)
 
 
-def _split(runners: Mapping[ArmName, Runner]) -> tuple[dict[ArmName, Runner], dict[ArmName, Runner]]:
-    """Tell the arms that are compared from the references in PyTorch."""
-    arms = {name: runner for name, runner in runners.items() if not name.startswith("torch-")}
-    return arms, {name: runner for name, runner in runners.items() if name not in arms}
+def _split(runners: Mapping[VariantName, Runner]) -> tuple[dict[VariantName, Runner], dict[VariantName, Runner]]:
+    """Tell the variants that are compared from the references in PyTorch."""
+    variants = {name: runner for name, runner in runners.items() if not name.startswith("torch-")}
+    return variants, {name: runner for name, runner in runners.items() if name not in variants}
 
 
-def _extras(runner: Runner) -> ArmExtras:
+def _extras(runner: Runner) -> VariantExtras:
     """Transfers and launches, in calls of their own: their clocks would disturb the paired rounds."""
     transfers = [runner.run_with_transfers() for _ in range(_EXTRA_CALLS if runner.run_with_transfers() else 0)]
     launches = []
@@ -199,7 +199,7 @@ def _extras(runner: Runner) -> ArmExtras:
             runner.run_once()
             launches.append(runner.enqueue_ms() or 0.0)
     timed = np.array([one for one in transfers if one is not None], dtype=np.float64)
-    return ArmExtras(
+    return VariantExtras(
         with_transfers=statistics.spread(timed) if timed.size else None,
         enqueue_ms=float(np.median(launches)) if launches else None,
         memory_bytes=runner.memory_bytes(),
@@ -207,21 +207,21 @@ def _extras(runner: Runner) -> ArmExtras:
 
 
 def _look_below(
-    runners: Mapping[ArmName, Runner],
+    runners: Mapping[VariantName, Runner],
     record: RunnerRecord,
-    arms: Lineup,
+    variants: Variants,
     config: ProfileConfig,
     batches: dict[int, list[BatchMeasurement]],
     progress: Progress,
 ) -> Found:
     batch = max(config.batches)
-    pair = {name: runners[name] for name in (arms.baseline, "sparse")}
+    pair = {name: runners[name] for name in (variants.baseline, "sparse")}
     if config.layers or config.streams:
         _prepare_all(runners, batch)
     tables = layer_tables(pair, seed=config.seed, progress=partial(progress, "layers")) if config.layers else {}
     roofline = None
     if tables:
-        roofline = _roofline(record, arms.precision)
+        roofline = _roofline(record, variants.precision)
     load = None
     if config.streams:
         load = measure_load(pair, config, batch=batch, progress=partial(progress, f"load, {config.streams} streams"))

@@ -11,7 +11,7 @@ from nm2trt.profile import statistics
 
 def summarised(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, calls: int, seed: int) -> LayersRecord:
     """Add totals, and tell what also shows on layers without a sparse kernel from what does not."""
-    # Layers that only the dense arm has are other layers, not more of them.
+    # Layers that only the dense variant has are other layers, not more of them.
     is_pair = any(row.sparse_ms is not None for row in rows)
     own = [row for row in rows if row.sparse_ms is not None or not is_pair]
     weighted = [row for row in own if row.weighted]
@@ -84,7 +84,7 @@ def _sentence(record: LayersRecord) -> str:
     words += f", of {unseen} it was not observed" if unseen else ""
     if without is None:
         return f"{words}; {total}{_unmatched(record)}"
-    words += f"; on the others, which run dense kernels in both arms, it is {_words(without)}"
+    words += f"; on the others, which run dense kernels in both variants, it is {_words(without)}"
     if record.net is not None:
         words += (
             f". Of the {record.dense_ms / record.sparse_ms:.2f}x over all layers, sparse kernels account for "

@@ -1,4 +1,4 @@
-"""Layer by layer, in a run apart: both arms interleaved call by call, and their fused layers matched."""
+"""Layer by layer, in a run apart: both variants interleaved call by call, and their fused layers matched."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from nm2trt.artifacts import LayerEvidence
 from nm2trt.artifacts.ratio import RatioRecord
-from nm2trt.artifacts.report import ArmName
+from nm2trt.artifacts.report import VariantName
 from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.evidence.layer_work import Work
 from nm2trt.evidence.matching import OnnxNodes, match_name, onnx_nodes
 from nm2trt.profile import statistics
-from nm2trt.profile.inspected import Work
 from nm2trt.profile.layer_summary import summarised
 from nm2trt.profile.reasons import Setting, why_not_faster
-from nm2trt.profile.runner import LayerTimes, Runner
+from nm2trt.profile.runners.runner import LayerTimes, Runner
 
 if TYPE_CHECKING:
     from nm2trt.estimate.geometry import LayerGeometry
@@ -34,8 +34,8 @@ _INT8_SCALE, _HALF_SCALE = 5 / 8, 9 / 16
 
 
 def layer_tables(
-    runners: Mapping[ArmName, Runner], *, seed: int, progress: Callable[[float], None] = lambda _share: None
-) -> dict[ArmName, LayerTable]:
+    runners: Mapping[VariantName, Runner], *, seed: int, progress: Callable[[float], None] = lambda _share: None
+) -> dict[VariantName, LayerTable]:
     """Time every layer of prepared runners; empty where a backend has no profiler for layers."""
     profilers = {}
     for name, runner in runners.items():
@@ -60,7 +60,7 @@ def layer_tables(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one or several layers of each arm have in common: the operators that they run."""
+    """What one or several layers of each variant have in common: the operators that they run."""
 
     dense: tuple[LayerTimes, ...]
     sparse: tuple[LayerTimes, ...]
@@ -78,7 +78,7 @@ def matched(dense: LayerTable, sparse: LayerTable) -> list[Row]:
     (copies, the compiler's own) are matched by name.
 
     Returns:
-        Rows in the order of the sparse arm, then what only the dense arm has.
+        Rows in the order of the sparse variant, then what only the dense variant has.
     """
     layers = [("sparse", layer) for layer in sparse] + [("dense", layer) for layer in dense]
     parent = list(range(len(layers)))
@@ -98,8 +98,8 @@ def matched(dense: LayerTable, sparse: LayerTable) -> list[Row]:
         rows.setdefault(root(index), []).append(pair)
     return [
         Row(
-            dense=tuple(layer for arm, layer in members if arm == "dense"),
-            sparse=tuple(layer for arm, layer in members if arm == "sparse"),
+            dense=tuple(layer for variant, layer in members if variant == "dense"),
+            sparse=tuple(layer for variant, layer in members if variant == "sparse"),
         )
         for members in rows.values()
     ]
@@ -140,7 +140,7 @@ def layers_record(
     source: str,
     seed: int,
 ) -> LayersRecord:
-    """Compare two arms layer by layer.
+    """Compare two variants layer by layer.
 
     Args:
         tables: "dense" and "sparse" -> layers with their times.
@@ -217,7 +217,7 @@ def _row(
 
 
 def _share(row: Row, sparse_ms: float | None, dense_ms: float | None, total_ms: float, *, is_pair: bool) -> float:
-    """Share of the sparse arm's time; what only the dense arm has is no part of it."""
+    """Share of the sparse variant's time; what only the dense variant has is no part of it."""
     own_ms = sparse_ms if row.sparse else None if is_pair else dense_ms
     return (own_ms or 0.0) / total_ms if total_ms else 0.0
 
@@ -245,12 +245,12 @@ def _has_weights(seen: Sequence[LayerEvidence]) -> bool:
 def _eligible(
     products: Sequence[LayerGeometry], seen: Sequence[LayerEvidence], network: Network
 ) -> tuple[bool | None, str]:
-    judged = [
+    checked = [
         network.eligibility[one.weight] for one in products if network.eligibility and one.weight in network.eligibility
     ]
-    if judged:
-        against = next((reason for reason in judged if reason != "eligible"), "")
-        return "eligible" in judged, "" if "eligible" in judged else against
+    if checked:
+        against = next((reason for reason in checked if reason != "eligible"), "")
+        return "eligible" in checked, "" if "eligible" in checked else against
     known = [one for one in seen if one.eligible is not None]
     if not known:
         return None, ""
@@ -303,7 +303,7 @@ def _plain(precision: str) -> str | None:
 def network_of(source: Source, *, batch: int, shapes: Mapping[str, Sequence[int]]) -> Network:
     """Collect what the ONNX file tells; geometry stays empty where its shapes cannot be inferred."""
     from nm2trt.estimate.geometry import layer_geometries
-    from nm2trt.profile.graph import precision_of
+    from nm2trt.onnx_tools.graph_compare import precision_of
     from nm2trt.verify import verify_path
 
     whole = {name: (batch, *sizes[1:]) for name, sizes in shapes.items()}

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nm2trt.artifacts.report import ArmName
+from nm2trt.artifacts.report import VariantName
 from nm2trt.artifacts.report_layers import LoadPointRecord, LoadRecord
 from nm2trt.profile.config import ProfileConfig
-from nm2trt.profile.runner import Runner
+from nm2trt.profile.runners.runner import Runner
 
 Seconds = NDArray[np.float64]
 
 SHARES = (0.5, 0.7, 0.9)
-"""Of the slower arm's capacity; the rates that are tried where none are given."""
+"""Of the slower variant's capacity; the rates that are tried where none are given."""
 _FEWEST_REQUESTS = 50
 _GROWTH = 0.05
 """The queue grows when the last quarter of requests takes so much longer than the first, as a share of the run."""
@@ -101,8 +101,8 @@ def serve(
     return Served(due_s=due_s, started_s=started_s, done_s=done_s, idle_start=idle)
 
 
-def point(arm: str, rate_per_s: float, served: Served) -> LoadPointRecord:
-    """Describe one arm at one rate."""
+def point(variant: str, rate_per_s: float, served: Served) -> LoadPointRecord:
+    """Describe one variant at one rate."""
     latency_s = served.done_s - served.due_s
     waiting_s = served.started_s - served.due_s
     late_s = waiting_s[served.idle_start]
@@ -110,7 +110,7 @@ def point(arm: str, rate_per_s: float, served: Served) -> LoadPointRecord:
     growth_s = float(np.median(latency_s[-quarter:]) - np.median(latency_s[:quarter]))
     median_ms, p90_ms, p99_ms = 1000 * np.quantile(latency_s, [0.5, 0.9, 0.99])
     return LoadPointRecord(
-        arm=arm,
+        variant=variant,
         rate_per_s=rate_per_s,
         requests=len(latency_s),
         achieved_per_s=len(latency_s) / float(served.done_s.max()),
@@ -145,23 +145,23 @@ def capacity_per_s(calls: Sequence[Callable[[], None]], duration_s: float) -> fl
 
 
 def measure_load(
-    runners: Mapping[ArmName, Runner],
+    runners: Mapping[VariantName, Runner],
     config: ProfileConfig,
     *,
     batch: int,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> LoadRecord:
-    """Load prepared runners: first what they can do, then every rate on every arm with the same arrivals.
+    """Load prepared runners: first what they can do, then every rate on every variant with the same arrivals.
 
     Args:
-        runners: Arm -> runner, prepared with `batch`.
-        config: Streams, rates, duration (for each arm and rate) and seed.
+        runners: Variant -> runner, prepared with `batch`.
+        config: Streams, rates, duration (for each variant and rate) and seed.
         batch: Samples of a request.
         progress: Called with the share done.
     """
-    streams = {arm: runner.streams(config.streams) for arm, runner in runners.items()}
+    streams = {variant: runner.streams(config.streams) for variant, runner in runners.items()}
     duration_s = config.duration_s
-    capacity: dict[str, float] = {arm: capacity_per_s(calls, duration_s / 2) for arm, calls in streams.items()}
+    capacity: dict[str, float] = {variant: capacity_per_s(calls, duration_s / 2) for variant, calls in streams.items()}
     rates = config.rates or tuple(round(share * min(capacity.values()), 3) for share in SHARES)
     rng = np.random.default_rng(config.seed)
     points: list[LoadPointRecord] = []
@@ -171,7 +171,7 @@ def measure_load(
         for index in rng.permutation(len(names)):
             points.append(point(names[index], rate, serve(streams[names[index]], due_s)))
             progress(len(points) / (len(rates) * len(names)))
-    points.sort(key=lambda one: (one.rate_per_s, names.index(one.arm)))  # type: ignore[arg-type]
+    points.sort(key=lambda one: (one.rate_per_s, names.index(one.variant)))  # type: ignore[arg-type]
     return LoadRecord(
         batch=batch,
         streams=config.streams,
@@ -185,10 +185,10 @@ def measure_load(
 
 def _sentence(capacity: Mapping[str, float], points: Sequence[LoadPointRecord], streams: int, batch: int) -> str:
     held = [one for one in points if not one.saturated]
-    words = ", ".join(f"{arm} {value:,.1f}" for arm, value in capacity.items())
+    words = ", ".join(f"{variant} {value:,.1f}" for variant, value in capacity.items())
     text = f"With {streams} stream{'' if streams == 1 else 's'} and batch {batch}: {words} requests/s at most."
     if held:
         rate = max(one.rate_per_s for one in held)
-        p99 = ", ".join(f"{one.arm} {one.p99_ms:.4g} ms" for one in held if one.rate_per_s == rate)
+        p99 = ", ".join(f"{one.variant} {one.p99_ms:.4g} ms" for one in held if one.rate_per_s == rate)
         text += f" At {rate:,.4g} requests/s, 99 % are answered within: {p99}."
     return text

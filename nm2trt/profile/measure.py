@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nm2trt.artifacts.report import ArmName
-from nm2trt.profile.runner import Runner
+from nm2trt.artifacts.report import VariantName
+from nm2trt.profile.runners.runner import Runner
 from nm2trt.profile.statistics import MIN_ROUNDS, Timings
 
 _WINDOW = 8
@@ -25,10 +25,10 @@ LONGEST_SHARE = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Timings of all arms at one batch size, paired by round."""
+    """Timings of all variants at one batch size, paired by round."""
 
-    latency_ms: dict[ArmName, Timings]
-    """Arm -> milliseconds, rounds by calls."""
+    latency_ms: dict[VariantName, Timings]
+    """Variant -> milliseconds, rounds by calls."""
     warmup_s: float
     steady: bool
 
@@ -39,12 +39,12 @@ class Measurement:
 
     @property
     def calls_per_round(self) -> int:
-        """Timed calls of one arm in one round."""
+        """Timed calls of one variant in one round."""
         return len(next(iter(self.latency_ms.values()))[0])
 
 
 def measure(
-    runners: Mapping[ArmName, Runner],
+    runners: Mapping[VariantName, Runner],
     *,
     duration_s: float,
     seed: int,
@@ -53,11 +53,11 @@ def measure(
 ) -> Measurement:
     """Time prepared runners against each other.
 
-    In every round each arm makes one untimed call (its weights return to the caches that the other arms used), then
-    the timed ones. The number of timed calls is chosen so that about a hundred rounds fit the budget.
+    In every round each variant makes one untimed call (its weights return to the caches that the other variants used),
+    then the timed ones. The number of timed calls is chosen so that about a hundred rounds fit the budget.
 
     Args:
-        runners: Arm -> runner, each prepared with the same batch.
+        runners: Variant -> runner, each prepared with the same batch.
         duration_s: Budget in seconds for the rounds; a slow network may take three times as long.
         seed: Of the order within rounds.
         clock: Seconds; replaced in tests.
@@ -71,7 +71,7 @@ def measure(
     calls = max(1, int(duration_s / (_AIM_ROUNDS * max(round_s, 1e-9))) - 1)
     rng = np.random.default_rng(seed)
     names = list(runners)
-    rows: dict[ArmName, list[list[float]]] = {name: [] for name in names}
+    rows: dict[VariantName, list[list[float]]] = {name: [] for name in names}
     started = clock()
     while True:
         for index in rng.permutation(len(names)):
@@ -87,10 +87,10 @@ def measure(
 
 
 def _warm_up(
-    runners: Mapping[ArmName, Runner], *, limit_s: float, clock: Callable[[], float]
-) -> tuple[dict[ArmName, float], bool]:
-    """Run all arms in turn until each is steady or the limit is reached; returns the median of their last calls."""
-    last: dict[ArmName, deque[float]] = {name: deque(maxlen=2 * _WINDOW) for name in runners}
+    runners: Mapping[VariantName, Runner], *, limit_s: float, clock: Callable[[], float]
+) -> tuple[dict[VariantName, float], bool]:
+    """Run all variants in turn until each is steady or the limit is reached; returns the median of their last calls."""
+    last: dict[VariantName, deque[float]] = {name: deque(maxlen=2 * _WINDOW) for name in runners}
     started = clock()
     calls = 0
     steady = False

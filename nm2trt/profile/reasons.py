@@ -1,4 +1,4 @@
-"""Why a layer is not faster in the sparse arm, and what to try. Rules with their source; no guess beyond them.
+"""Why a layer is not faster in the sparse variant, and what to try. Rules with their source; no guess beyond them.
 
 Sources: NVIDIA's documentation on structured sparsity; maintainers' answers in NVIDIA/TensorRT issues 4054 (groups),
 3849 and 4065 (channels), 2310 (gains of CNNs); NVIDIA's sparse INT8 example (INT8 outputs); trtexec's own warnings

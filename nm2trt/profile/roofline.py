@@ -28,7 +28,7 @@ def _fastest_s(op_type: str, shape: tuple[int, ...]) -> float:
     import onnx
     from onnx import helper
 
-    from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
+    from nm2trt.profile.runners.onnxruntime_runner import OnnxRuntimeRunner
 
     ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "aby"]
     graph = helper.make_graph([helper.make_node(op_type, ["a", "b"], ["y"])], "roof", ports[:2], ports[2:])

@@ -9,7 +9,7 @@ import onnx
 
 from nm2trt.artifacts import BuildDocument, NetworkRecord, sha256_of
 from nm2trt.errors import InputError
-from nm2trt.profile.graph import read_model, zero_share
+from nm2trt.onnx_tools.graph_compare import read_model, zero_share
 
 ONNX_FILE = "model.onnx"
 
@@ -34,12 +34,12 @@ def read_source(path: Path) -> Source:
         InputError: Missing, no build, no ONNX, or an ONNX that is not the one that the build's manifest names.
     """
     if not path.exists():
-        raise InputError("no such file or folder", where=path, mend="name a folder of `nm2trt export` or an ONNX file")
+        raise InputError("no such file or folder", where=path, hint="name a folder of `nm2trt export` or an ONNX file")
     if path.is_file():
         model = read_model(path)
         record = NetworkRecord(kind="onnx", name=path.name, sha256=sha256_of(path), zero_share=zero_share(model))
         return Source(path=path, model=model, record=record, build=None)
-    build = BuildDocument.read(path, mend="name a folder that `nm2trt export` wrote, or an ONNX file")
+    build = BuildDocument.read(path, hint="name a folder that `nm2trt export` wrote, or an ONNX file")
     digest = _checked_digest(path, build)
     model = read_model(path / ONNX_FILE)
     record = NetworkRecord(
@@ -56,17 +56,17 @@ def read_source(path: Path) -> Source:
 
 def _checked_digest(folder: Path, build: BuildDocument) -> str:
     path = folder / ONNX_FILE
-    mend = "export it again"
+    hint = "export it again"
     if ONNX_FILE not in build.files:
-        raise InputError(f"build.json does not name {ONNX_FILE}", where=folder, mend=mend)
+        raise InputError(f"build.json does not name {ONNX_FILE}", where=folder, hint=hint)
     if not path.is_file():
-        raise InputError(f"{ONNX_FILE} is missing, though build.json names it", where=folder, mend=mend)
+        raise InputError(f"{ONNX_FILE} is missing, though build.json names it", where=folder, hint=hint)
     digest = sha256_of(path)
     expected = build.files[ONNX_FILE].sha256
     if digest != expected:
         raise InputError(
             f"sha256 {digest[:12]}… is not the {expected[:12]}… of build.json: the file was changed",
             where=path,
-            mend=mend,
+            hint=hint,
         )
     return digest

@@ -1,8 +1,8 @@
 """What timings say: summaries, paired ratios with intervals, and the finding in words. Pure functions.
 
-A round times every arm once, in shuffled order, close together in time. What changes slowly (clocks, heat, other
-processes) touches all arms of a round alike and leaves in the ratio; what strikes single calls leaves in the medians.
-The interval is a percentile bootstrap (Efron, 1979) of the median over rounds.
+A round times every variant once, in shuffled order, close together in time. What changes slowly (clocks, heat, other
+processes) touches all variants of a round alike and leaves in the ratio; what strikes single calls leaves in the
+medians. The interval is a percentile bootstrap (Efron, 1979) of the median over rounds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nm2trt.artifacts import ArmRecord, RatioRecord
-from nm2trt.artifacts.report import ArmName, Finding, SpreadRecord
+from nm2trt.artifacts import RatioRecord, VariantRecord
+from nm2trt.artifacts.report import Finding, SpreadRecord, VariantName
 
 Timings = NDArray[np.float64]
 
@@ -35,18 +35,18 @@ class Comparison:
     finding: Finding
 
 
-def summarise(name: ArmName, calls_ms: Timings, *, batch: int) -> ArmRecord:
-    """Describe the distribution of one arm's calls.
+def summarise(name: VariantName, calls_ms: Timings, *, batch: int) -> VariantRecord:
+    """Describe the distribution of one variant's calls.
 
     Args:
-        name: The arm.
+        name: The variant.
         calls_ms: Milliseconds of every call, in any shape.
         batch: Samples per call.
     """
     calls_ms = calls_ms.ravel()
     mean_ms = float(calls_ms.mean())
     quantiles_ms = np.quantile(calls_ms, np.linspace(0, 1, 101))
-    return ArmRecord(
+    return VariantRecord(
         name=name,
         calls=calls_ms.size,
         median_ms=float(quantiles_ms[50]),
@@ -66,19 +66,19 @@ def spread(calls_ms: Timings) -> SpreadRecord:
 
 
 def paired_ratio(over_ms_RC: Timings, under_ms_RC: Timings, *, seed: int) -> RatioRecord:
-    """Ratio of two arms' latencies with its 95 % interval.
+    """Ratio of two variants' latencies with its 95 % interval.
 
     Args:
-        over_ms_RC: Milliseconds of the arm above the line, rounds by calls.
-        under_ms_RC: Milliseconds of the arm below it, from the same rounds.
+        over_ms_RC: Milliseconds of the variant above the line, rounds by calls.
+        under_ms_RC: Milliseconds of the variant below it, from the same rounds.
         seed: Of the bootstrap.
 
     Returns:
-        Median over rounds of (median of the round's calls) / (same of the other arm). Logarithms are resampled, so
-        exchanging the arms gives the reciprocals. With one round, the interval is unbounded.
+        Median over rounds of (median of the round's calls) / (same of the other variant). Logarithms are resampled, so
+        exchanging the variants gives the reciprocals. With one round, the interval is unbounded.
     """
     if over_ms_RC.shape[0] != under_ms_RC.shape[0]:
-        raise ValueError(f"arms of {over_ms_RC.shape[0]} and {under_ms_RC.shape[0]} rounds cannot be paired")
+        raise ValueError(f"variants of {over_ms_RC.shape[0]} and {under_ms_RC.shape[0]} rounds cannot be paired")
     logs_R = np.log(np.median(over_ms_RC, axis=1)) - np.log(np.median(under_ms_RC, axis=1))
     value = float(np.exp(np.median(logs_R)))
     if logs_R.size < 2:
@@ -103,22 +103,22 @@ def paired_ratio(over_ms_RC: Timings, under_ms_RC: Timings, *, seed: int) -> Rat
 
 
 def compare(dense_ms_RC: Timings, sparse_ms_RC: Timings, again_ms_RC: Timings, *, seed: int) -> Comparison:
-    """Judge dense against sparse, with the same network twice as the yardstick.
+    """Check dense against sparse, with the same network twice as the yardstick.
 
     A difference counts only where the whole interval lies beyond the farthest that the A/A interval reaches from 1.
 
     Args:
-        dense_ms_RC: Milliseconds of the dense arm, rounds by calls.
-        sparse_ms_RC: Milliseconds of the sparse arm, same rounds.
-        again_ms_RC: Milliseconds of the sparse arm's second copy, same rounds.
+        dense_ms_RC: Milliseconds of the dense variant, rounds by calls.
+        sparse_ms_RC: Milliseconds of the sparse variant, same rounds.
+        again_ms_RC: Milliseconds of the sparse variant's second copy, same rounds.
         seed: Of the bootstrap.
     """
     ratio = paired_ratio(dense_ms_RC, sparse_ms_RC, seed=seed)
     noise = paired_ratio(again_ms_RC, sparse_ms_RC, seed=seed + 1)
-    return judge(ratio, noise, rounds=dense_ms_RC.shape[0])
+    return classify_ratio(ratio, noise, rounds=dense_ms_RC.shape[0])
 
 
-def judge(ratio: RatioRecord, noise: RatioRecord, *, rounds: int) -> Comparison:
+def classify_ratio(ratio: RatioRecord, noise: RatioRecord, *, rounds: int) -> Comparison:
     """Hold a ratio against the noise of the same network twice."""
     floor = max(noise.high, 1 / noise.low if noise.low > 0 else float("inf")) - 1
     floor = max(floor, 0.0)
@@ -137,7 +137,7 @@ def finding_of(ratio: RatioRecord, floor: float, *, rounds: int) -> Finding:
 
 
 def over_builds(ratios: Sequence[RatioRecord]) -> RatioRecord:
-    """Join the ratios of several builds of the same arms.
+    """Join the ratios of several builds of the same variants.
 
     The autotuner picks other kernels in every build, so builds differ by more than rounds do. A handful of them makes
     no distribution: the interval reaches from the lowest end of any to the highest, and the value is their median.

@@ -97,7 +97,7 @@ def check_finite(values: Array, name: str, where: object) -> None:
             f"weight {name!r} holds {int(np.count_nonzero(bad))} NaN or infinite values, the first at {index}: "
             f"{float(values[tuple(index)])}",
             where=where,
-            mend=f"leave it dense with --exclude {name!r}, or repair the file",
+            hint=f"leave it dense with --exclude {name!r}, or repair the file",
         )
 
 

@@ -50,14 +50,14 @@ def read_run_curves(folder: Path, label: str = "") -> RunCurves:
     Raises:
         InputError: There is no finished run, or its records cannot be read.
     """
-    document = RunDocument.read(folder, mend="give the folder of a finished nm2trt train")
+    document = RunDocument.read(folder, hint="give the folder of a finished nm2trt train")
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         metrics = [json.loads(line) for line in lines]
         with (folder / "sad.csv").open(encoding="utf-8", newline="") as file:
             sad = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"its records cannot be read: {error}", where=folder, mend="train it again") from None
+        raise InputError(f"its records cannot be read: {error}", where=folder, hint="train it again") from None
     for row in metrics:
         if "test_accuracy" in row:
             # As older runs call it.

@@ -1,4 +1,4 @@
-"""Figures of a latency measurement: how the calls spread per arm, and the ratio against the noise per batch."""
+"""Figures of a latency measurement: how the calls spread per variant, and the ratio against the noise per batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ARM_COLOURS = {
     "dense": DENSE,
     "control": ACCENT,
     "sparse": SPARSE,
-    "sparse-again": AGAIN,
+    "sparse-repeat": AGAIN,
     "torch-eager": MUTED,
     "torch-compiled": INK,
 }
@@ -35,42 +35,42 @@ _SHOWN_PERCENT = 99
 
 
 def distribution_svg(batch: BatchRecord, *, name: str) -> str:
-    """Draw the share of calls (up to the 99th percentile) that took at most so many milliseconds, a line per arm."""
+    """Draw the share of calls (up to the 99th percentile) that took at most so many milliseconds, one line each."""
     with house_style():
         figure = new_figure(3.7, 2.8)
         axes = figure.subplots()
         axes.set_title(f"Batch {batch.label}")
         share = np.arange(_SHOWN_PERCENT + 1)
-        for arm in batch.arms:
-            again = arm.name == "sparse-again"
+        for variant in batch.variants:
+            again = variant.name == "sparse-repeat"
             axes.plot(
-                arm.quantiles_ms[: _SHOWN_PERCENT + 1],
+                variant.quantiles_ms[: _SHOWN_PERCENT + 1],
                 share,
-                color=_ARM_COLOURS[arm.name],
+                color=_ARM_COLOURS[variant.name],
                 linestyle=(0, (3, 2)) if again else "-",
-                label=arm.name,
+                label=variant.name,
             )
         axes.set_ylim(0, 100)
         axes.set_xlim(*_window(batch))
         axes.set_xlabel("latency of a call, ms")
         axes.set_ylabel("% of calls within")
         legend_below(figure, axes, columns=3)
-    medians = ", ".join(f"{arm.name} {arm.median_ms:.4g} ms" for arm in batch.arms)
+    medians = ", ".join(f"{variant.name} {variant.median_ms:.4g} ms" for variant in batch.variants)
     return svg_markup(figure, name=name, label=f"Distribution of latencies at batch {batch.label}; medians: {medians}")
 
 
 def _window(batch: BatchRecord) -> tuple[float, float]:
-    """Show all arms from their fastest call to where the tail is long: a stray call must not flatten the rest."""
-    low = min(arm.quantiles_ms[0] for arm in batch.arms)
-    high = max(arm.quantiles_ms[95] for arm in batch.arms)
-    median = max(arm.median_ms for arm in batch.arms)
+    """Show all variants from their fastest call to where the tail is long: a stray call must not flatten the rest."""
+    low = min(variant.quantiles_ms[0] for variant in batch.variants)
+    high = max(variant.quantiles_ms[95] for variant in batch.variants)
+    median = max(variant.median_ms for variant in batch.variants)
     high = min(high, low + 6 * max(median - low, 0.02 * median))
     margin = 0.04 * (high - low) or 0.04 * high
     return max(0.0, low - margin), high + margin
 
 
 def ratio_svg(batches: list[BatchRecord], *, name: str) -> str:
-    """Draw dense over sparse with its interval per batch size, on the band that the A/A arm calls noise."""
+    """Draw dense over sparse with its interval per batch size, on the band that the A/A variant calls noise."""
     with house_style():
         figure = new_figure(4.4, 0.9 + 0.42 * len(batches))
         axes = figure.subplots()
@@ -106,22 +106,27 @@ def _ratio_row(axes: Axes, row: int, batch: BatchRecord) -> None:
 
 
 def sweep_svg(batches: list[BatchRecord], *, name: str) -> str:
-    """Draw samples a second of every arm over the batch size."""
+    """Draw samples a second of every variant over the batch size."""
     with house_style():
         figure = new_figure(4.4, 2.8)
         axes = figure.subplots()
         sizes = [batch.batch for batch in batches]
         axes.set_xscale("log", base=2)
-        for arm_name in dict.fromkeys(arm.name for batch in batches for arm in batch.arms):
-            arms = [(batch.batch, arm) for batch in batches for arm in batch.arms if arm.name == arm_name]
+        for variant_name in dict.fromkeys(variant.name for batch in batches for variant in batch.variants):
+            variants = [
+                (batch.batch, variant)
+                for batch in batches
+                for variant in batch.variants
+                if variant.name == variant_name
+            ]
             axes.plot(
-                [size for size, _ in arms],
-                [arm.throughput_per_s for _, arm in arms],
+                [size for size, _ in variants],
+                [variant.throughput_per_s for _, variant in variants],
                 marker="o",
                 markersize=4,
-                color=_ARM_COLOURS[arm_name],
-                linestyle=(0, (3, 2)) if arm_name == "sparse-again" else "-",
-                label=arm_name,
+                color=_ARM_COLOURS[variant_name],
+                linestyle=(0, (3, 2)) if variant_name == "sparse-repeat" else "-",
+                label=variant_name,
             )
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
@@ -129,4 +134,4 @@ def sweep_svg(batches: list[BatchRecord], *, name: str) -> str:
         axes.set_xlabel("batch")
         axes.set_ylabel("samples/s")
         legend_below(figure, axes, columns=3)
-    return svg_markup(figure, name=name, label="Throughput over the batch size, a line per arm")
+    return svg_markup(figure, name=name, label="Throughput over the batch size, a line per variant")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nm2trt.artifacts import ArmRecord, BatchRecord, ReportDocument
+from nm2trt.artifacts import BatchRecord, ReportDocument, VariantRecord
 from nm2trt.artifacts.report import DeviceState
 from nm2trt.report.latency import distribution_svg, ratio_svg, sweep_svg
 from nm2trt.report.page import Block, Callout, Cell, Drawing, Properties, Prose, Section, Table
@@ -17,33 +17,33 @@ BACKENDS = {
     "table": "layer times",
 }
 
-ARM_COLUMNS = ("arm", "median ms", "p90 ms", "p99 ms", "samples/s", "variation", "calls")
-"""Headings of `arm_cells`, here and on the terminal."""
+VARIANT_COLUMNS = ("variant", "median ms", "p90 ms", "p99 ms", "samples/s", "variation", "calls")
+"""Headings of `variant_cells`, here and on the terminal."""
 
 
-def arm_cells(arm: ArmRecord) -> tuple[str, ...]:
-    """One arm's figures as they are read."""
+def variant_cells(variant: VariantRecord) -> tuple[str, ...]:
+    """One variant's figures as they are read."""
     return (
-        arm.name,
-        f"{arm.median_ms:.4g}",
-        "" if arm.p90_ms is None else f"{arm.p90_ms:.4g}",
-        "" if arm.p99_ms is None else f"{arm.p99_ms:.4g}",
-        f"{arm.throughput_per_s:,.0f}",
-        "" if arm.coefficient_of_variation is None else f"{100 * arm.coefficient_of_variation:.1f} %",
-        f"{arm.calls:,}" if arm.calls else "",
+        variant.name,
+        f"{variant.median_ms:.4g}",
+        "" if variant.p90_ms is None else f"{variant.p90_ms:.4g}",
+        "" if variant.p99_ms is None else f"{variant.p99_ms:.4g}",
+        f"{variant.throughput_per_s:,.0f}",
+        "" if variant.coefficient_of_variation is None else f"{100 * variant.coefficient_of_variation:.1f} %",
+        f"{variant.calls:,}" if variant.calls else "",
     )
 
 
 EXTRA_COLUMNS = ("with transfers ms", "launch ms", "memory MB")
-"""Headings of `extra_cells`; a column that no arm fills is left out."""
+"""Headings of `extra_cells`; a column that no variant fills is left out."""
 
 
-def extra_cells(arm: ArmRecord) -> tuple[str, ...]:
+def extra_cells(variant: VariantRecord) -> tuple[str, ...]:
     """What only some backends tell."""
     return (
-        f"{arm.with_transfers.median_ms:.4g}" if arm.with_transfers else "",
-        f"{arm.enqueue_ms:.3g}" if arm.enqueue_ms is not None else "",
-        f"{arm.memory_bytes / 1e6:,.0f}" if arm.memory_bytes is not None else "",
+        f"{variant.with_transfers.median_ms:.4g}" if variant.with_transfers else "",
+        f"{variant.enqueue_ms:.3g}" if variant.enqueue_ms is not None else "",
+        f"{variant.memory_bytes / 1e6:,.0f}" if variant.memory_bytes is not None else "",
     )
 
 
@@ -59,12 +59,12 @@ def latency_section(report: ReportDocument, *, title: str = "Latency", name: str
     blocks: list[Block] = [Callout(report.runner.note)]
     if report.dense.note:
         blocks.append(Callout(report.dense.note, "unknown"))
-    compared = [batch for batch in report.batches if len(batch.arms) > 1]
+    compared = [batch for batch in report.batches if len(batch.variants) > 1]
     if compared:
         blocks.append(
             Drawing(
                 f'<div class="narrow">{ratio_svg(compared, name=f"{name}-ratio")}</div>',
-                f"Right of 1, the sparse arm took less time than the {compared[0].baseline} one. Dot and line: median "
+                f"Right of 1, the sparse variant was faster than the {compared[0].baseline} one. Dot and line: median "
                 f"of the paired ratios with its {100 * report.protocol.confidence:.0f} % interval. Band: how far the "
                 "same network differs from itself (A/A); what does not leave it is no difference.",
             )
@@ -72,7 +72,7 @@ def latency_section(report: ReportDocument, *, title: str = "Latency", name: str
     panels = "".join(
         distribution_svg(batch, name=f"{name}-b{batch.batch}{batch.mode or ''}")
         for batch in report.batches
-        if all(arm.quantiles_ms for arm in batch.arms)
+        if all(variant.quantiles_ms for variant in batch.variants)
     )
     if panels:
         blocks.append(Drawing(f'<div class="panels">{panels}</div>'))
@@ -80,7 +80,9 @@ def latency_section(report: ReportDocument, *, title: str = "Latency", name: str
         if len(batches) > 1:
             sweep = sweep_svg(batches, name=f"{name}-sweep{mode}")
             how = f", {mode}" if mode else ""
-            blocks.append(Drawing(f'<div class="narrow">{sweep}</div>', f"Batch sweep: throughput of every arm{how}."))
+            blocks.append(
+                Drawing(f'<div class="narrow">{sweep}</div>', f"Batch sweep: throughput of every variant{how}.")
+            )
     if report.batches:
         blocks.append(_latency_table(report.batches))
     blocks += [Prose(remark, quiet=True) for remark in report.remarks()]
@@ -95,19 +97,19 @@ def _by_mode(batches: list[BatchRecord]) -> dict[str, list[BatchRecord]]:
 
 
 def _latency_table(batches: list[BatchRecord]) -> Table:
-    extras = [extra_cells(arm) for batch in batches for arm in batch.arms]
+    extras = [extra_cells(variant) for batch in batches for variant in batch.variants]
     shown = [index for index in range(len(EXTRA_COLUMNS)) if any(cells[index] for cells in extras)]
     rows: list[tuple[Cell, ...]] = []
     for batch in batches:
-        for index, arm in enumerate(batch.arms):
-            more = extra_cells(arm)
-            rows.append((batch.label if index == 0 else "", *arm_cells(arm), *(more[one] for one in shown)))
-    columns = ("batch", *ARM_COLUMNS, *(EXTRA_COLUMNS[one] for one in shown))
+        for index, variant in enumerate(batch.variants):
+            more = extra_cells(variant)
+            rows.append((batch.label if index == 0 else "", *variant_cells(variant), *(more[one] for one in shown)))
+    columns = ("batch", *VARIANT_COLUMNS, *(EXTRA_COLUMNS[one] for one in shown))
     return Table(columns, tuple(rows), numeric=frozenset(range(2, len(columns))))
 
 
 def contrasts_section(report: ReportDocument) -> Section | None:
-    """Arm against arm beside the main pair, and build against build; None where there is neither."""
+    """Variant against variant beside the main pair, and build against build; None where there is neither."""
     rows: list[tuple[Cell, ...]] = []
     for batch in report.batches:
         size = batch.label
@@ -124,7 +126,7 @@ def contrasts_section(report: ReportDocument) -> Section | None:
     return Section(
         "Where the difference comes from",
         (Table(("batch", "ratio", "value", "what it shows"), tuple(rows), numeric=frozenset({2})),),
-        lead="Luck of the autotuner, the zeros' effect on power, and sparse kernels, told apart as far as the arms go.",
+        lead="Luck of the autotuner, the zeros' effect on power, and sparse kernels, as far as the variants tell.",
     )
 
 

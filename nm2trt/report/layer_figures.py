@@ -10,7 +10,7 @@ from nm2trt.report.figure import ACCENT, DENSE, INK, SPARSE, house_style, legend
 
 _MOST_BARS = 24
 _NAME = 34
-_ARMS = {"dense": DENSE, "control": DENSE, "sparse": SPARSE}
+_VARIANTS = {"dense": DENSE, "control": DENSE, "sparse": SPARSE}
 
 
 def bars_svg(layers: LayersRecord, *, name: str) -> str:
@@ -89,12 +89,14 @@ def load_svg(load: LoadRecord, *, name: str) -> str:
     with house_style():
         figure = new_figure(4.8, 3.3)
         axes = figure.subplots()
-        for arm in dict.fromkeys(one.arm for one in load.points):
-            points = [one for one in load.points if one.arm == arm]
+        for variant in dict.fromkeys(one.variant for one in load.points):
+            points = [one for one in load.points if one.variant == variant]
             rates = [one.rate_per_s for one in points]
-            colour = _ARMS.get(arm, INK)
-            axes.plot(rates, [one.p99_ms for one in points], "o-", color=colour, label=f"{arm}, 99 %")
-            axes.plot(rates, [one.median_ms for one in points], "o:", color=colour, label=f"{arm}, median", alpha=0.8)
+            colour = _VARIANTS.get(variant, INK)
+            axes.plot(rates, [one.p99_ms for one in points], "o-", color=colour, label=f"{variant}, 99 %")
+            axes.plot(
+                rates, [one.median_ms for one in points], "o:", color=colour, label=f"{variant}, median", alpha=0.8
+            )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())

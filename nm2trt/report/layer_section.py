@@ -27,7 +27,7 @@ def layer_times_section(report: ReportDocument) -> Section | None:
     if roofline:
         source = f"Ceilings: {report.roofline.source}." if report.roofline else "The machine's ceilings are not known."
         blocks.append(
-            Drawing(f'<div class="narrow">{roofline}</div>', f"Roofline, sparse arm, one dot a layer. {source}")
+            Drawing(f'<div class="narrow">{roofline}</div>', f"Roofline, sparse variant, one dot a layer. {source}")
         )
     blocks.append(_table(layers))
     blocks.append(Prose(f"{layers.source}. The sum exceeds the end-to-end time, because profiling costs.", quiet=True))
@@ -72,7 +72,7 @@ def load_section(load: LoadRecord) -> Section:
     rows: list[tuple[Cell, ...]] = [
         (
             f"{one.rate_per_s:,.4g}",
-            one.arm,
+            one.variant,
             f"{one.achieved_per_s:,.4g}",
             *(f"{value:.4g}" for value in (one.median_ms, one.p90_ms, one.p99_ms, one.max_ms)),
             f"{100 * one.waiting_share:.0f} %",
@@ -80,10 +80,10 @@ def load_section(load: LoadRecord) -> Section:
         )
         for one in load.points
     ]
-    columns = ("due/s", "arm", "done/s", "median ms", "p90 ms", "p99 ms", "max ms", "waiting", "rate")
+    columns = ("due/s", "variant", "done/s", "median ms", "p90 ms", "p99 ms", "max ms", "waiting", "rate")
     late = max((one.lateness_p99_ms for one in load.points), default=0.0)
     notes = (
-        f"Requests fall due at random moments (Poisson, seed {load.seed}), the same for every arm, whether or not "
+        f"Requests fall due at random moments (Poisson, seed {load.seed}), the same for every variant, whether or not "
         "earlier ones are done; a latency counts from the moment its request was due. The program itself began up to "
         f"{late:.2g} ms late (99 % of requests that found a free stream), which is part of the latencies."
     )

@@ -54,15 +54,15 @@ def _key_figures(report: ReportDocument) -> list[KeyFigure]:
             f"{_interval(batch.ratio)}, {_noise(batch.noise_floor)}",
         )
         for batch in report.batches[:3]
-        if len(batch.arms) > 1
+        if len(batch.variants) > 1
     ]
     layers = report.layers
     if layers is not None and layers.chosen is not None:
         figures.append(KeyFigure(f"{layers.chosen} of {layers.weighted}", "layers on sparse kernels"))
-    best = [arm for batch in report.batches for arm in batch.arms if arm.name == "sparse"]
+    best = [variant for batch in report.batches for variant in batch.variants if variant.name == "sparse"]
     if best:
-        fastest = max(best, key=lambda arm: arm.throughput_per_s)
-        figures.append(KeyFigure(f"{fastest.throughput_per_s:,.0f}", "samples/s, sparse arm, best batch"))
+        fastest = max(best, key=lambda variant: variant.throughput_per_s)
+        figures.append(KeyFigure(f"{fastest.throughput_per_s:,.0f}", "samples/s, sparse variant, best batch"))
     return figures
 
 
@@ -77,7 +77,7 @@ def _networks_section(report: ReportDocument) -> Section:
     return Section("Networks", (Properties(tuple(items)),), lead=lead)
 
 
-def _network(arm: str, record: NetworkRecord, *, of: NetworkRecord | None = None) -> list[tuple[str, str]]:
+def _network(variant: str, record: NetworkRecord, *, of: NetworkRecord | None = None) -> list[tuple[str, str]]:
     filled = (
         "sparse network, zeros filled" if of is None or has_zeros(of) else "the same network: it has no zeros to fill"
     )
@@ -95,16 +95,16 @@ def _network(arm: str, record: NetworkRecord, *, of: NetworkRecord | None = None
     described = f"{record.name} ({kind}{', ' + trained if trained else ''})"
     zeros = f"; {100 * record.zero_share:.1f} % of its weights are zero" if record.zero_share is not None else ""
     return [
-        (arm, described + zeros),
-        (f"{arm}, sha256", record.sha256),
+        (variant, described + zeros),
+        (f"{variant}, sha256", record.sha256),
     ]
 
 
-_ARMS = {
+_VARIANTS = {
     "dense": "dense: dense weights",
     "control": "control: the sparse weights, sparse kernels not allowed",
     "sparse": "sparse: the sparse weights, sparse kernels allowed where the backend has any",
-    "sparse-again": "sparse again, a second copy of the sparse network: the noise floor",
+    "sparse-repeat": "sparse again, a second copy of the sparse network: the noise floor",
     "torch-eager": "PyTorch, eager",
     "torch-compiled": "PyTorch, torch.compile",
 }
@@ -115,9 +115,14 @@ def _method_section(report: ReportDocument) -> Section:
     rounds = ", ".join(f"batch {one.label}: {one.rounds} of {one.calls_per_round}" for one in report.batches)
     order = f"interleaved rounds, shuffled within each, seed {protocol.seed}"
     if not any(one.rounds for one in report.batches):
-        order = "one arm after the other, as somebody else ran them"
+        order = "one variant after the other, as somebody else ran them"
     items = (
-        ("Arms", "; ".join(_ARMS[arm.name] for arm in report.batches[0].arms) if report.batches else "layers only"),
+        (
+            "Variants",
+            "; ".join(_VARIANTS[variant.name] for variant in report.batches[0].variants)
+            if report.batches
+            else "layers only",
+        ),
         ("Order", order),
         ("Rounds of timed calls", rounds or "none"),
         ("Budget", f"{protocol.duration_s:g} s per batch size, after warm-up"),

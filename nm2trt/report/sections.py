@@ -126,7 +126,7 @@ def _engine_table(build: BuildDocument) -> Table:
         size = f"{engine.size_bytes / 1e6:.2f} MB" if engine.size_bytes is not None else ""
         rows.append(
             (
-                engine.arm,
+                engine.variant,
                 state,
                 f"{engine.builder} {engine.builder_version}",
                 engine.sm,

@@ -1,4 +1,4 @@
-"""A picture of a judged file: one bar per layer, cut by how many non-zeros its groups hold."""
+"""A picture of a checked file: one bar per layer, cut by how many non-zeros its groups hold."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Tls:
                 context.load_cert_chain(self.cert_file, self.key_file)
         except (OSError, ssl.SSLError) as error:
             where = ", ".join(str(one) for one in (self.ca_file, self.cert_file, self.key_file) if one)
-            raise InputError(f"no usable certificate: {error}", where=where, mend="give PEM files") from None
+            raise InputError(f"no usable certificate: {error}", where=where, hint="give PEM files") from None
         return context
 
 
@@ -87,18 +87,18 @@ def read_http_address(url: str, *, tls: Tls, headers: dict[str, str]) -> Address
     try:
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"{url!r}: {error}", where="URL", mend="write http://HOST:PORT") from None
+        raise ConfigError(f"{url!r}: {error}", where="URL", hint="write http://HOST:PORT") from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or parts.username:
         raise ConfigError(
             f"{url!r} is no http://HOST:PORT",
             where="URL",
-            mend="write http://127.0.0.1:8000 or https://HOST/PREFIX; a user or token goes into --header",
+            hint="write http://127.0.0.1:8000 or https://HOST/PREFIX; a user or token goes into --header",
         )
     prefix = parts.path.rstrip("/")
     if prefix.endswith("/v2") or "/v2/models" in prefix:
-        raise ConfigError(f"{url!r} goes on after /v2", where="URL", mend="leave /v2 and what follows it out")
+        raise ConfigError(f"{url!r} goes on after /v2", where="URL", hint="leave /v2 and what follows it out")
     if not secure and tls != Tls():
-        raise ConfigError("certificates have no use over http", where="URL", mend="write https://, or drop the option")
+        raise ConfigError("certificates have no use over http", where="URL", hint="write https://, or drop the option")
     return Address(
         host=host,
         port=port or (_HTTPS_PORT if secure else _HTTP_PORT),
@@ -119,20 +119,20 @@ def read_grpc_address(text: str | None, http: Address, *, tls: Tls, headers: dic
             raise ConfigError(
                 "behind https or a path prefix gRPC's address cannot be guessed",
                 where="--grpc",
-                mend="give --grpc [grpcs://]HOST:PORT, or --protocol http",
+                hint="give --grpc [grpcs://]HOST:PORT, or --protocol http",
             )
         return Address(host=http.host, port=http.port + 1, headers=headers)
     parts = urlsplit(text if "://" in text else f"grpc://{text}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"{text!r}: {error}", where="--grpc", mend="write HOST:PORT") from None
+        raise ConfigError(f"{text!r}: {error}", where="--grpc", hint="write HOST:PORT") from None
     plain, secure = parts.scheme in ("grpc", "http"), parts.scheme in ("grpcs", "https")
     if not (plain or secure) or not host or port is None or parts.path.strip("/"):
-        raise ConfigError(f"{text!r} is no HOST:PORT", where="--grpc", mend="write HOST:PORT or grpcs://HOST:PORT")
+        raise ConfigError(f"{text!r} is no HOST:PORT", where="--grpc", hint="write HOST:PORT or grpcs://HOST:PORT")
     if secure and tls.insecure:
         raise ConfigError(
-            "gRPC takes no unknown certificate", where="--insecure", mend="give --ca-file, or --protocol http"
+            "gRPC takes no unknown certificate", where="--insecure", hint="give --ca-file, or --protocol http"
         )
     return Address(host=host, port=port, tls=tls if secure else None, headers=headers)
 
@@ -151,11 +151,11 @@ def read_headers(texts: Sequence[str]) -> dict[str, str]:
             try:
                 lines = [line for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]
             except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"cannot be read: {error}", where=text[1:], mend="one NAME: VALUE a line") from None
+                raise InputError(f"cannot be read: {error}", where=text[1:], hint="one NAME: VALUE a line") from None
         for line in lines:
             match = _HEADER.fullmatch(line.strip())
             if match is None:
                 # Not the text itself: it may hold a token.
-                raise ConfigError("no NAME: VALUE", where="--header", mend='such as "Authorization: Bearer TOKEN"')
+                raise ConfigError("no NAME: VALUE", where="--header", hint='such as "Authorization: Bearer TOKEN"')
             found[match[1]] = match[2]
     return found

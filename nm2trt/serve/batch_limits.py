@@ -35,26 +35,26 @@ def largest_batch(request: PackageRequest, document: PackageDocument, network: N
                 raise ConfigError(
                     f"{why} ({where.name})" if asked == 0 else f"{why} batch for it ({where.name})",
                     where=option,
-                    mend="export with --batch MIN:OPT:MAX, or drop the option" if asked != 0 else "drop it",
+                    hint="export with --batch MIN:OPT:MAX, or drop the option" if asked != 0 else "drop it",
                 )
         return 0, []
     if bad := unbatched_ports(build, network.onnx):
         raise InputError(
             f"{bad[0]} has no batch, so a server cannot cut a batch of answers into requests",
             where=where,
-            mend="serve it without batching: --max-batch 0",
+            hint="serve it without batching: --max-batch 0",
         )
     if network.plans and build.batch.min > 1:
         raise ConfigError(
             f"the plan takes batches from {build.batch.min} on, and a server also makes smaller ones",
             where=where,
-            mend=f"export with --batch 1:{build.batch.opt}:{build.batch.max}",
+            hint=f"export with --batch 1:{build.batch.opt}:{build.batch.max}",
         )
     if request.max_batch is not None and request.max_batch > build.batch.max:
         raise ConfigError(
             f"{request.max_batch} is outside 1..{build.batch.max}, the batches of {where.name}",
             where="--max-batch",
-            mend="export with a larger --batch, or ask for less",
+            hint="export with a larger --batch, or ask for less",
         )
     return _smallest(request, document, build.batch.max)
 
@@ -74,7 +74,7 @@ def _smallest(request: PackageRequest, document: PackageDocument, built: int) ->
                 f"{request.max_batch} is more than {version.batch.max}, the largest batch of version "
                 f"{version.version}, which stays loaded",
                 where="--max-batch",
-                mend=f"ask for less; {remove}",
+                hint=f"ask for less; {remove}",
             )
         largest = version.batch.max
         notes.append(f"batches up to {largest}, as version {version.version} takes no more and stays loaded; {remove}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument, host_record, sha256_of
-from nm2trt.artifacts.build import Arm
+from nm2trt.artifacts.build import Variant
 from nm2trt.artifacts.code_trust import check_code
 from nm2trt.artifacts.server_report import (
     LoadRecord,
@@ -61,7 +61,7 @@ class CheckConfig:
     url: str
     model: str
     build: Path
-    arm: Arm = "sparse"
+    variant: Variant = "sparse"
     grpc: str | None = None
     version: str = ""
     protocols: tuple[Protocol, ...] = ("http", "grpc")
@@ -129,8 +129,8 @@ def check_server(config: CheckConfig, progress: Progress = lambda _words: None) 
     build = read_build(config.build)
     check_code(config.build / build.FILE, {"data": build.source.data}, trust=config.trust)
     if config.data_dir is not None and build.source.data is None:
-        raise ConfigError("no effect: the build names no data set", where="--data-dir", mend="drop it, or --samples")
-    onnx = build_onnx(config.build, build, config.arm)
+        raise ConfigError("no effect: the build names no data set", where="--data-dir", hint="drop it, or --samples")
+    onnx = build_onnx(config.build, build, config.variant)
     shapes = read_shapes(config.shapes, build)
     own = None if config.samples is None else read_samples(config.samples, build)
     unready = _check_readiness(config, addresses, build)
@@ -217,7 +217,7 @@ def _check_readiness(
             raise InputError(
                 why,
                 where=where,
-                mend="start it with `nm2trt serve REPOSITORY`; where there is no answer over gRPC alone, name its "
+                hint="start it with `nm2trt serve REPOSITORY`; where there is no answer over gRPC alone, name its "
                 "address with --grpc or ask with --protocol http",
             )
     return failed

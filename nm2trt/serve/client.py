@@ -165,7 +165,7 @@ def open_client(
         import tritonclient.grpc as module
     except ImportError as error:
         raise MachineError(
-            f"tritonclient is missing ({error})", mend="pip install 'nm2trt[server]', or --protocol http"
+            f"tritonclient is missing ({error})", hint="pip install 'nm2trt[server]', or --protocol http"
         ) from None
     from nm2trt.serve.grpc_client import GrpcClient
 

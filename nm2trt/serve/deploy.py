@@ -60,7 +60,7 @@ def check_surroundings(model: str, wanted: Surroundings) -> None:
     """
     if wanted.image is not None and not _IMAGE.fullmatch(wanted.image):
         raise ConfigError(
-            f"{wanted.image!r} is no container image", where="--image", mend="write REGISTRY/REPOSITORY:TAG"
+            f"{wanted.image!r} is no container image", where="--image", hint="write REGISTRY/REPOSITORY:TAG"
         )
     if not wanted.kserve:
         return
@@ -270,19 +270,19 @@ def check_manifest_values(model: str, *, storage_uri: str, canary: int | None) -
         raise ConfigError(
             f"{model!r} makes no Kubernetes name as KServe wants it ({name!r})",
             where="--name",
-            mend="begin with a letter and end with a letter or digit",
+            hint="begin with a letter and end with a letter or digit",
         )
     if len(name) > _LONGEST_SERVICE:
         raise ConfigError(
             f"{model!r} is {len(name)} long, and a KServe service's name at most {_LONGEST_SERVICE}",
             where="--name",
-            mend="choose a shorter --name",
+            hint="choose a shorter --name",
         )
     if not _URI.fullmatch(storage_uri):
         raise ConfigError(
             f"{storage_uri!r} is no URI",
             where="--storage-uri",
-            mend="write pvc://CLAIM/PATH, s3://BUCKET/PATH, gs://...",
+            hint="write pvc://CLAIM/PATH, s3://BUCKET/PATH, gs://...",
         )
     if canary is not None and not 0 <= canary <= 100:
         raise ConfigError(f"{canary} is outside 0..100", where="--canary")
@@ -327,7 +327,7 @@ def inference_service(
         "annotations": {
             "serving.kserve.io/enable-prometheus-scraping": "true",
             "nm2trt/build-sha256": newest.build_sha256,
-            "nm2trt/arm": newest.arm,
+            "nm2trt/variant": newest.variant,
             **{f"nm2trt/sm-{plan.sm}": plan.tensorrt for plan in newest.plans},
         },
     }

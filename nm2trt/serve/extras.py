@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from nm2trt.artifacts import file_records
-from nm2trt.artifacts.build import Arm, BuildDocument
+from nm2trt.artifacts.build import BuildDocument, Variant
 from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.config_pbtxt import LABELS, ONNX, PLAN
@@ -28,7 +28,7 @@ def package_deepstream(
     target: Path,
     *,
     name: str,
-    arm: Arm,
+    variant: Variant,
     labels: Path | None,
     scale: float,
     sm: str | None = None,
@@ -40,7 +40,7 @@ def package_deepstream(
         folder: Build folder.
         target: Folder to fill.
         name: Of the model.
-        arm: Which engine or graph.
+        variant: Which engine or graph.
         labels: One class a line; None: classes are numbers.
         scale: nvinfer multiplies pixels 0..255 by this before the network sees them.
         sm: What the user says the plan is for.
@@ -53,11 +53,11 @@ def package_deepstream(
     _check_scale(scale)
     build = read_build(folder)
     channels, height, width = _image(folder, build)
-    with_plan = has_plan(build, arm)
+    with_plan = has_plan(build, variant)
     for option, given in (("--sm", sm), ("--tensorrt", tensorrt)):
         if given is not None and not with_plan:
-            raise ConfigError("states what a plan is for, and no plan is packaged here", where=option, mend="drop it")
-    network = plan_network((folder,), arm, sm=sm, tensorrt=tensorrt) if with_plan else onnx_network(folder, arm)
+            raise ConfigError("states what a plan is for, and no plan is packaged here", where=option, hint="drop it")
+    network = plan_network((folder,), variant, sm=sm, tensorrt=tensorrt) if with_plan else onnx_network(folder, variant)
     _copy_graph(network, target)
     for path, _ in network.plans:
         shutil.copyfile(path, target / PLAN)
@@ -75,7 +75,7 @@ def _check_scale(scale: float) -> None:
     """Nvinfer reads it as a 32-bit float and refuses what is not above zero (gstnvinfer_property_parser.cpp)."""
     if not _SMALLEST_SCALE <= scale <= _LARGEST_SCALE:
         raise ConfigError(
-            f"{scale:g} is no factor for pixels", where="--scale", mend="give a number above 0; 1/255 makes them 0..1"
+            f"{scale:g} is no factor for pixels", where="--scale", hint="give a number above 0; 1/255 makes them 0..1"
         )
 
 
@@ -87,7 +87,7 @@ def _nvinfer_labels(path: Path, build: BuildDocument) -> str:
             raise InputError(
                 f"line {at + 1} is {label!r}, and nvinfer takes labels apart at semicolons and line ends",
                 where=path,
-                mend="write the class name without ';' and without spaces around it",
+                hint="write the class name without ';' and without spaces around it",
             )
     return ";".join(lines) + "\n"
 
@@ -100,7 +100,7 @@ def _nvinfer_lines(
         if set(port.name) & {";", "\n", "\r"} or port.name != port.name.strip():
             raise InputError(
                 f"output {port.name!r} has a name that nvinfer's list takes apart",
-                mend="rename it in the network and export again",
+                hint="rename it in the network and export again",
             )
     channels, height, width = image_CHW
     batch = build.batch.max if build.batch is not None and has_dynamic_batch(build) else _fixed_batch(build)
@@ -126,14 +126,14 @@ def _nvinfer_lines(
     ]
 
 
-def package_onnxruntime(folder: Path, target: Path, *, name: str, arm: Arm) -> PackageDocument:
+def package_onnxruntime(folder: Path, target: Path, *, name: str, variant: Variant) -> PackageDocument:
     """Fill a folder with the graph and two programs that run it in ONNX Runtime: run.py and main.cpp.
 
     Raises:
         InputError: The build cannot be used, or has more than the one input that the programs feed.
     """
     check_name(name)
-    network = onnx_network(folder, arm)
+    network = onnx_network(folder, variant)
     if len(network.build.inputs) != 1 or network.build.inputs[0].dtype not in ("float32", "fp32", "float"):
         raise InputError("the programs feed one float32 input, and this build has others", where=folder)
     _copy_graph(network, target)
@@ -166,7 +166,7 @@ def _image(folder: Path, build: BuildDocument) -> tuple[int, int, int]:
 def _fixed_batch(build: BuildDocument) -> int:
     size = build.inputs[0].shape[0]
     if not isinstance(size, int):
-        raise ConfigError("the build states no batch", mend="export with --batch MIN:OPT:MAX")
+        raise ConfigError("the build states no batch", hint="export with --batch MIN:OPT:MAX")
     return size
 
 

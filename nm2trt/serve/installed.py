@@ -90,7 +90,7 @@ def find_triton(environment: Mapping[str, str] = os.environ) -> Installed:
         return _in_environment(Path(sys.prefix), "of this Python")
     raise MachineError(
         "no tritonserver on PATH, and no nvidia-pytriton",
-        mend=f"run `make triton`, or {_INSTALL} and set {VARIABLE} to it; or use the Dockerfile in REPOSITORY",
+        hint=f"run `make triton`, or {_INSTALL} and set {VARIABLE} to it; or use the Dockerfile in REPOSITORY",
     )
 
 
@@ -98,7 +98,7 @@ def _in_environment(folder: Path, how: str) -> Installed:
     """Read a virtual environment with nvidia-pytriton; its Python says where things are."""
     python = folder / "bin" / "python"
     if not python.exists():
-        raise MachineError(f"is no virtual environment (no bin/python), {how}", where=folder, mend=_INSTALL)
+        raise MachineError(f"is no virtual environment (no bin/python), {how}", where=folder, hint=_INSTALL)
     try:
         answer = subprocess.run(
             # Its own interpreter, away from our PYTHONPATH and working directory.
@@ -111,19 +111,19 @@ def _in_environment(folder: Path, how: str) -> Installed:
         )
         found = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, json.JSONDecodeError) as error:
-        raise MachineError(f"its Python does not answer: {error}", where=folder, mend=_INSTALL) from None
+        raise MachineError(f"its Python does not answer: {error}", where=folder, hint=_INSTALL) from None
     site = Path(found["site"])
     root = site / "pytriton" / "tritonserver"
     if not found["pytriton"] or not (root / "bin" / "tritonserver").is_file():
-        raise MachineError("holds no nvidia-pytriton", where=folder, mend=_INSTALL)
+        raise MachineError("holds no nvidia-pytriton", where=folder, hint=_INSTALL)
     if not found["numpy"] or int(found["numpy"].split(".")[0]) >= 2:
         raise MachineError(
             f"has numpy {found['numpy'] or 'none'}: with numpy 2 this server returns empty outputs and no error",
             where=folder,
-            mend=f"run {folder}/bin/pip install 'numpy<2'",
+            hint=f"run {folder}/bin/pip install 'numpy<2'",
         )
     if not found["onnxruntime"]:
-        raise MachineError("has no onnxruntime, which runs the models", where=folder, mend=_INSTALL)
+        raise MachineError("has no onnxruntime, which runs the models", where=folder, hint=_INSTALL)
     return Installed(
         binary=root / "bin" / "tritonserver",
         description=f"tritonserver of nvidia-pytriton {found['pytriton']}, ONNX Runtime {found['onnxruntime']}",

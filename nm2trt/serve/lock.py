@@ -35,7 +35,7 @@ def locked(repository: Path, *, wait_s: float = 60.0, on_wait: Callable[[str], N
         MachineError: The file system has no locks.
     """
     if repository.exists() and not repository.is_dir():
-        raise ConfigError("is a file, not a folder", where=repository, mend="choose another -o")
+        raise ConfigError("is a file, not a folder", where=repository, hint="choose another -o")
     made = make_parents(repository)
     handle = -1
     try:
@@ -67,7 +67,7 @@ def _take(repository: Path, wait_s: float, on_wait: Callable[[str], None] | None
             os.close(handle)
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"another nm2trt package is writing here ({holder})", where=repository, mend="wait for it to end"
+                    f"another nm2trt package is writing here ({holder})", where=repository, hint="wait for it to end"
                 ) from None
             if on_wait is not None and not told:
                 on_wait(f"another nm2trt package is writing into {repository} ({holder}); waiting for it")
@@ -77,7 +77,7 @@ def _take(repository: Path, wait_s: float, on_wait: Callable[[str], None] | None
         except OSError as error:
             os.close(handle)
             raise MachineError(
-                f"its file system has no locks: {error}", where=repository, mend="package into a local folder and copy"
+                f"its file system has no locks: {error}", where=repository, hint="package into a local folder and copy"
             ) from None
         if _is_current(handle, path):
             # The name is for whoever waits; a full disk has no byte for it.

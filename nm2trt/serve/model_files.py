@@ -97,15 +97,15 @@ def _kept(config: str, document: PackageDocument, folder: Path) -> str:
         raise ConfigError(
             f"max_batch_size {found.group(1)} is more than {document.max_batch}, which the loaded versions take",
             where=where,
-            mend=way,
+            hint=way,
         )
     missing = [file for file in document.current.plan_files.values() if f'"{file}"' not in config]
     if missing:
-        raise ConfigError(f"does not name {', '.join(missing)} of the new version", where=where, mend=way)
+        raise ConfigError(f"does not name {', '.join(missing)} of the new version", where=where, hint=way)
     named = named_in_policy(document)
     if named or "specific" in config:
         if not _POLICY.search(config):
-            raise ConfigError(f"has no version_policy that we could set to {list(named)}", where=where, mend=way)
+            raise ConfigError(f"has no version_policy that we could set to {list(named)}", where=where, hint=way)
         config = _POLICY.sub(lambda _: "\n".join(version_policy(named)[1:]) + "\n", config)
     if "trt_engine_cache_enable" in config:
         cache = engine_cache(document.model, document.current.network_sha256)
@@ -114,6 +114,6 @@ def _kept(config: str, document: PackageDocument, folder: Path) -> str:
             raise ConfigError(
                 f"has an engine cache of its own, where ONNX Runtime tells no weights apart; this version's is {cache}",
                 where=where,
-                mend=way,
+                hint=way,
             )
     return config

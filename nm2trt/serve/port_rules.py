@@ -25,7 +25,7 @@ def check_types(build: BuildDocument, *, where: Path) -> None:
         raise InputError(
             f"{kind} {port.name!r} holds {'text' if text else port.dtype}, which nm2trt packages for no server",
             where=where,
-            mend="end the network at numbers, and leave the lookup of text to the client"
+            hint="end the network at numbers, and leave the lookup of text to the client"
             if text
             else "cast it in the network and export again",
         )
@@ -48,14 +48,14 @@ def check_described(build: BuildDocument, *, batched: bool, where: Path) -> None
             raise InputError(
                 f"{kind} {port.name!r} is a scalar (rank 0), and Triton describes none",
                 where=where,
-                mend="give it one dimension in the network (Unsqueeze, or keepdims) and export again",
+                hint="give it one dimension in the network (Unsqueeze, or keepdims) and export again",
             )
         empty = [size for size in port.shape if isinstance(size, int) and size < 1]
         if empty:
             raise InputError(
                 f"{kind} {port.name!r} has a dimension of size {empty[0]}: {list(port.shape)}",
                 where=where,
-                mend="drop that output from the network and export again",
+                hint="drop that output from the network and export again",
             )
 
 
@@ -103,7 +103,7 @@ def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, li
     except ImportError:
         raise MachineError(
             f"only a run of the network tells whether {', '.join(names)} has a batch, and onnxruntime is missing",
-            mend="pip install onnxruntime",
+            hint="pip install onnxruntime",
         ) from None
     from nm2trt.serve.warmup import sample_inputs
 
@@ -115,7 +115,7 @@ def _lengths(build: BuildDocument, onnx: Path, names: list[str]) -> dict[str, li
             raise InputError(
                 f"whether {', '.join(names)} has a batch cannot be told: a run with made-up inputs failed",
                 where=onnx,
-                mend="serve it without batching: --max-batch 0",
+                hint="serve it without batching: --max-batch 0",
             ) from error
         for name in names:
             lengths[name].append(results[name].shape[0] if results[name].ndim else -1)

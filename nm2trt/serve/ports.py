@@ -35,7 +35,7 @@ def kserve_type(dtype: str) -> str:
     """
     known = _KSERVE_TYPES.get(_SHORT.get(dtype.lower(), dtype.lower()))
     if known is None:
-        raise InputError(f"type {dtype!r} has no name in the KServe v2 protocol", mend="cast the port in the ONNX")
+        raise InputError(f"type {dtype!r} has no name in the KServe v2 protocol", hint="cast the port in the ONNX")
     return known
 
 
@@ -52,7 +52,7 @@ def numpy_type(dtype: str) -> str:
     """
     name = _SHORT.get(dtype.lower(), dtype.lower())
     if name == "bfloat16" or name not in _KSERVE_TYPES:
-        raise InputError(f"type {dtype!r} has no numpy type", mend="export with fp32 or fp16 inputs and outputs")
+        raise InputError(f"type {dtype!r} has no numpy type", hint="export with fp32 or fp16 inputs and outputs")
     return name
 
 

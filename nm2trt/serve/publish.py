@@ -42,7 +42,7 @@ def publish(
     fresh = not folder.exists()
     final = folder / str(version)
     if final.exists() or final.is_symlink():
-        raise ConfigError("lies where the new version goes", where=final, mend="remove it, or give --version a number")
+        raise ConfigError("lies where the new version goes", where=final, hint="remove it, or give --version a number")
     if not fresh:
         _clear_partial(folder)
     # Outside the repository: a server that polls it would take a half-made folder for a model.

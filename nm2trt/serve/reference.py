@@ -59,7 +59,7 @@ class Reference:
         return InputError(
             f"ONNX Runtime cannot run it, so there is nothing to compare with: {first}",
             where=self._onnx,
-            mend="if the inputs are at fault, give --samples F.npz or --shape",
+            hint="if the inputs are at fault, give --samples F.npz or --shape",
         )
 
 

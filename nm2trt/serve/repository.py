@@ -17,17 +17,17 @@ CONFIG = "config.pbtxt"
 
 
 def read_document(
-    folder: Path, *, mend: str = "move its folder out of the repository and package it again"
+    folder: Path, *, hint: str = "move its folder out of the repository and package it again"
 ) -> PackageDocument:
     """Read a model's package.json.
 
     Raises:
         InputError: It cannot be read, or is another model's.
     """
-    document = PackageDocument.read(folder, mend=mend)
+    document = PackageDocument.read(folder, hint=hint)
     if document.model != folder.name:
         raise InputError(
-            f"package.json is of model {document.model!r}", where=folder, mend="give the folder its name back"
+            f"package.json is of model {document.model!r}", where=folder, hint="give the folder its name back"
         )
     return document
 
@@ -53,7 +53,7 @@ def read_model(folder: Path) -> PackageDocument:
             raise InputError(
                 f"version {flaw.version} {flaw.what}" if flaw.missing else flaw.what,
                 where=folder if flaw.missing else flaw.where,
-                mend="package it again"
+                hint="package it again"
                 + (f", or {_removal(folder, flaw.version)}" if len(document.versions) > 1 else ""),
             )
     _check_together(folder, there, config, loaded)
@@ -71,13 +71,13 @@ def _check_together(folder: Path, document: PackageDocument, config: str, loaded
             raise InputError(
                 f"config.pbtxt does not name {unnamed[0]} of version {version.version}, which it has a server load",
                 where=folder,
-                mend=f"package it again, or {_removal(folder, version.version)}",
+                hint=f"package it again, or {_removal(folder, version.version)}",
             )
         if version.version not in able and version.version not in document.withdrawn and not is_edited(config):
             raise InputError(
                 f"config.pbtxt has a server load version {version.version}, which cannot run beside {max(able)}",
                 where=folder,
-                mend=f"package it again, or {_removal(folder, version.version)}",
+                hint=f"package it again, or {_removal(folder, version.version)}",
             )
 
 
@@ -103,13 +103,13 @@ def model_folders(repository: Path) -> list[Path]:
         InputError: There is no such repository, or it holds no model.
     """
     if not repository.is_dir():
-        raise InputError("no such folder", where=repository, mend="make one with `nm2trt package BUILD -o REPOSITORY`")
+        raise InputError("no such folder", where=repository, hint="make one with `nm2trt package BUILD -o REPOSITORY`")
     found = sorted(entry for entry in repository.iterdir() if (entry / CONFIG).is_file())
     if not found:
         raise InputError(
             "holds no model (no folder with a config.pbtxt)",
             where=repository,
-            mend="make one with `nm2trt package BUILD -o REPOSITORY`",
+            hint="make one with `nm2trt package BUILD -o REPOSITORY`",
         )
     return found
 
@@ -129,7 +129,7 @@ def check_repository(repository: Path) -> dict[str, tuple[str, list[int]]]:
             read_model(folder)
         versions = version_folders(folder)
         if not versions:
-            raise InputError("holds no version", where=folder, mend="package it again, or remove the folder")
+            raise InputError("holds no version", where=folder, hint="package it again, or remove the folder")
         config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
         models[folder.name] = (backend_of(config), loaded_versions(config, versions))
     return models
@@ -172,13 +172,13 @@ def published(repository: Path, name: str, *, besides: int | None = None) -> Hel
         raise ConfigError(
             f"is a symbolic link to {folder.readlink()}",
             where=folder,
-            mend="package into the repository that holds the folder itself, or choose another --name",
+            hint="package into the repository that holds the folder itself, or choose another --name",
         )
     if not folder.is_dir() or not (folder / PackageDocument.FILE).is_file():
         raise ConfigError(
             f"the repository holds another {name!r} that nm2trt did not package",
             where=folder,
-            mend="choose another --name; if its package.json is lost, move the folder away and package again",
+            hint="choose another --name; if its package.json is lost, move the folder away and package again",
         )
     document = read_document(folder)
     flaws = version_flaws(folder, document, besides=besides)
@@ -223,7 +223,7 @@ def next_version(last: int, wanted: int | None) -> int:
         raise ConfigError(
             f"version {wanted} is not above {last}, the last one there; Triton serves the highest",
             where="--version",
-            mend=f"use --version {last + 1}, or leave it out",
+            hint=f"use --version {last + 1}, or leave it out",
         )
     return wanted
 
@@ -232,7 +232,7 @@ def check_interface(old: PackageDocument, new: PackageDocument, folder: Path) ->
     """Refuse a version that clients of the old one could not use.
 
     Raises:
-        ConfigError: Inputs, outputs, platform, batching or arm differ: another model under this name.
+        ConfigError: Inputs, outputs, platform, batching or variant differ: another model under this name.
     """
     pairs: list[tuple[str, object, object]] = [
         ("inputs", _ports(old.inputs), _ports(new.inputs)),
@@ -242,13 +242,13 @@ def check_interface(old: PackageDocument, new: PackageDocument, folder: Path) ->
         ("batching", old.max_batch > 0, new.max_batch > 0),
     ]
     if old.versions:
-        pairs.append(("arm", old.versions[-1].arm, new.versions[-1].arm))
+        pairs.append(("variant", old.versions[-1].variant, new.versions[-1].variant))
     differing = [f"{what} ({before} there, {after} here)" for what, before, after in pairs if before != after]
     if differing:
         raise ConfigError(
             f"the repository holds another model of this name: its {', '.join(differing)} differ",
             where=folder,
-            mend="choose another --name, or another -o",
+            hint="choose another --name, or another -o",
         )
 
 

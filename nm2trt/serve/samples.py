@@ -163,12 +163,12 @@ def read_shapes(texts: Sequence[str], build: BuildDocument) -> list[dict[str, in
         name, _, written = text.rpartition("=")
         if name not in ports:
             raise ConfigError(
-                f"{text!r}: no input {name!r}", where="--shape", mend=f"the inputs are {', '.join(ports)}"
+                f"{text!r}: no input {name!r}", where="--shape", hint=f"the inputs are {', '.join(ports)}"
             )
         port = ports[name]
         sizes = [int(size) for size in written.split("x")] if _SHAPE.fullmatch(written) else []
         if len(sizes) != len(port.shape):
-            raise ConfigError(f"{text!r} is no shape like {list(port.shape)}", where="--shape", mend=f"{name}=1x128")
+            raise ConfigError(f"{text!r} is no shape like {list(port.shape)}", where="--shape", hint=f"{name}=1x128")
         found: dict[str, int] = {}
         for axis, (size, known) in enumerate(zip(sizes, port.shape, strict=True)):
             if isinstance(known, int) and known != size:
@@ -189,7 +189,7 @@ def read_shapes(texts: Sequence[str], build: BuildDocument) -> list[dict[str, in
     for one in merged:
         left = [name for name in free_names(build) if name not in one]
         if left:
-            raise ConfigError(f"size {left[0]!r} stays free", where="--shape", mend="give every input that has it")
+            raise ConfigError(f"size {left[0]!r} stays free", where="--shape", hint="give every input that has it")
     return merged
 
 
@@ -223,7 +223,7 @@ def read_samples(path: Path, build: BuildDocument) -> SampleSet:
     if len({len(array) for array in found.values()}) > 1:
         wrong.append("its arrays hold different numbers of samples")
     if wrong:
-        raise InputError("; ".join(wrong), where=path, mend="save one array for each input with numpy.savez")
+        raise InputError("; ".join(wrong), where=path, hint="save one array for each input with numpy.savez")
     count = len(next(iter(found.values())))
     return SampleSet(
         groups=(Samples(batched=batched, count=count, arrays=found),), origin=f"all {count} samples of {path.name}"
@@ -238,9 +238,9 @@ def _load(path: Path, inputs: Sequence[GraphPort]) -> dict[str, Array]:
         with loaded:
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
-        raise InputError("no such file", where=path, mend="save the samples with numpy.savez") from None
+        raise InputError("no such file", where=path, hint="save the samples with numpy.savez") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"no readable .npz: {error}", where=path, mend="save it with numpy.savez") from None
+        raise InputError(f"no readable .npz: {error}", where=path, hint="save it with numpy.savez") from None
 
 
 def _converts(array: Array, dtype: np.dtype[Any]) -> bool:

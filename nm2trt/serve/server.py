@@ -151,9 +151,9 @@ class Server:
         # Once it was ready, a model that did not load (a new version, say) is not why it ended.
         reason = None if self._was_ready else model_failure(text)
         if reason is not None:
-            return InputError(reason, mend="the whole log: nm2trt serve --log FILE")
+            return InputError(reason, hint="the whole log: nm2trt serve --log FILE")
         said = [line for line in text.splitlines() if line.strip()]
-        return MachineError(f"{what}: {said[-1] if said else 'it said nothing'}", mend="see --log FILE")
+        return MachineError(f"{what}: {said[-1] if said else 'it said nothing'}", hint="see --log FILE")
 
 
 def dead_stubs(pid: int) -> frozenset[int]:
@@ -195,13 +195,13 @@ def choose_ports(http: int, grpc: int, metrics: int) -> Ports:
         for option, port in (("--http-port", http), ("--grpc-port", grpc), ("--metrics-port", metrics)):
             # Two sockets that do not listen yet may share a port, so that binding them does not find it out.
             if port and wanted.setdefault(port, option) != option:
-                raise ConfigError(f"port {port} is already {wanted[port]}", where=option, mend="choose another, or 0")
+                raise ConfigError(f"port {port} is already {wanted[port]}", where=option, hint="choose another, or 0")
             probe = held.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((LOOPBACK, port))
             except OSError as error:
-                raise ConfigError(f"port {port}: {error.strerror}", where=option, mend="choose another, or 0") from None
+                raise ConfigError(f"port {port}: {error.strerror}", where=option, hint="choose another, or 0") from None
             chosen.append(probe.getsockname()[1])
     return Ports(http=chosen[0], grpc=chosen[1], metrics=chosen[2])
 
@@ -237,7 +237,7 @@ def start(
             raise InputError(
                 f"model name {name!r}: Triton's Python backend reads no spaces and no letters beyond ASCII",
                 where=repository,
-                mend="rename the folder, and `name` in its config.pbtxt",
+                hint="rename the folder, and `name` in its config.pbtxt",
             )
     lacking = installed.missing(needed)
     refused = [name for name in lacking if name not in stand_ins or name not in STAND_INS]
@@ -245,7 +245,7 @@ def start(
         raise MachineError(
             f"{installed.description} has no {', '.join(refused)} backend",
             where=repository,
-            mend="use NVIDIA's image (REPOSITORY/Dockerfile), --stand-in, or package with --server triton-cpu",
+            hint="use NVIDIA's image (REPOSITORY/Dockerfile), --stand-in, or package with --server triton-cpu",
         )
     work = _work_folder()
     try:
@@ -278,7 +278,7 @@ def _work_folder() -> Path:
     raise MachineError(
         "Triton's Python backend needs a temporary folder whose path has no space and no letter beyond ASCII",
         where=places[0],
-        mend="set TMPDIR to one",
+        hint="set TMPDIR to one",
     )
 
 

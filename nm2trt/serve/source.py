@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument, EngineRecord, sha256_of
-from nm2trt.artifacts.build import Arm
-from nm2trt.artifacts.plan_trust import check_plan
+from nm2trt.artifacts.build import Variant
+from nm2trt.artifacts.engine_trust import check_plan
 from nm2trt.errors import ConfigError, InputError
 
 ONNX_FILE = "model.onnx"
@@ -17,9 +17,9 @@ DENSE_FILE = "dense.onnx"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """One arm of one network: its graph, and its plans for as many GPUs as builds were given."""
+    """One variant of one network: its graph, and its plans for as many GPUs as builds were given."""
 
-    arm: Arm
+    variant: Variant
     folder: Path
     build: BuildDocument
     onnx: Path
@@ -35,26 +35,28 @@ def read_build(folder: Path) -> BuildDocument:
     Raises:
         InputError: No build, or one whose verdict is "fail".
     """
-    build = BuildDocument.read(folder, mend="name a folder that `nm2trt export` wrote")
+    build = BuildDocument.read(folder, hint="name a folder that `nm2trt export` wrote")
     if build.verdict != "pass":
-        raise InputError("the build's own checks failed", where=folder, mend="see its build.json and export it again")
+        raise InputError("the build's own checks failed", where=folder, hint="see its build.json and export it again")
     return build
 
 
-def build_onnx(folder: Path, build: BuildDocument, arm: Arm) -> Path:
-    """Find an arm's graph and hold it to the manifest.
+def build_onnx(folder: Path, build: BuildDocument, variant: Variant) -> Path:
+    """Find a variant's graph and hold it to the manifest.
 
     Raises:
-        InputError: The build has no such arm, or the file is not what build.json names.
+        InputError: The build has no such variant, or the file is not what build.json names.
     """
-    named = {engine.onnx for engine in build.engines if engine.arm == arm}
-    if arm != "dense":
+    named = {engine.onnx for engine in build.engines if engine.variant == variant}
+    if variant != "dense":
         named.add(ONNX_FILE)
     elif DENSE_FILE in build.files:
         named.add(DENSE_FILE)
     if not named:
         raise InputError(
-            "the build holds no dense network", where=folder, mend="name the dense build with --dense, or drop that arm"
+            "the build holds no dense network",
+            where=folder,
+            hint="name the dense build with --dense, or drop that variant",
         )
     name = sorted(named)[0]
     return _vouched(folder, build, name)
@@ -72,7 +74,7 @@ def external_data(folder: Path, build: BuildDocument, onnx: Path) -> tuple[Path,
         model = load(str(onnx), load_external_data=False)
     except Exception as error:
         # protobuf's DecodeError, which comes without types.
-        raise InputError(f"no readable ONNX: {error}", where=onnx, mend="export it again") from error
+        raise InputError(f"no readable ONNX: {error}", where=onnx, hint="export it again") from error
     names = {
         entry.value
         for tensor in model.graph.initializer
@@ -87,35 +89,37 @@ def _vouched(folder: Path, build: BuildDocument, name: str) -> Path:
     """A file of the build that is what build.json says."""
     path = folder / name
     if path.parent != folder or name not in build.files or not path.is_file() or path.is_symlink():
-        raise InputError(f"no plain file {name!r} that build.json vouches for", where=folder, mend="export it again")
+        raise InputError(f"no plain file {name!r} that build.json vouches for", where=folder, hint="export it again")
     digest = sha256_of(path)
     if digest != build.files[name].sha256:
         raise InputError(
             f"sha256 {digest[:12]}… is not the {build.files[name].sha256[:12]}… of build.json: the file was changed",
             where=path,
-            mend="export it again",
+            hint="export it again",
         )
     return path
 
 
-def onnx_network(folder: Path, arm: Arm) -> Network:
-    """Take an arm's graph, for a server that runs ONNX."""
+def onnx_network(folder: Path, variant: Variant) -> Network:
+    """Take a variant's graph, for a server that runs ONNX."""
     build = read_build(folder)
-    return _network(folder, build, arm, ())
+    return _network(folder, build, variant, ())
 
 
-def _network(folder: Path, build: BuildDocument, arm: Arm, plans: tuple[tuple[Path, EngineRecord], ...]) -> Network:
-    onnx = build_onnx(folder, build, arm)
+def _network(
+    folder: Path, build: BuildDocument, variant: Variant, plans: tuple[tuple[Path, EngineRecord], ...]
+) -> Network:
+    onnx = build_onnx(folder, build, variant)
     data = external_data(folder, build, onnx)
-    return Network(arm=arm, folder=folder, build=build, onnx=onnx, data=data, plans=plans)
+    return Network(variant=variant, folder=folder, build=build, onnx=onnx, data=data, plans=plans)
 
 
-def plan_network(folders: Sequence[Path], arm: Arm, *, sm: str | None, tensorrt: str | None) -> Network:
-    """Take an arm's plans, one per GPU kind, from builds of one network.
+def plan_network(folders: Sequence[Path], variant: Variant, *, sm: str | None, tensorrt: str | None) -> Network:
+    """Take a variant's plans, one per GPU kind, from builds of one network.
 
     Args:
         folders: Build folders; the first one's ONNX is taken along.
-        arm: Which engine.
+        variant: Which engine.
         sm: What the user says the engine is for, "80"; None takes the builds' word.
         tensorrt: What the user says the server has; None takes the builds' word.
 
@@ -124,20 +128,20 @@ def plan_network(folders: Sequence[Path], arm: Arm, *, sm: str | None, tensorrt:
         InputError: A plan is not what its manifest says, is for something else, or the builds' networks differ.
     """
     if sm is not None and len(folders) > 1:
-        raise ConfigError("--sm states one GPU, and several builds are for several", where="--sm", mend="drop it")
+        raise ConfigError("--sm states one GPU, and several builds are for several", where="--sm", hint="drop it")
     builds = [(folder, read_build(folder)) for folder in folders]
     plans: dict[str, tuple[Path, EngineRecord]] = {}
     for folder, build in builds:
-        record = plan_record(folder, build, arm)
+        record = plan_record(folder, build, variant)
         path = check_plan(
             folder,
-            arm,
+            variant,
             tensorrt_version=tensorrt or record.builder_version,
             sm=(sm or record.sm).replace(".", ""),
             platform=record.platform,
         )
         if record.sm in plans:
-            raise ConfigError(f"two builds hold a plan for SM {record.sm}", where=folder, mend="name one of them")
+            raise ConfigError(f"two builds hold a plan for SM {record.sm}", where=folder, hint="name one of them")
         plans[record.sm] = (path, record)
     folder, first = builds[0]
     for other_folder, other in builds[1:]:
@@ -147,36 +151,40 @@ def plan_network(folders: Sequence[Path], arm: Arm, *, sm: str | None, tensorrt:
         raise InputError(
             f"the plans were built by TensorRT {' and '.join(sorted(versions))}, and a server has one",
             where=folders[-1],
-            mend="build them with the same TensorRT",
+            hint="build them with the same TensorRT",
         )
-    return _network(folder, first, arm, tuple(plans.values()))
+    return _network(folder, first, variant, tuple(plans.values()))
 
 
-def plan_record(folder: Path, build: BuildDocument, arm: Arm) -> EngineRecord:
-    """Find the plan of an arm that full TensorRT built.
+def plan_record(folder: Path, build: BuildDocument, variant: Variant) -> EngineRecord:
+    """Find the plan of a variant that full TensorRT built.
 
     Raises:
         InputError: There is none, or TensorRT-RTX built it.
     """
-    found = [engine for engine in build.engines if engine.arm == arm and engine.file is not None and not engine.rebuild]
+    found = [
+        engine
+        for engine in build.engines
+        if engine.variant == variant and engine.file is not None and not engine.rebuild
+    ]
     if not found:
         raise InputError(
-            f"the build holds no {arm} plan ({build.engines_note})",
+            f"the build holds no {variant} plan ({build.engines_note})",
             where=folder,
-            mend="export it with --builder tensorrt on the GPU, or package the ONNX with --platform onnxruntime",
+            hint="export it with --builder tensorrt on the GPU, or package the ONNX with --platform onnxruntime",
         )
     if found[0].builder != "tensorrt":
         raise InputError(
             f"{found[0].file} was built by {found[0].builder}; Triton's backend loads plans of full TensorRT only",
             where=folder,
-            mend="export with --builder tensorrt on the GPU, or package the ONNX with --platform onnxruntime",
+            hint="export with --builder tensorrt on the GPU, or package the ONNX with --platform onnxruntime",
         )
     return found[0]
 
 
-def has_plan(build: BuildDocument, arm: Arm) -> bool:
-    """Whether the build holds a plan of full TensorRT for the arm."""
-    return any(engine.arm == arm and engine.file and engine.builder == "tensorrt" for engine in build.engines)
+def has_plan(build: BuildDocument, variant: Variant) -> bool:
+    """Whether the build holds a plan of full TensorRT for the variant."""
+    return any(engine.variant == variant and engine.file and engine.builder == "tensorrt" for engine in build.engines)
 
 
 def _check_same_network(first: BuildDocument, other: BuildDocument, folder: Path) -> None:
@@ -191,5 +199,5 @@ def _check_same_network(first: BuildDocument, other: BuildDocument, folder: Path
             raise InputError(
                 f"its {what} is not that of the first build: the plans of one version are one network",
                 where=folder,
-                mend="export both from the same checkpoint with the same options",
+                hint="export both from the same checkpoint with the same options",
             )

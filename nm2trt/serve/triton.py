@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from nm2trt.artifacts import BuildDocument, file_records, sha256_of
-from nm2trt.artifacts.build import Arm
+from nm2trt.artifacts.build import Variant
 from nm2trt.artifacts.package import PackageDocument, PlanRequirement, Platform, VersionRecord
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.batch_limits import largest_batch
@@ -47,7 +47,7 @@ class PackageRequest:
     server: Literal["triton", "triton-cpu"] = "triton"
     platform: Wanted = "auto"
     device: Literal["gpu", "cpu"] | None = None
-    arms: tuple[Arm, ...] = ("sparse",)
+    variants: tuple[Variant, ...] = ("sparse",)
     dense: Path | None = None
     """Build of the dense-trained network, for traffic beside the sparse one."""
     version: int | None = None
@@ -95,10 +95,10 @@ class _Prepared:
 
 
 def package_triton(request: PackageRequest) -> list[Packaged]:
-    """Write one version of each asked arm; all are checked before the first is written.
+    """Write one version of each asked variant; all are checked before the first is written.
 
     Returns:
-        The sparse arm under the request's name, others under NAME-ARM.
+        The sparse variant under the request's name, others under NAME-VARIANT.
 
     Raises:
         ConfigError: Wrong options, or the repository holds something else under a name, or somebody else writes.
@@ -107,7 +107,7 @@ def package_triton(request: PackageRequest) -> list[Packaged]:
     check_name(request.name)
     _check_ranges(request)
     with locked(request.repository, on_wait=request.on_wait):
-        prepared = [_prepare(request, name, folders, arm) for name, folders, arm in _wanted(request)]
+        prepared = [_prepare(request, name, folders, variant) for name, folders, variant in _wanted(request)]
         return [_publish(request, one) for one in prepared]
 
 
@@ -121,29 +121,31 @@ def _check_ranges(request: PackageRequest) -> None:
             raise ConfigError(f"{value} is outside {lowest}..{highest}", where=option)
 
 
-def _wanted(request: PackageRequest) -> list[tuple[str, tuple[Path, ...], Arm]]:
-    """(model name, builds, arm) of each model to write."""
-    models: list[tuple[str, tuple[Path, ...], Arm]] = []
-    for arm in dict.fromkeys(request.arms):
-        alone = len(request.arms) == 1 and request.dense is None
-        models.append((request.name if arm == "sparse" or alone else f"{request.name}-{arm}", request.builds, arm))
+def _wanted(request: PackageRequest) -> list[tuple[str, tuple[Path, ...], Variant]]:
+    """(model name, builds, variant) of each model to write."""
+    models: list[tuple[str, tuple[Path, ...], Variant]] = []
+    for variant in dict.fromkeys(request.variants):
+        alone = len(request.variants) == 1 and request.dense is None
+        models.append(
+            (request.name if variant == "sparse" or alone else f"{request.name}-{variant}", request.builds, variant)
+        )
     if request.dense is not None:
-        if "dense" in request.arms:
-            raise ConfigError("names a second dense network beside --arm dense", where="--dense", mend="drop one")
+        if "dense" in request.variants:
+            raise ConfigError("names a second dense network beside --variant dense", where="--dense", hint="drop one")
         models.append((f"{request.name}-dense", (request.dense,), "dense"))
     for name, _, _ in models:
         check_name(name)
     return models
 
 
-def _prepare(request: PackageRequest, name: str, folders: tuple[Path, ...], arm: Arm) -> _Prepared:
+def _prepare(request: PackageRequest, name: str, folders: tuple[Path, ...], variant: Variant) -> _Prepared:
     held = published(request.repository, name)
     old = held.document if held else None
-    network, platform, why = _network(request, folders, arm, old)
+    network, platform, why = _network(request, folders, variant, old)
     device = request.device or ("cpu" if old is not None and not old.gpu else "gpu")
     gpu = platform == "tensorrt_plan" or (platform == "onnxruntime" and device == "gpu")
     if request.device is not None and platform != "onnxruntime":
-        raise ConfigError(f"is for onnxruntime, and {platform} is packaged here", where="--device", mend="drop it")
+        raise ConfigError(f"is for onnxruntime, and {platform} is packaged here", where="--device", hint="drop it")
     check_types(network.build, where=network.folder)
     _check_runs(network, platform, gpu=gpu)
     number = next_version(held.last if held else 0, request.version)
@@ -195,7 +197,7 @@ def _check_edited(request: PackageRequest, held: Held, folder: Path) -> None:
         raise ConfigError(
             "was edited by hand (its first line tells), and a new version writes it anew",
             where=folder / "config.pbtxt",
-            mend="keep the edits with --keep-config, or drop them with --rewrite-config",
+            hint="keep the edits with --keep-config, or drop them with --rewrite-config",
         )
     if not held.edited or not request.keep_config:
         return
@@ -210,14 +212,14 @@ def _check_edited(request: PackageRequest, held: Held, folder: Path) -> None:
             raise ConfigError(
                 "changes nothing in a config.pbtxt that is kept",
                 where=option,
-                mend="edit the file, and drop the option",
+                hint="edit the file, and drop the option",
             )
     if request.labels is not None and "label_filename" not in held.config:
         raise ConfigError(
-            "changes nothing: the kept config.pbtxt has no label_filename", where="--labels", mend="add it there"
+            "changes nothing: the kept config.pbtxt has no label_filename", where="--labels", hint="add it there"
         )
     if "\ufffd" in held.config:
-        raise ConfigError("is not UTF-8, and cannot be kept", where=folder / "config.pbtxt", mend="save it as UTF-8")
+        raise ConfigError("is not UTF-8, and cannot be kept", where=folder / "config.pbtxt", hint="save it as UTF-8")
 
 
 def _profile_note(document: PackageDocument) -> list[str]:
@@ -253,12 +255,12 @@ def _unserved(old: PackageDocument | None, document: PackageDocument) -> list[st
 
 
 def _network(
-    request: PackageRequest, folders: tuple[Path, ...], arm: Arm, old: PackageDocument | None
+    request: PackageRequest, folders: tuple[Path, ...], variant: Variant, old: PackageDocument | None
 ) -> tuple[Network, Platform, str]:
-    """Choose what runs the arm, and say why."""
+    """Choose what runs the variant, and say why."""
     of_dense_build = request.dense is not None and folders == (request.dense,)
-    # A build of dense weights has no pattern; its one graph and its unflagged engine are the dense arm.
-    found: Arm = "control" if of_dense_build else arm
+    # A build of dense weights has no pattern; its one graph and its unflagged engine are the dense variant.
+    found: Variant = "control" if of_dense_build else variant
     here = any(has_plan(read_build(folder), found) for folder in folders)
     as_before = request.platform == "auto" and old is not None and old.platform == "onnxruntime"
     platform: Platform
@@ -275,16 +277,16 @@ def _network(
     if platform != "tensorrt_plan":
         _refuse_plan_options(request, folders)
     if of_dense_build:
-        network = replace(network, arm="dense")
+        network = replace(network, variant="dense")
     return network, platform, why
 
 
 def _refuse_plan_options(request: PackageRequest, folders: tuple[Path, ...]) -> None:
     for option, given in (("--sm", request.sm), ("--tensorrt", request.tensorrt)):
         if given is not None:
-            raise ConfigError("states what a plan is for, and no plan is packaged here", where=option, mend="drop it")
+            raise ConfigError("states what a plan is for, and no plan is packaged here", where=option, hint="drop it")
     if len(folders) > 1:
-        raise ConfigError("several builds are for several GPUs' plans; the ONNX is one", mend="name one build")
+        raise ConfigError("several builds are for several GPUs' plans; the ONNX is one", hint="name one build")
 
 
 def _check_cuda_graphs(request: PackageRequest, network: Network, platform: Platform) -> None:
@@ -297,17 +299,17 @@ def _check_cuda_graphs(request: PackageRequest, network: Network, platform: Plat
         return
     option = "--cuda-graphs" if request.cuda_graphs else "--no-cuda-graphs"
     if platform != "tensorrt_plan":
-        raise ConfigError(f"is for plans, and {platform} is packaged here", where=option, mend="drop it")
+        raise ConfigError(f"is for plans, and {platform} is packaged here", where=option, hint="drop it")
     if request.cuda_graphs and free_sizes(network.build):
         sizes = ", ".join(free_sizes(network.build))
-        raise ConfigError(f"a CUDA graph has fixed sizes, and {sizes} is free", where=option, mend="drop it")
+        raise ConfigError(f"a CUDA graph has fixed sizes, and {sizes} is free", where=option, hint="drop it")
 
 
 def _check_runs(network: Network, platform: Platform, *, gpu: bool) -> None:
     build = network.build
     if not gpu and "bf16" in build.precision:
         raise InputError(
-            "ONNX Runtime has no bfloat16 kernels on a CPU", where=network.folder, mend="export with --precision fp16"
+            "ONNX Runtime has no bfloat16 kernels on a CPU", where=network.folder, hint="export with --precision fp16"
         )
     if platform == "python":
         for port in (*build.inputs, *build.outputs):
@@ -320,7 +322,7 @@ def version_record(network: Network, number: int) -> VersionRecord:
     return VersionRecord(
         version=number,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        arm=network.arm,
+        variant=network.variant,
         build=network.folder.resolve().name,
         build_sha256=sha256_of(network.folder / BuildDocument.FILE),
         method=build.source.method,
@@ -387,12 +389,12 @@ def checked_labels(path: Path, build: BuildDocument) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", where=path, mend="name a text file, one class a line") from None
+        raise InputError(f"cannot be read: {error}", where=path, hint="name a text file, one class a line") from None
     # Lines as servers count them: str.splitlines would also cut at U+2028 and form feeds.
     lines = text.removesuffix("\n").split("\n")
     classes = build.outputs[0].shape[-1] if build.outputs[0].shape else None
     if isinstance(classes, int) and len(lines) != classes:
         raise InputError(f"holds {len(lines)} lines, and the network has {classes} classes", where=path)
     if "" in lines:
-        raise InputError(f"line {lines.index('') + 1} is empty", where=path, mend="give every class a name")
+        raise InputError(f"line {lines.index('') + 1} is empty", where=path, hint="give every class a name")
     return "\n".join(lines) + "\n"

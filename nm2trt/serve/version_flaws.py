@@ -38,7 +38,7 @@ def version_flaws(folder: Path, document: PackageDocument, *, besides: int | Non
             raise InputError(
                 f"version {number} is not in package.json",
                 where=folder / str(number),
-                mend=f"move it out of the repository and package its build, or --remove-version {number}",
+                hint=f"move it out of the repository and package its build, or --remove-version {number}",
             )
     return [flaw for version in document.versions if (flaw := _flaw_of(folder, version)) is not None]
 

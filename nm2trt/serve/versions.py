@@ -46,7 +46,7 @@ def remove_version(
         held, recorded = _held(repository, name, besides=number)
         if number not in recorded and not (folder / str(number)).is_dir():
             raise ConfigError(
-                f"{name} has no version {number}", where="--remove-version", mend=f"it has {_list(recorded)}"
+                f"{name} has no version {number}", where="--remove-version", hint=f"it has {_list(recorded)}"
             )
         left = without(held.document, {number})
         _check_left(left, folder, f"version {number} is the only one that can be served")
@@ -71,7 +71,7 @@ def roll_back(
         folder = repository / name
         held, _ = _held(repository, name)
         if not held.document.served:
-            raise InputError("holds no version that can be served", where=folder, mend="package a build")
+            raise InputError("holds no version that can be served", where=folder, hint="package a build")
         number = held.document.current.version
         withdrawn = tuple(sorted({*held.document.withdrawn, number}))
         left = held.document.model_copy(update={"withdrawn": withdrawn})
@@ -84,14 +84,14 @@ def _held(repository: Path, name: str, *, besides: int | None = None) -> tuple[H
     """What is there, and all versions that package.json names."""
     held = published(repository, name, besides=besides)
     if held is None:
-        raise ConfigError(f"holds no model {name!r}", where=repository, mend="name one with --name")
+        raise ConfigError(f"holds no model {name!r}", where=repository, hint="name one with --name")
     recorded = PackageDocument.read(repository / name)
     return held, [version.version for version in recorded.versions]
 
 
 def _check_left(document: PackageDocument, folder: Path, what: str) -> None:
     if not document.served:
-        raise ConfigError(what, where=folder, mend="package another build first, or remove the model's whole folder")
+        raise ConfigError(what, where=folder, hint="package another build first, or remove the model's whole folder")
 
 
 def _apply(
@@ -101,7 +101,7 @@ def _apply(
         raise ConfigError(
             "was edited by hand (its first line tells)",
             where=folder / CONFIG,
-            mend="keep the edits with --keep-config, or drop them with --rewrite-config",
+            hint="keep the edits with --keep-config, or drop them with --rewrite-config",
         )
     largest = _largest(document)
     batch = document.current.batch or document.batch

@@ -26,10 +26,10 @@ def load_tensorrt(flavor: Flavor) -> Tensorrt:
         version = trt.__version__
     except Exception as error:  # a library that is missing, built for another Python, or half installed
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise MachineError(f"cannot be imported: {reason}", where=name, mend="install it again") from error
+        raise MachineError(f"cannot be imported: {reason}", where=name, hint="install it again") from error
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if flavor == "tensorrt" and numbers < _OLDEST:
-        raise MachineError(f"version {version} is too old", where=name, mend="install TensorRT 10.0 or newer")
+        raise MachineError(f"version {version} is too old", where=name, hint="install TensorRT 10.0 or newer")
     return trt
 
 
@@ -45,7 +45,7 @@ def make_runtime(trt: Tensorrt, log: LogKeeper) -> Runtime:
         # pybind11's word for a null pointer; the reason is only in the log.
         raise MachineError(
             f"TensorRT {trt.__version__} cannot use the GPU{log.because()}",
-            mend="check that the driver fits this TensorRT's CUDA (nvidia-smi shows the newest CUDA it supports)",
+            hint="check that the driver fits this TensorRT's CUDA (nvidia-smi shows the newest CUDA it supports)",
         ) from error
     runtime.engine_host_code_allowed = False
     return runtime

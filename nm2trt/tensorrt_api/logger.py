@@ -79,5 +79,5 @@ def require(
         MachineError: The value is None and the machine is to blame.
     """
     if value is None:
-        raise error(f"{what}{log.because()}", where=where, mend=hint)
+        raise error(f"{what}{log.because()}", where=where, hint=hint)
     return value

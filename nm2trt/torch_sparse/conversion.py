@@ -187,7 +187,7 @@ def no_fused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def judge_weights(layers: Sequence[ProductLayer], module: nn.Module, backend: BackendName) -> list[ProductLayer]:
+def check_weights(layers: Sequence[ProductLayer], module: nn.Module, backend: BackendName) -> list[ProductLayer]:
     """Add the reasons that lie in the weights: pattern, dtype, sizes, device, contiguity.
 
     Args:
@@ -196,7 +196,7 @@ def judge_weights(layers: Sequence[ProductLayer], module: nn.Module, backend: Ba
         backend: Whose rules.
     """
     weights = module.state_dict()
-    judged = []
+    checked = []
     for layer in layers:
         reason = layer.reason
         if reason is None:
@@ -210,8 +210,8 @@ def judge_weights(layers: Sequence[ProductLayer], module: nn.Module, backend: Ba
                 reason = Reason("dense" if dense else "pattern", detail)
             else:
                 reason = why_not_eligible(matrix_OI, backend)
-        judged.append(replace(layer, reason=reason))
-    return judged
+        checked.append(replace(layer, reason=reason))
+    return checked
 
 
 def rewrite(module: nn.Module, layers: Sequence[ProductLayer]) -> nn.Module:

@@ -65,7 +65,7 @@ class GroupCount:
 
 
 def count_groups(weight: Array, pattern: NMPattern, axis: int) -> GroupCount:
-    """Judge every aligned group of M along `axis`; -0.0 is zero, NaN and infinity are not.
+    """Check every aligned group of M along `axis`; -0.0 is zero, NaN and infinity are not.
 
     Args:
         weight: Any shape and type, also bfloat16, float8 and int4 of ml_dtypes.
@@ -82,7 +82,7 @@ def count_groups(weight: Array, pattern: NMPattern, axis: int) -> GroupCount:
 def count_ranges(
     load: Callable[[int, int], Array], shape: tuple[int, ...], pattern: NMPattern, axis: int
 ) -> GroupCount:
-    """Judge a weight without having all of it in memory.
+    """Check a weight without having all of it in memory.
 
     Args:
         load: Values from `start` to before `stop`, in memory order and flat.

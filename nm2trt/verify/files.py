@@ -1,4 +1,4 @@
-"""Judge a file or folder on disk."""
+"""Check a file or folder on disk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nm2trt.layers import LayerSource, LayerWeight, open_source
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
-from nm2trt.verify.judge import Auto, judge
-from nm2trt.verify.verdicts import Judgement
+from nm2trt.verify.check import Auto, check_layers
+from nm2trt.verify.verdicts import CheckResult
 
 
 def verify_path(
@@ -22,26 +22,26 @@ def verify_path(
     strict: bool = False,
     source: str | None = None,
     watch: Callable[[LayerWeight], None] | None = None,
-) -> Judgement:
-    """Judge a checkpoint, an ONNX file, a run folder or a build folder.
+) -> CheckResult:
+    """Check a checkpoint, an ONNX file, a run folder or a build folder.
 
     Args:
         path: As `nm2trt.layers.open_source` takes it.
-        pattern: Judge every layer by it, or "auto". None: by the patterns in nm2trt's own metadata, and 2:4 where
+        pattern: Check every layer by it, or "auto". None: by the patterns in nm2trt's own metadata, and 2:4 where
             there are none.
-        layer_patterns: As `judge` takes it.
-        exclude: As `judge` takes it.
-        require: As `judge` takes it.
-        strict: As `judge` takes it.
+        layer_patterns: As `check_layers` takes it.
+        exclude: As `check_layers` takes it.
+        require: As `check_layers` takes it.
+        strict: As `check_layers` takes it.
         source: Name for the document; `path` by default.
-        watch: Called with every layer before it is judged, to show progress.
+        watch: Called with every layer before it is checked, to show progress.
 
     Raises:
-        InputError: The path cannot be read or judged.
+        InputError: The path cannot be read or checked.
     """
     opened = open_source(path)
     claims = _claims(opened) if pattern is None else None
-    return judge(
+    return check_layers(
         _watched(opened.layers(), watch),
         pattern or _usual(claims),
         layer_patterns=layer_patterns,

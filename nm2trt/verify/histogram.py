@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nm2trt.layers import LayerWeight, open_source
 from nm2trt.pattern import NMPattern
-from nm2trt.verify.verdicts import Judgement, LayerVerdict
+from nm2trt.verify.verdicts import CheckResult, LayerVerdict
 
 _PIECE = 1 << 20
 
@@ -18,20 +18,20 @@ Histogram = NDArray[np.int64]
 """[M + 1]: groups with 0, 1, ... M non-zeros."""
 
 
-def group_histograms(path: Path, judgement: Judgement) -> list[tuple[LayerVerdict, Histogram]]:
-    """Read the layers of a judged file again and count; those without groups are left out.
+def group_histograms(path: Path, result: CheckResult) -> list[tuple[LayerVerdict, Histogram]]:
+    """Read the layers of a checked file again and count; those without groups are left out.
 
     Args:
-        path: What was judged.
-        judgement: Of `path`; it says by which pattern each layer is counted.
+        path: What was checked.
+        result: Of `path`; it says by which pattern each layer is counted.
 
     Raises:
         InputError: A layer's values cannot be read.
     """
-    judged = {(layer.name, layer.node, layer.op): layer for layer in judgement.layers if layer.groups}
+    checked = {(layer.name, layer.node, layer.op): layer for layer in result.layers if layer.groups}
     found = []
     for layer in open_source(path).layers():
-        verdict = judged.get((layer.name, layer.node, layer.op))
+        verdict = checked.get((layer.name, layer.node, layer.op))
         if verdict is not None and layer.reduction_axis is not None:
             found.append((verdict, histogram(layer, NMPattern.parse(verdict.pattern), layer.reduction_axis)))
     return found

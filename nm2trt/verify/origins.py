@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from, as far as the file tells, what it lacks, and what mends it."""
+"""Where a checkpoint comes from, as far as the file tells, what it lacks, and what hints it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN
 from nm2trt.verify.verdicts import UNREAD_VERDICTS, LayerVerdict
 
-_MENDS = {
+_HINTS = {
     "apex ASP": "multiply each weight with its __*_mma_mask and drop these buffers before export",
     "Model Optimizer": "modelopt.torch.sparsity.export(model) writes the masks into the weights; then save again",
     "torch.nn.utils.prune": "torch.nn.utils.prune.remove(module, name) writes the masks into the weights; save again",
@@ -69,12 +69,12 @@ def origin_notes(verdicts: list[LayerVerdict], kept: KeptShare, kind: str, sourc
         source: The file's name, for the commands.
     """
     notes = []
-    for tool, mend in _MENDS.items():
+    for tool, hint in _HINTS.items():
         count = sum(f"the mask that {tool} keeps" in layer.note for layer in verdicts)
         if count:
             layers = "1 layer" if count == 1 else f"{count} layers"
             notes.append(
-                f"from {tool}: {layers} judged with their masks applied, which the stored weights may lack; {mend}"
+                f"from {tool}: {layers} checked with their masks applied, which the stored weights may lack; {hint}"
             )
     if any(layer.note.startswith("a mask without its weight") for layer in verdicts):
         notes.append(

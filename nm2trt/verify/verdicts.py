@@ -1,4 +1,4 @@
-"""What the judge finds: one verdict per layer, totals, and the reasons for a fail."""
+"""What verify finds: one verdict per layer, totals, and the reasons for a fail."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class CheckResult:
     """All about one file. Plain, so that a verdict needs no pydantic; `to_json` writes it as a VerifyDocument."""
 
     source: str
     kind: Literal["checkpoint", "onnx"]
     pattern: str
-    """The pattern that layers are judged by unless something names another for them."""
+    """The pattern that layers are checked by unless something names another for them."""
     method: str | None
     """Training method that the file names."""
     strict: bool
@@ -114,6 +114,6 @@ class Judgement:
 
     def to_json(self) -> str:
         """As `nm2trt verify --json` prints it."""
-        from nm2trt.verify.document import document_of
+        from nm2trt.verify.verify_schema import document_of
 
         return document_of(self).to_json()

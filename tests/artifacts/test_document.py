@@ -38,5 +38,5 @@ def test_a_bad_document_is_one_line(tmp_path, content, message):
     if content is not None:
         (tmp_path / "note.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
-        Note.read(tmp_path, mend="run it first")
+        Note.read(tmp_path, hint="run it first")
     assert "\n" not in str(caught.value)

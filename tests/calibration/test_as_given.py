@@ -8,7 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from nm2trt.calibration import stripping
-from nm2trt.calibration.agreement import Judge
+from nm2trt.calibration.agreement import OutputChecker
 from nm2trt.calibration.feeds import ArraySource, Batch
 from nm2trt.calibration.graph import Port, load_proto
 from nm2trt.calibration.run import calibrate
@@ -136,8 +136,8 @@ def two_outputs(bias):
 
 def test_a_small_output_is_not_lost_beside_a_large_one():
     x = RNG.standard_normal((6, 4)).astype(np.float32)
-    judge = Judge(two_outputs([0.0] * 4), lambda: [Batch({"x": x}, 6)], None, "")
-    found = judge.agreement(two_outputs([9.0, 0.0, 0.0, 0.0]))
+    checker = OutputChecker(two_outputs([0.0] * 4), lambda: [Batch({"x": x}, 6)], None, "")
+    found = checker.agreement(two_outputs([9.0, 0.0, 0.0, 0.0]))
     by_name = {one.name: one for one in found.outputs}
     assert by_name["large"].sqnr_db == 200
     expected = 10 * np.log10(np.square(x.astype(np.float64)).sum() / (6 * 81.0))
@@ -149,8 +149,8 @@ def test_a_small_output_is_not_lost_beside_a_large_one():
 
 def test_a_nan_on_one_side_is_a_problem_and_swallows_nothing():
     x = RNG.standard_normal((6, 4)).astype(np.float32)
-    judge = Judge(two_outputs([0.0] * 4), lambda: [Batch({"x": x}, 6)], None, "")
-    found = judge.agreement(two_outputs([np.nan, 0.0, 0.0, 0.0]))
+    checker = OutputChecker(two_outputs([0.0] * 4), lambda: [Batch({"x": x}, 6)], None, "")
+    found = checker.agreement(two_outputs([np.nan, 0.0, 0.0, 0.0]))
     small = next(one for one in found.outputs if one.name == "small")
     assert "6 of 24 elements are NaN" in small.problem
     assert np.isfinite(found.sqnr_db)

@@ -94,8 +94,8 @@ def test_an_asymmetric_model_of_onnxruntime_is_named_and_taken_apart(tmp_path, p
     before = Runner(onnx.load(tmp_path / "f.onnx"), "").run({"x": X})[0]
     after = Runner(made, "").run({"x": X})[0]
     assert np.abs(before - after).max() < 0.05 * np.abs(before).max()
-    judged = verify_path(nets.saved(made, tmp_path / "s.onnx"))
-    assert sum(layer.verdict == "conforms" for layer in judged.layers) == 5  # a stored zero point is 0.0 again
+    checked = verify_path(nets.saved(made, tmp_path / "s.onnx"))
+    assert sum(layer.verdict == "conforms" for layer in checked.layers) == 5  # a stored zero point is 0.0 again
 
 
 def test_float_weights_behind_a_third_partys_pairs_come_back_exactly(tmp_path):

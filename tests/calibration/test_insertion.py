@@ -24,8 +24,8 @@ X = RNG.standard_normal((16, 3, 8, 8)).astype(np.float32)
 
 def quantised(made, folder, *, placement="default", method="minmax", feed=None, **options):
     graph = open_float_graph(nets.saved(made, folder / "float.onnx"))
-    judged = verify_path(folder / "float.onnx")
-    sparse = {layer.name for layer in judged.layers if layer.verdict == "conforms"}
+    checked = verify_path(folder / "float.onnx")
+    sparse = {layer.name for layer in checked.layers if layer.verdict == "conforms"}
     found = place(graph, PLACEMENTS[placement], tuple(graph.layers), sparse)
     feed = feed or {"x": X}
     stats = collect(graph, found.edges, [(feed, 16)])
@@ -111,8 +111,8 @@ def test_scales_are_those_of_onnxruntime_on_the_same_samples(tmp_path):
 @pytest.mark.parametrize("storage", ["qdq", "int8"])
 def test_every_sparse_layer_still_conforms(tmp_path, storage):
     made, _ = quantised(nets.residual(), tmp_path, placement="sparse", storage=storage)
-    judged = verify_path(nets.saved(made, tmp_path / "q.onnx"))
-    verdicts = {layer.name: (layer.verdict, layer.tensorrt) for layer in judged.layers}
+    checked = verify_path(nets.saved(made, tmp_path / "q.onnx"))
+    verdicts = {layer.name: (layer.verdict, layer.tensorrt) for layer in checked.layers}
     for name in ("c1", "c2", "c3", "c4", "proj"):
         assert verdicts[f"{name}.weight"] == ("conforms", "eligible")
 
@@ -151,8 +151,8 @@ def test_weights_behind_layout_nodes_and_in_constant_nodes_are_quantised(tmp_pat
         result, _ = quantised(made, tmp_path, feed={"x": x}, storage=storage)
         found = Runner(result, "").run({"x": x})[0]
         assert np.abs(found - x @ w.T).max() < 0.1
-        judged = verify_path(nets.saved(result, tmp_path / "q.onnx"))
-        assert [layer.verdict for layer in judged.layers] == ["conforms"]
+        checked = verify_path(nets.saved(result, tmp_path / "q.onnx"))
+        assert [layer.verdict for layer in checked.layers] == ["conforms"]
 
 
 def test_a_weight_that_two_layers_share_is_quantised_once(tmp_path):

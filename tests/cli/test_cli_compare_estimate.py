@@ -18,9 +18,12 @@ def measured(estimate, *, dense=1.0, sparse=1.0, ratio=None, batch=32, backend="
     batches = []
     for record in report.batches:
         times = {"dense": dense * estimate["dense_ms"]["value"], "sparse": sparse * estimate["sparse_ms"]["value"]}
-        arms = [arm.model_copy(update={"median_ms": times.get(arm.name, arm.median_ms)}) for arm in record.arms]
+        variants = [
+            variant.model_copy(update={"median_ms": times.get(variant.name, variant.median_ms)})
+            for variant in record.variants
+        ]
         changed = RatioRecord(value=value, low=value - 0.01, high=value + 0.01)
-        batches.append(record.model_copy(update={"arms": tuple(arms), "ratio": changed}))
+        batches.append(record.model_copy(update={"variants": tuple(variants), "ratio": changed}))
     layers = [
         LayerTimeRecord(
             name=layer["weight"] or layer["name"],

@@ -1,4 +1,4 @@
-"""The whole way on a GPU: build three arms, read their evidence, load them through the gate, run them, compare."""
+"""The whole way on a GPU: build three variants, read their evidence, load them through the gate, run them, compare."""
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from nm2trt.cli.inspect import inspect_build
 from nm2trt.errors import InputError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, requires(gpu=True, tensorrt=True)]
-ARMS = ("dense", "control", "sparse")
+VARIANTS = ("dense", "control", "sparse")
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
@@ -33,16 +33,16 @@ def build(request, tmp_path_factory):
 
 def test_three_arms_are_built_and_inspected(build):
     document = BuildDocument.read(build)
-    assert [(one.arm, one.error) for one in document.engines] == [(arm, None) for arm in ARMS]
+    assert [(one.variant, one.error) for one in document.engines] == [(variant, None) for variant in VARIANTS]
     assert ["SPARSE_WEIGHTS" in one.flags for one in document.engines] == [False, False, True]
     assert document.facts.chosen.state in (FactState.PROVED, FactState.DISPROVED, FactState.UNKNOWN)
     assert f"SM{document.engines[0].sm}" in document.facts.chosen.evidence
     inspected = {engine.name: engine for engine in inspect_build(build).engines}
-    for arm in ARMS:
-        assert (build / f"{arm}.layers.json").stat().st_size > 100
-        assert inspected[arm].totals.layers > 0
-        led_back = {name for layer in inspected[arm].layers for name in layer.torch_names}
-        assert led_back == {layer["name"] for layer in document.pattern["layers"]}, arm
+    for variant in VARIANTS:
+        assert (build / f"{variant}.layers.json").stat().st_size > 100
+        assert inspected[variant].totals.layers > 0
+        led_back = {name for layer in inspected[variant].layers for name in layer.torch_names}
+        assert led_back == {layer["name"] for layer in document.pattern["layers"]}, variant
     assert inspected["dense"].totals.sparse == inspected["control"].totals.sparse == 0
     sparse = inspected["sparse"]
     assert sparse.totals.sparse <= sparse.totals.eligible
@@ -50,16 +50,16 @@ def test_three_arms_are_built_and_inspected(build):
         assert sparse.totals.sparse + sparse.totals.hidden >= sparse.log_chosen
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("batch", [1, 8, 64])
-def test_each_arm_computes_what_onnx_runtime_computes(build, arm, batch):
+def test_each_arm_computes_what_onnx_runtime_computes(build, variant, batch):
     document = BuildDocument.read(build)
     x = np.random.default_rng(batch).standard_normal((batch, *document.inputs[0].shape[1:])).astype(np.float32)
-    file = build / ("dense.onnx" if arm == "dense" else "model.onnx")
+    file = build / ("dense.onnx" if variant == "dense" else "model.onnx")
     feeds = {document.inputs[0].name: x}
     content = widen_bfloat16(onnx.load(file)).SerializeToString()
     (expected,) = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, feeds)
-    found = run_plan(build, arm, feeds)[document.outputs[0].name]
+    found = run_plan(build, variant, feeds)[document.outputs[0].name]
     bound = {"fp32": 5e-3, "fp16": 1e-2, "bf16": 5e-2}[document.precision]
     assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
 

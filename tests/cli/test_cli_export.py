@@ -17,8 +17,8 @@ from run_folders import make_run, sparse_names
 from nm2trt.artifacts import BuildDocument, FactState
 from nm2trt.cli import main
 from nm2trt.cli.export import export_run, failures
-from nm2trt.cli.export_config import ExportConfig, checked_config
 from nm2trt.errors import ConfigError
+from nm2trt.pipelines.export_config import ExportConfig, checked_config
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_run_becomes_a_build_with_every_check(runs, tmp_path):
     for name, record in build.files.items():
         content = (tmp_path / "build" / name).read_bytes()
         assert (record.sha256, record.size_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
-    assert [(engine.arm, engine.sm, engine.error) for engine in build.engines] == [
+    assert [(engine.variant, engine.sm, engine.error) for engine in build.engines] == [
         ("control", "80", None),
         ("sparse", "80", None),
     ]

@@ -39,15 +39,15 @@ def export(made, folder, *options):
     )
 
 
-def test_dense_weights_add_the_dense_arm(made, tmp_path):
+def test_dense_weights_add_the_dense_variant(made, tmp_path):
     result = export(made, tmp_path, "--dense", made / "dense-build", "--ort", "--workspace", "64M")
     assert result.returncode == 0, result.stderr
     build = BuildDocument.read(tmp_path / "b")
-    assert [(one.arm, one.onnx) for one in build.engines] == [
+    assert [(one.variant, one.onnx) for one in build.engines] == [
         ("dense", "dense.onnx"), ("control", "model.onnx"), ("sparse", "model.onnx"),
     ]  # fmt: skip
     assert (tmp_path / "b" / "dense.onnx").read_bytes() == (made / "dense-build" / "model.onnx").read_bytes()
-    shas = {one.arm: one.sha256 for one in build.engines}
+    shas = {one.variant: one.sha256 for one in build.engines}
     assert shas["dense"] != shas["control"]
     options = json.loads((tmp_path / "b" / "ort-tensorrt.json").read_text())["providers"][0][1]
     assert (options["trt_fp16_enable"], options["trt_max_workspace_size"]) == ("1", str(64 << 20))

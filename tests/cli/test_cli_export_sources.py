@@ -183,7 +183,7 @@ def test_a_dense_run_becomes_the_dense_arm_and_settings_are_refused_before_any_e
     result = nm2trt_inline(*command, "-o", tmp_path / "b", "--dense", tmp_path / "dense")
     assert result.returncode == 0, result.stderr
     build = BuildDocument.read(tmp_path / "b")
-    assert [engine.arm for engine in build.engines] == ["dense", "control", "sparse"]
+    assert [engine.variant for engine in build.engines] == ["dense", "control", "sparse"]
     assert nm2trt_inline(*command, "-o", tmp_path / "c", "--dense", tmp_path / "sparse").returncode == 3
 
     def never(*_arguments, **_options):

@@ -160,7 +160,7 @@ def test_a_build_of_rtx_says_what_it_cannot_show(tmp_path):
     assert "sparsity not observable" in text
     assert "8 eligible; 0 run a sparse kernel" in text
     # build.json holds the same layers.
-    recorded = {engine.arm: engine.layers for engine in BuildDocument.read(tmp_path / "b").engines}
+    recorded = {engine.variant: engine.layers for engine in BuildDocument.read(tmp_path / "b").engines}
     assert recorded["sparse"] == inspect_build(tmp_path / "b").engines[1].layers
     log = tmp_path / "b" / "sparse.log"
     log.write_text(log.read_text() + LOG)
@@ -182,8 +182,8 @@ def test_a_failed_engine_is_shown_as_none(tmp_path):
         (("none",), 3, "no build.json"),
         (("--log", "none.log"), 3, "no such file"),
         (("--layers", "none.json"), 3, "no such file"),
-        (("--log", "x.log", "--arm", "dense"), 2, "no arms"),
-        (("b", "--arm", "tall"), 2, "choose from sparse"),
+        (("--log", "x.log", "--variant", "dense"), 2, "no variants"),
+        (("b", "--variant", "tall"), 2, "choose from sparse"),
     ],
 )
 def test_mistakes_cost_one_line(tmp_path, monkeypatch, arguments, code, words):

@@ -86,7 +86,7 @@ SERVERS = ("triton", "triton-cpu", "kserve", "deepstream", "onnxruntime")
 VALUES = {
     "--platform": ("onnxruntime", {"triton", "kserve"}),
     "--device": ("cpu", {"triton", "kserve"}),
-    "--arm": ("sparse", set(SERVERS)),
+    "--variant": ("sparse", set(SERVERS)),
     "--dense": ("BUILD", {"triton", "triton-cpu", "kserve"}),
     "--version": ("5", {"triton", "triton-cpu", "kserve"}),
     "--max-batch": ("4", {"triton", "triton-cpu", "kserve"}),

@@ -26,7 +26,7 @@ def test_report_folder_and_table(networks, tmp_path):
     result = nm2trt("profile", networks / "sparse", "--dense", networks / "dense", *QUICK, "-o", report)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in report.iterdir()} == {"report.json", "report.html"}
-    for fragment in ("median ms", "p99 ms", "sparse-again", "batch 2: ", "report.html"):
+    for fragment in ("median ms", "p99 ms", "sparse-repeat", "batch 2: ", "report.html"):
         assert fragment in result.stdout
     assert "backend: auto picked onnxruntime" in result.stderr
     document = json.loads((report / "report.json").read_text())

@@ -38,14 +38,14 @@ def with_engines(source, folder, *, flags=("REFIT", "SPARSE_WEIGHTS")):
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     engines = []
-    for arm in ("dense", "control", "sparse"):
-        plan = f"{arm} plan".encode()
-        (folder / f"{arm}.plan").write_bytes(plan)
+    for variant in ("dense", "control", "sparse"):
+        plan = f"{variant} plan".encode()
+        (folder / f"{variant}.plan").write_bytes(plan)
         engines.append(
             EngineRecord(
-                arm=arm, file=f"{arm}.plan", builder="tensorrt", builder_version="10.16.1.11", sm="80",
+                variant=variant, file=f"{variant}.plan", builder="tensorrt", builder_version="10.16.1.11", sm="80",
                 platform="linux_x86_64", flags=list(flags), sha256=hashlib.sha256(plan).hexdigest(),
-                size_bytes=len(plan), seconds=1.0, log=f"{arm}.log",
+                size_bytes=len(plan), seconds=1.0, log=f"{variant}.log",
             )
         )  # fmt: skip
     BuildDocument.read(folder).model_copy(update={"engines": engines}).write(folder)
@@ -95,8 +95,8 @@ def test_new_weights_reach_the_engines_and_the_manifest(made, build):
     assert document.facts.faster.state is FactState.UNKNOWN
     for name, record in document.files.items():
         assert hashlib.sha256(after[name]).hexdigest() == record.sha256
-    for arm in ("control", "sparse", "dense"):
-        check_plan(build, arm, tensorrt_version=HERE.tensorrt_version, sm="80", platform="linux_x86_64")
+    for variant in ("control", "sparse", "dense"):
+        check_plan(build, variant, tensorrt_version=HERE.tensorrt_version, sm="80", platform="linux_x86_64")
 
 
 def test_the_folder_one_stands_in_can_be_refitted(made, build, monkeypatch):
@@ -206,8 +206,8 @@ def test_a_refitted_engine_computes_what_the_new_network_computes(made, tmp_path
     x = np.random.default_rng(0).standard_normal((2, *made_shape(document))).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "b" / "model.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {document.inputs[0].name: x})
-    for arm in ("control", "sparse"):
-        found = run_plan(tmp_path / "b", arm, {document.inputs[0].name: x})[document.outputs[0].name]
+    for variant in ("control", "sparse"):
+        found = run_plan(tmp_path / "b", variant, {document.inputs[0].name: x})[document.outputs[0].name]
         assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()
     again = refit_build(tmp_path / "b", made / "first")
     assert again.source.sha256 != document.source.sha256

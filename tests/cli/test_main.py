@@ -71,7 +71,7 @@ def raising(error):
     ("error", "code", "words"),
     [
         (ConfigError("bad"), 2, "bad"),
-        (InputError("bad", where="f", mend="m"), 3, "f: bad; m"),
+        (InputError("bad", where="f", hint="m"), 3, "f: bad; m"),
         (MachineError("bad"), 4, "bad"),
         (OSError(errno.ENOSPC, "No space left on device", "out/model.onnx"), 4, "out/model.onnx: the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "secret"), 3, "secret: Permission denied"),
@@ -126,7 +126,7 @@ def test_doctor_prints_one_document():
     found = {finding["name"]: finding for finding in document["findings"]}
     assert found["torch"]["present"]
     for finding in document["findings"]:
-        assert finding["present"] or finding["mend"] or finding["name"] in {"python", "disk"}, finding
+        assert finding["present"] or finding["hint"] or finding["name"] in {"python", "disk"}, finding
     if not found["GPU"]["present"]:
         assert document["abilities"]["faster"].startswith("no: needs")
 

@@ -19,7 +19,7 @@ from nm2trt.engine import (
     Network,
     TensorrtBuilder,
     TensorrtRtxBuilder,
-    build_arms,
+    build_variants,
     chosen_fact,
     compare_plans,
 )
@@ -38,11 +38,11 @@ def sparse_onnx(path, name, seed=0, precision="fp16"):
     return path
 
 
-def build(path, folder, arm, builder=None, sm="80", profile=PROFILE):
+def build(path, folder, variant, builder=None, sm="80", profile=PROFILE):
     builder = builder or TensorrtRtxBuilder()
     folder.mkdir(exist_ok=True)
     return builder.build(
-        EngineJob(backend=builder.name, onnx=path, folder=folder, arm=arm, sm=sm, profile=profile),
+        EngineJob(backend=builder.name, onnx=path, folder=folder, variant=variant, sm=sm, profile=profile),
     )
 
 
@@ -71,7 +71,7 @@ class TestRtx:
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
     def test_a_residual_network_compiles_and_its_plans_differ_in_internal_numbers_at_most(self, tmp_path, precision):
         path = sparse_onnx(tmp_path / "net.onnx", "resnet8", precision=precision)
-        records = [build(path, tmp_path / "out", arm) for arm in ("control", "sparse")]
+        records = [build(path, tmp_path / "out", variant) for variant in ("control", "sparse")]
         assert [record.error for record in records] == [None, None]
         compared = compare_plans(tmp_path / "out" / "control.plan", tmp_path / "out" / "sparse.plan")
         assert compared.relation in ("identical", "renumbered")
@@ -149,8 +149,8 @@ class TestTensorrt:
             sm=builder.resolve_sm(None),
         )
         steps = []
-        records = build_arms(builder, network, settings, lambda arm, rebuild, step: steps.append(step))
-        assert [(one.arm, one.rebuild, one.error) for one in records] == [
+        records = build_variants(builder, network, settings, lambda variant, rebuild, step: steps.append(step))
+        assert [(one.variant, one.rebuild, one.error) for one in records] == [
             ("control", 0, None), ("sparse", 0, None), ("control", 1, None), ("sparse", 1, None),
         ]  # fmt: skip
         assert all("REFIT" in one.flags and "STRICT_NANS" not in one.flags for one in records)
@@ -189,14 +189,14 @@ class TestArms:
         (tmp_path / "net.onnx").write_bytes(mlp.read_bytes())
         return tmp_path
 
-    def arms(self, folder, settings, **network):
+    def variants(self, folder, settings, **network):
         steps = []
         described = {"onnx": "net.onnx", "dense_onnx": None, "profile": PROFILE, "batch": None, "sm": "80"} | network
-        records = build_arms(
+        records = build_variants(
             TensorrtRtxBuilder(),
             Network(folder=folder, **described),
             settings,
-            lambda arm, rebuild, step: steps.append((arm, rebuild, step)),
+            lambda variant, rebuild, step: steps.append((variant, rebuild, step)),
         )
         return records, steps
 
@@ -204,8 +204,8 @@ class TestArms:
         (folder / "dense.onnx").write_bytes((folder / "net.onnx").read_bytes())
         batch = BatchRange(min=1, opt=8, max=64)
         settings = EngineSettings(workspace="256M", optimization_level=2)
-        records, steps = self.arms(folder, settings, dense_onnx="dense.onnx", batch=batch)
-        assert [(one.arm, one.file, one.onnx, one.error) for one in records] == [
+        records, steps = self.variants(folder, settings, dense_onnx="dense.onnx", batch=batch)
+        assert [(one.variant, one.file, one.onnx, one.error) for one in records] == [
             ("dense", "dense.plan", "dense.onnx", None),
             ("control", "control.plan", "net.onnx", None),
             ("sparse", "sparse.plan", "net.onnx", None),
@@ -216,7 +216,7 @@ class TestArms:
         log = (folder / "sparse.log").read_text()
         assert "WORKSPACE: 256.00 MiB" in log
         assert "ProfilingVerbosity.DETAILED" in log
-        assert [arm for arm, _, step in steps if step is None] == ["dense", "control", "sparse"]
+        assert [variant for variant, _, step in steps if step is None] == ["dense", "control", "sparse"]
         assert all(0 <= step.done <= step.of for _, _, step in steps if step is not None)
         assert any(step is not None for _, _, step in steps)
         assert {name for layer in records[2].layers for name in layer.torch_names} >= set(
@@ -239,8 +239,8 @@ class TestArms:
         )
         onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
         profile = dict.fromkeys(shapes, ((1, 32), (4, 32), (8, 32)))
-        records, _ = self.arms(tmp_path, EngineSettings(rebuilds=2), profile=profile)
-        assert [(one.arm, one.rebuild, one.file, one.error) for one in records] == [
+        records, _ = self.variants(tmp_path, EngineSettings(rebuilds=2), profile=profile)
+        assert [(one.variant, one.rebuild, one.file, one.error) for one in records] == [
             ("control", 0, "control.plan", None),
             ("sparse", 0, "sparse.plan", None),
             ("control", 1, "control-2.plan", None),
@@ -249,12 +249,12 @@ class TestArms:
         assert {name for layer in records[1].layers for name in layer.torch_names} == {"w"}
         (tmp_path / "net.data").unlink()
         with pytest.raises(InputError, match=r"net\.data"):
-            self.arms(tmp_path, EngineSettings(), profile=profile)
+            self.variants(tmp_path, EngineSettings(), profile=profile)
 
     @pytest.mark.parametrize("wish", [{"refittable": True}, {"timing_cache": Path("t.cache")}])
     def test_what_rtx_cannot_do_is_refused_before_anything_is_built(self, folder, wish):
         with pytest.raises(ConfigError, match="TensorRT-RTX"):
-            self.arms(folder, EngineSettings(**wish))
+            self.variants(folder, EngineSettings(**wish))
         assert [path.name for path in folder.iterdir()] == ["net.onnx"]
 
 

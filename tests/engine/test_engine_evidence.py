@@ -11,18 +11,18 @@ from nm2trt.engine.evidence import read_evidence
 from nm2trt.errors import ConfigError, MachineError
 
 
-def record(arm, *, file=True, error=None, builder="tensorrt-rtx"):
+def record(variant, *, file=True, error=None, builder="tensorrt-rtx"):
     return EngineRecord(
-        arm=arm,
-        file=f"{arm}.plan" if file else None,
+        variant=variant,
+        file=f"{variant}.plan" if file else None,
         builder=builder,
         builder_version="1.7",
         sm="80",
-        flags=["SPARSE_WEIGHTS"] if arm == "sparse" else [],
+        flags=["SPARSE_WEIGHTS"] if variant == "sparse" else [],
         sha256=None,
         size_bytes=None,
         seconds=0.0,
-        log=f"{arm}.log",
+        log=f"{variant}.log",
         error=error,
     )
 
@@ -77,7 +77,7 @@ DENSE = "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc"
 
 
 def inspected(folder, *tactics, builder="tensorrt"):
-    """The sparse arm of a build whose layers run these kernels, all with weights that hold the pattern."""
+    """The sparse variant of a build whose layers run these kernels, all with weights that hold the pattern."""
     layers = [
         {"Name": f"conv{index}", "LayerType": "CaskConvolution", "HasSparseWeights": 1, "TacticName": tactic}
         for index, tactic in enumerate(tactics)
@@ -126,7 +126,7 @@ def available(monkeypatch, **versions):
             available=here,
             version="9",
             why=f"{builder.name} {'is here' if here else 'is missing'}",
-            mend="pip install it",
+            hint="pip install it",
         )
         monkeypatch.setattr(type(builder), "availability", lambda self, found=found: found)
 

@@ -18,7 +18,7 @@ from nm2trt.errors import MachineError
 
 def job(folder):
     return EngineJob(
-        backend="tensorrt-rtx", onnx=folder / "model.onnx", folder=folder, arm="sparse", sm="80", profile={}
+        backend="tensorrt-rtx", onnx=folder / "model.onnx", folder=folder, variant="sparse", sm="80", profile={}
     )
 
 

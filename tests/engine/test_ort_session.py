@@ -13,7 +13,7 @@ from run_folders import DIGITS, random_network
 
 from nm2trt.engine import OrtSessionDocument, ort_session, renew_engine_cache
 from nm2trt.export import onnx_bytes, onnx_from_module
-from nm2trt.profile.onnxruntime_providers import explain_provider
+from nm2trt.profile.runners.onnxruntime_providers import explain_provider
 
 PROFILE = {"input": ((1, *DIGITS), (8, *DIGITS), (64, *DIGITS))}
 

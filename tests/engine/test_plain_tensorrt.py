@@ -70,11 +70,11 @@ def export(version, networks, folder, *options, faults=(), torch=""):
 
 def test_three_variants_are_built_twice_and_their_kernels_are_read(build, version):
     document = BuildDocument.read(build)
-    found = [(one.arm, one.rebuild, one.error) for one in document.engines]
-    assert found == [(arm, number, None) for number in (0, 1) for arm in ("dense", "control", "sparse")]
+    found = [(one.variant, one.rebuild, one.error) for one in document.engines]
+    assert found == [(variant, number, None) for number in (0, 1) for variant in ("dense", "control", "sparse")]
     assert document.facts.chosen.state is FactState.PROVED
     assert {one.builder_version.startswith(version) for one in document.engines} == {True}
-    kept = {one.arm: [layer.chosen for layer in one.layers if layer.has_weights] for one in document.engines}
+    kept = {one.variant: [layer.chosen for layer in one.layers if layer.has_weights] for one in document.engines}
     assert kept == {"dense": [False, False], "control": [False, False], "sparse": [True, True]}
 
 
@@ -96,7 +96,7 @@ def test_graphs_are_used_by_all_variants_or_by_none(build, version, tmp_path, fa
     assert report["runner"]["settings"]["CUDA graph"].partition(":")[0] == graph
     assert report["runner"]["version"].startswith(version)
     read = ReportDocument.read(tmp_path / "report")
-    assert {arm.name for arm in read.batches[0].arms} == {"dense", "control", "sparse", "sparse-again"}
+    assert {variant.name for variant in read.batches[0].variants} == {"dense", "control", "sparse", "sparse-repeat"}
     assert read.layers is not None
 
 
@@ -106,7 +106,7 @@ def test_refit_gives_the_engines_the_new_weights(build, networks, version, tmp_p
     result = nm2trt_on_double(version, "refit", copy, networks / "other.onnx")
     assert result.returncode == 0, result.stderr
     new, old = BuildDocument.read(copy), BuildDocument.read(build)
-    changed = {one.arm: one.sha256 != two.sha256 for one, two in zip(new.engines, old.engines, strict=True)}
+    changed = {one.variant: one.sha256 != two.sha256 for one, two in zip(new.engines, old.engines, strict=True)}
     assert changed == {"dense": False, "control": True, "sparse": True}
 
 

@@ -1,4 +1,4 @@
-"""The kernel model: bounds that hold whatever the constants, and how it stands to the judge's hint."""
+"""The kernel model: bounds that hold whatever the constants, and how it stands to verify's hint."""
 
 import json
 import math

@@ -13,7 +13,7 @@ from nm2trt.estimate.constants import fitted_constants
 from nm2trt.estimate.gpus import find_gpu, gpu_table
 from nm2trt.estimate.kernel import kernel_time, sparse_factor, sustained_share
 from nm2trt.estimate.network import estimate_network
-from nm2trt.estimate.plan import make_plan
+from nm2trt.estimate.recommend import make_plan
 
 A100 = find_gpu("a100-pcie-40gb")
 FITTED = fitted_constants()

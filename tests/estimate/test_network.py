@@ -13,7 +13,7 @@ from onnx import helper
 from nm2trt.errors import ConfigError, InputError, Nm2trtError
 from nm2trt.estimate.gpus import find_gpu, read_gpu_file
 from nm2trt.estimate.network import estimate_network
-from nm2trt.estimate.plan import make_plan
+from nm2trt.estimate.recommend import make_plan
 from nm2trt.estimate.sensitivity import read_sensitivity
 from nm2trt.pattern import NMPattern
 

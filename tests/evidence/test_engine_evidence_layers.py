@@ -21,7 +21,7 @@ def layer(name, tactic="", sparse=None, kind="CaskConvolution", **more):
     return made if sparse is None else made | {"HasSparseWeights": sparse}
 
 
-def judge(layers, log=None, graph=None, **options):
+def check_layers(layers, log=None, graph=None, **options):
     found = engine_evidence(
         parse_inspection({"Layers": layers}) if layers is not None else None,
         parse_log(log.splitlines()) if log is not None else None,
@@ -45,7 +45,7 @@ def graph_of(*names):
 
 def test_has_sparse_weights_is_no_proof_of_a_sparse_kernel():
     """NVIDIA/TensorRT issue 4694: the flag of the weights is 1, and a dense kernel runs."""
-    layers, _ = judge([layer("q", DENSE, 1), layer("i", SPARSE, 1), layer("none", "", 1), layer("w", DENSE, 0)])
+    layers, _ = check_layers([layer("q", DENSE, 1), layer("i", SPARSE, 1), layer("none", "", 1), layer("w", DENSE, 0)])
     assert (layers["q"].eligible, layers["q"].chosen) == (True, False)
     assert (layers["i"].eligible, layers["i"].chosen) == (True, True)
     assert (layers["none"].eligible, layers["none"].chosen) == (True, None)
@@ -60,7 +60,7 @@ LOG = """\
 
 
 def test_the_log_speaks_where_kernels_have_no_name():
-    layers, found = judge([layer("a", "", 1), layer("b + r"), layer("c", sparse=0)], LOG)
+    layers, found = check_layers([layer("a", "", 1), layer("b + r"), layer("c", sparse=0)], LOG)
     assert (layers["a"].eligible, layers["a"].chosen) == (True, True)
     assert (layers["b + r"].eligible, layers["b + r"].chosen) == (True, False)
     assert (layers["inner"].type, layers["inner"].chosen) == ("", True)
@@ -69,10 +69,10 @@ def test_the_log_speaks_where_kernels_have_no_name():
 
 
 def test_the_log_of_another_engine_adds_no_layers():
-    layers, found = judge([layer("x", SPARSE, 1), layer("y", DENSE, 0)], LOG)
+    layers, found = check_layers([layer("x", SPARSE, 1), layer("y", DENSE, 0)], LOG)
     assert list(layers) == ["x", "y"]
     assert any("none of the 3 layers that the log lists is one of the engine's" in note for note in found.notes)
-    hidden, _ = judge([layer("x", SPARSE, 1), layer("{ForeignNode[q...z]}", kind="Myelin")], LOG)
+    hidden, _ = check_layers([layer("x", SPARSE, 1), layer("{ForeignNode[q...z]}", kind="Myelin")], LOG)
     assert list(hidden)[2:] == ["a", "b + r", "inner"]
 
 
@@ -86,7 +86,7 @@ def test_the_layers_of_the_profile_that_was_timed(profile, number):
 
 def test_layers_inside_a_foreign_node_are_found_in_the_log_by_their_nodes():
     graph = graph_of("a", "inner", "last")
-    layers, _ = judge([layer("{ForeignNode[a...last]}", kind="Myelin")], LOG.replace("b + r", "last"), graph)
+    layers, _ = check_layers([layer("{ForeignNode[a...last]}", kind="Myelin")], LOG.replace("b + r", "last"), graph)
     (only,) = layers.values()
     assert only.onnx_nodes == ("a", "inner", "last")
     assert only.torch_names == ("a.weight", "inner.weight", "last.weight")
@@ -97,13 +97,13 @@ def test_layers_inside_a_foreign_node_are_found_in_the_log_by_their_nodes():
 def test_a_complete_list_makes_the_others_not_eligible():
     log = "(Sparsity) Layers eligible for sparse math: a\n"
     log += "(Sparsity) TRT inference plan picked sparse implementation for layers:\n"
-    layers, _ = judge([layer("a", sparse=1), layer("b", sparse=1)], log)
+    layers, _ = check_layers([layer("a", sparse=1), layer("b", sparse=1)], log)
     assert (layers["a"].eligible, layers["a"].chosen) == (True, False)
     assert (layers["b"].eligible, layers["b"].chosen) == (False, False)
 
 
 def test_the_kernels_name_wins_over_the_log_and_says_so():
-    layers, _ = judge([layer("a", DENSE), layer("b + r", SPARSE)], LOG)
+    layers, _ = check_layers([layer("a", DENSE), layer("b + r", SPARSE)], LOG)
     assert (layers["a"].chosen, layers["b + r"].chosen) == (False, True)
     assert "contradicts the log" in layers["a"].why
 
@@ -111,7 +111,7 @@ def test_the_kernels_name_wins_over_the_log_and_says_so():
 def test_what_rtx_hides_is_said_to_be_hidden():
     graph = graph_of("a", "b")
     nodes = {"Metadata": "[ONNX Layer: a]"}
-    layers, _ = judge(
+    layers, _ = check_layers(
         [layer("a_myl0_2", STUB, kind="correlation", **nodes), layer("__mye1_myl0_0", kind="shape_call")],
         graph=graph,
         legal={"a": "eligible", "b": "2 groups"},
@@ -120,7 +120,7 @@ def test_what_rtx_hides_is_said_to_be_hidden():
     assert "sparsity not observable" in layers["a_myl0_2"].why
     assert layers["a_myl0_2"].torch_names == ("a.weight",)
     assert not layers["__mye1_myl0_0"].has_weights
-    layers, _ = judge([layer("b_myl0_2", STUB, kind="correlation")], graph=graph, legal={"b": "2 groups"})
+    layers, _ = check_layers([layer("b_myl0_2", STUB, kind="correlation")], graph=graph, legal={"b": "2 groups"})
     assert (layers["b_myl0_2"].eligible, layers["b_myl0_2"].chosen) == (False, False)
     assert "2 groups" in layers["b_myl0_2"].why
 
@@ -133,7 +133,7 @@ def test_generated_kernels_around_a_convolution_are_not_counted_twice():
         layer("__myl_Tran_myl0_3", kind="kgen"),
         layer("__myl_FcMul_myl0_4", "__myl_FcMul_0x2", kind="kgen", Metadata="[ONNX Layer: b]"),
     ]
-    layers, _ = judge(made, graph=graph)
+    layers, _ = check_layers(made, graph=graph)
     assert {name for name, one in layers.items() if one.has_weights} == {"a_myl0_2", "__myl_FcMul_myl0_4"}
     assert layers["__myl_FcMul_myl0_4"].torch_names == ("b.weight",)
 
@@ -156,7 +156,7 @@ def test_nothing_at_all_is_no_layers():
     st.booleans(),
 )
 def test_a_sparse_kernel_is_never_claimed_without_a_name_or_a_log_line(rows, log, with_graph):
-    found = judge([layer(*row) for row in rows], log, graph_of("a", "inner") if with_graph else None)[1]
+    found = check_layers([layer(*row) for row in rows], log, graph_of("a", "inner") if with_graph else None)[1]
     for one in found.layers:
         if one.chosen:
             assert one.kernel == SPARSE or log == LOG

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.evidence import engine_evidence, parse_inspection, parse_log
-from nm2trt.evidence.document import InspectedEngine
+from nm2trt.evidence.evidence_schema import InspectedEngine
 from nm2trt.evidence.precision import differs, precision_of
 
 DENSE = "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc"

@@ -48,7 +48,7 @@ def test_more_than_two_gigabytes_are_exported_verified_and_compared(tmp_path):
     assert build.files["model.onnx.data"].sha256 == sha256_of(data)
     assert build.facts.legal.evidence.startswith(f"{DEPTH} of {DEPTH} layers")
     assert BuildDocument.read(tmp_path / "b") == build
-    judged = verify_path(tmp_path / "b" / "model.onnx")
-    assert judged.verdict == "pass"
+    checked = verify_path(tmp_path / "b" / "model.onnx")
+    assert checked.verdict == "pass"
     print(json.dumps({"error": build.numerics.max_rel_error, "size_bytes": data.stat().st_size}))
     shutil.rmtree(tmp_path / "b")

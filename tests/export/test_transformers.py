@@ -63,9 +63,9 @@ def test_an_encoder_keeps_its_pattern_under_torchs_names(encoder, tmp_path):
     assert "blocks.0.attention.in_proj_weight" in pruned
     model = exported(module, FEATURES, precision="fp16", patterns=dict.fromkeys(pruned, "2:4"))
     onnx.save(model, tmp_path / "m.onnx")
-    judged = verify_path(tmp_path / "m.onnx")
-    assert judged.verdict == "pass", judged.problems
-    layers = {layer.name: layer for layer in judged.layers}
+    checked = verify_path(tmp_path / "m.onnx")
+    assert checked.verdict == "pass", checked.problems
+    layers = {layer.name: layer for layer in checked.layers}
     assert {name for name, layer in layers.items() if layer.verdict == "conforms"} == set(pruned)
     assert all(layers[name].tensorrt == "eligible" for name in pruned)
     assert layers["blocks.0.attention.in_proj_weight"].node == "blocks.0.attention.in_proj"
@@ -73,7 +73,7 @@ def test_an_encoder_keeps_its_pattern_under_torchs_names(encoder, tmp_path):
     # No weight is behind another node: the operator reads the initializer.
     names = set(initializers(model))
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    assert {node.input[1] for node in products} & names == names & {layer.name for layer in judged.layers}
+    assert {node.input[1] for node in products} & names == names & {layer.name for layer in checked.layers}
 
 
 def test_the_transposed_weight_is_the_parameter(encoder):
@@ -184,9 +184,9 @@ def test_bert_keeps_every_linear(tmp_path):
     )
     model = exported(module, inputs, precision="fp16", patterns=dict.fromkeys(linears, "2:4"))
     onnx.save(model, tmp_path / "m.onnx")
-    judged = verify_path(tmp_path / "m.onnx")
-    assert judged.verdict == "pass", judged.problems
-    assert {layer.name for layer in judged.layers if layer.tensorrt == "eligible"} == set(linears)
+    checked = verify_path(tmp_path / "m.onnx")
+    assert checked.verdict == "pass", checked.problems
+    assert {layer.name for layer in checked.layers if layer.tensorrt == "eligible"} == set(linears)
     ids = np.random.default_rng(0).integers(0, 50, (3, 8))
     mask = np.array([[1] * 8, [1] * 5 + [0] * 3, [1] * 8])
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import os
 
-from nm2trt.gpu_benchmark.document import PointRecord
+from nm2trt.gpu_benchmark.gpu_schema import PointRecord
 from nm2trt.gpu_benchmark.worker import Failure
 
 

@@ -14,8 +14,8 @@ from nm2trt.estimate.gpus import read_gpu_file
 from nm2trt.estimate.kernel import constants_of_file, kernel_time
 from nm2trt.gpu_benchmark.config import BenchmarkConfig, Point
 from nm2trt.gpu_benchmark.description import describe_gpu
-from nm2trt.gpu_benchmark.document import GpuBenchmarkDocument, MachineRecord, PointRecord
 from nm2trt.gpu_benchmark.fit import FEWEST, fit_constants
+from nm2trt.gpu_benchmark.gpu_schema import GpuBenchmarkDocument, MachineRecord, PointRecord
 from nm2trt.gpu_benchmark.measure import Seen, Variant, Way, has_wrong_outputs, sparse_times, ways_of
 from nm2trt.gpu_benchmark.run import samples_of
 from nm2trt.gpu_benchmark.timing import MAX_ROUNDS, MIN_ROUNDS, time_variants

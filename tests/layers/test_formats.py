@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from nm2trt.artifacts.formats import foreign_file, foreign_folder
 from nm2trt.errors import InputError
 from nm2trt.layers import open_source
-from nm2trt.layers.formats import foreign_file, foreign_folder
 
 
 def zipped(*names):

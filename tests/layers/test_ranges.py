@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from nm2trt.errors import InputError
-from nm2trt.layers import onnx_file, open_layers, open_source
+from nm2trt.layers import open_layers, open_source
+from nm2trt.onnx_tools import lazy_file as onnx_file
 
 
 def weights(*shape, dtype=np.float32):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nm2trt.profile.runner import align_graphs
+from nm2trt.profile.runners.runner import align_graphs
 
 
 class Graphed:

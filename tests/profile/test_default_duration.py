@@ -17,10 +17,10 @@ class World:
     def __init__(self, seed, *, drift, stray):
         self.now_s, self.rng, self.drift, self.stray = 0.0, np.random.default_rng(seed), drift, stray
 
-    def arm(self, level):
+    def variant(self, level):
         world = self
 
-        class Arm:
+        class Variant:
             def run_once(self):
                 noise = np.exp(0.02 * world.rng.standard_normal())
                 latency_ms = LATENCY_MS * level * noise * (1 + world.drift * world.now_s)
@@ -29,15 +29,15 @@ class World:
                 world.now_s += latency_ms / 1000
                 return latency_ms
 
-        return Arm()
+        return Variant()
 
 
 def finding(seed, gain, **world):
     here = World(seed, **world)
-    arms = {"dense": here.arm(gain), "sparse": here.arm(1.0), "sparse-again": here.arm(1.0)}
+    variants = {"dense": here.variant(gain), "sparse": here.variant(1.0), "sparse-repeat": here.variant(1.0)}
     duration_s = ProfileConfig().duration_s
-    times = measure(arms, duration_s=duration_s, seed=seed, clock=lambda: here.now_s).latency_ms
-    return compare(times["dense"], times["sparse"], times["sparse-again"], seed=seed).finding
+    times = measure(variants, duration_s=duration_s, seed=seed, clock=lambda: here.now_s).latency_ms
+    return compare(times["dense"], times["sparse"], times["sparse-repeat"], seed=seed).finding
 
 
 WORLDS = {"calm": {"drift": 0.0, "stray": 0.0}, "drift and stray calls": {"drift": 0.03, "stray": 0.02}}

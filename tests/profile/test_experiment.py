@@ -13,7 +13,7 @@ from small_networks import build_folder, small_network
 from nm2trt.artifacts import ReportDocument
 from nm2trt.errors import ConfigError, InputError, MachineError
 from nm2trt.profile import choose_backend, profile, profile_config
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
+from nm2trt.profile.runners.onnxruntime_runner import OnnxRuntimeRunner
 from nm2trt.profile.source import read_source
 
 QUICK = {"batches": "1,2", "duration_s": 0.2, "backend": "onnxruntime"}
@@ -21,7 +21,7 @@ QUICK = {"batches": "1,2", "duration_s": 0.2, "backend": "onnxruntime"}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("arms")
+    folder = tmp_path_factory.mktemp("variants")
     sparse = build_folder(folder / "sparse", small_network(sparse=True))
     dense = build_folder(folder / "dense", small_network(seed=1))
     return profile(sparse, profile_config(**QUICK), dense=dense)
@@ -30,11 +30,11 @@ def measured(tmp_path_factory):
 def test_three_arms_at_every_batch(measured):
     assert [one.batch for one in measured.batches] == [1, 2]
     for one in measured.batches:
-        assert [arm.name for arm in one.arms] == ["dense", "sparse", "sparse-again"]
-        assert len({arm.calls for arm in one.arms}) == 1
-        assert one.arms[0].calls == one.rounds * one.calls_per_round
+        assert [variant.name for variant in one.variants] == ["dense", "sparse", "sparse-repeat"]
+        assert len({variant.calls for variant in one.variants}) == 1
+        assert one.variants[0].calls == one.rounds * one.calls_per_round
         assert one.ratio.low <= one.ratio.value <= one.ratio.high
-        assert all(0 < arm.median_ms <= arm.p90_ms <= arm.p99_ms for arm in one.arms)
+        assert all(0 < variant.median_ms <= variant.p90_ms <= variant.p99_ms for variant in one.variants)
 
 
 def test_facts_come_from_the_build_or_from_this_run_never_from_hope(measured):
@@ -147,7 +147,7 @@ def test_batches_are_measured_once_each():
 
 
 def test_probing_for_cuda_is_silent():
-    script = "from nm2trt.profile.onnxruntime_providers import best_device; print(best_device())"
+    script = "from nm2trt.profile.runners.onnxruntime_providers import best_device; print(best_device())"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.strip() in ("cpu", "cuda")
     assert result.stderr == ""

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from small_networks import small_network
 
 from nm2trt.errors import InputError
-from nm2trt.profile.graph import check_same_graph, fill_pruned, precision_of, read_model, weights, zero_share
+from nm2trt.onnx_tools.graph_compare import check_same_graph, fill_pruned, precision_of, read_model, weights, zero_share
 
 
 def same(one, other):

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from nm2trt.artifacts import ReportDocument
 from nm2trt.errors import ConfigError, InputError
-from nm2trt.profile.imported import TrtexecPaths, import_table, import_trtexec
+from nm2trt.profile.importers.trtexec import TrtexecPaths, import_table, import_trtexec
 from nm2trt.profile.statistics import unpaired_ratio
 
 SPARSE_KERNEL = "sm80_xmma_fprop_sparse_conv_interleaved_i8i8_sptensor_t1"

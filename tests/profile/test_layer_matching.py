@@ -12,10 +12,10 @@ from nm2trt.artifacts.ratio import RatioRecord
 from nm2trt.artifacts.report_layers import LayerTimeRecord
 from nm2trt.profile.layer_summary import summarised
 from nm2trt.profile.layers import Network, layer_tables, layers_record, matched
-from nm2trt.profile.onnxruntime_layers import layer_times
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
 from nm2trt.profile.reasons import Setting
-from nm2trt.profile.runner import LayerTimes
+from nm2trt.profile.runners.onnxruntime_layers import layer_times
+from nm2trt.profile.runners.onnxruntime_runner import OnnxRuntimeRunner
+from nm2trt.profile.runners.runner import LayerTimes
 
 
 def layer(name, *nodes, ms=1.0):
@@ -38,8 +38,8 @@ sides = st.lists(st.sets(st.sampled_from("abcdef"), min_size=1, max_size=3), max
 def test_rows_are_the_connected_groups(dense, sparse):
     """Against the slow way: merge any two sets of layers that share a node until nothing merges."""
     tables = [
-        [layer(f"{arm}{i}", *sorted(nodes)) for i, nodes in enumerate(side)]
-        for arm, side in (("d", dense), ("s", sparse))
+        [layer(f"{variant}{i}", *sorted(nodes)) for i, nodes in enumerate(side)]
+        for variant, side in (("d", dense), ("s", sparse))
     ]
     groups = [({one.name}, set(one.onnx_nodes)) for table in tables for one in table]
     merged = True

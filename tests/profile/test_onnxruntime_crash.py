@@ -6,7 +6,7 @@ import sys
 _SCRIPT = """
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
+from nm2trt.profile.runners.onnxruntime_runner import OnnxRuntimeRunner
 half = TensorProto.FLOAT16
 nodes = [
     helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),

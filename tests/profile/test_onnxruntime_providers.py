@@ -7,8 +7,8 @@ import pytest
 from small_networks import small_network
 
 from nm2trt.errors import MachineError
-from nm2trt.profile import onnxruntime_providers as providers
-from nm2trt.profile.onnxruntime_runner import OnnxRuntimeRunner
+from nm2trt.profile.runners import onnxruntime_providers as providers
+from nm2trt.profile.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from nm2trt.profile.findings import Kernels, headline, sentence
 from nm2trt.profile.statistics import MIN_ROUNDS, compare, paired_ratio, summarise
-from nm2trt.profile.wording import Kernels, headline, sentence
 
 ROUNDS, CALLS, NOISE = 100, 3, 0.02
 TRIALS = 80
@@ -17,10 +17,10 @@ GAIN_TRIALS = 25
 
 
 def timings(rng, *, gain=1.0, noise=NOISE, rounds=ROUNDS, calls=CALLS, common=1.0, spoil=lambda rng, t: t):
-    """Dense, sparse, sparse-again in ms; `common` multiplies all arms of a round, `spoil` strikes single calls."""
+    """Dense, sparse, sparse-repeat in ms; `common` multiplies all variants of a round, `spoil` strikes single calls."""
     common = np.broadcast_to(np.asarray(common, dtype=float).reshape(-1, 1), (rounds, 1))
-    arms = [level * common * np.exp(noise * rng.standard_normal((rounds, calls))) for level in (gain, 1.0, 1.0)]
-    return [spoil(rng, arm) for arm in arms]
+    variants = [level * common * np.exp(noise * rng.standard_normal((rounds, calls))) for level in (gain, 1.0, 1.0)]
+    return [spoil(rng, variant) for variant in variants]
 
 
 def findings(trials=TRIALS, **how):
@@ -32,19 +32,19 @@ def share(found, wanted):
     return sum(one == wanted for one in found) / len(found)
 
 
-def strike(rng, arm):
+def strike(rng, variant):
     """Three calls in a hundred take ten times as long."""
-    return np.where(rng.random(arm.shape) < 0.03, 10 * arm, arm)
+    return np.where(rng.random(variant.shape) < 0.03, 10 * variant, variant)
 
 
-def strike_whole_rounds(rng, arm):
-    """In a tenth of the rounds something else had the processor while this arm ran."""
-    return np.where(rng.random((arm.shape[0], 1)) < 0.1, 1.7 * arm, arm)
+def strike_whole_rounds(rng, variant):
+    """In a tenth of the rounds something else had the processor while this variant ran."""
+    return np.where(rng.random((variant.shape[0], 1)) < 0.1, 1.7 * variant, variant)
 
 
-def skewed(rng, arm):
+def skewed(rng, variant):
     """Latencies have a long tail to the right."""
-    return arm * (1 + rng.exponential(0.02, arm.shape))
+    return variant * (1 + rng.exponential(0.02, variant.shape))
 
 
 DRIFT = np.linspace(1.0, 1.6, ROUNDS)
@@ -131,7 +131,7 @@ def test_unpaired_rounds_are_a_bug():
     st.integers(1, 64),
 )
 def test_summary_against_the_plain_definitions(latency_ms, batch):
-    arm = summarise("dense", latency_ms, batch=batch)
+    variant = summarise("dense", latency_ms, batch=batch)
     values = sorted(float(value) for value in latency_ms.ravel())
 
     def quantile(percent):
@@ -141,14 +141,16 @@ def test_summary_against_the_plain_definitions(latency_ms, batch):
         return values[below] + (place - below) * (values[above] - values[below])
 
     mean = math.fsum(values) / len(values)
-    assert arm.calls == len(values)
-    assert arm.mean_ms == pytest.approx(mean)
-    assert arm.throughput_per_s == pytest.approx(batch / (mean / 1000))
-    assert (arm.median_ms, arm.p90_ms, arm.p99_ms) == pytest.approx((quantile(50), quantile(90), quantile(99)))
+    assert variant.calls == len(values)
+    assert variant.mean_ms == pytest.approx(mean)
+    assert variant.throughput_per_s == pytest.approx(batch / (mean / 1000))
+    assert (variant.median_ms, variant.p90_ms, variant.p99_ms) == pytest.approx(
+        (quantile(50), quantile(90), quantile(99))
+    )
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-    assert arm.coefficient_of_variation == pytest.approx(spread / mean, abs=1e-7)
-    assert len(arm.quantiles_ms) == 101
-    assert list(arm.quantiles_ms) == sorted(arm.quantiles_ms)
+    assert variant.coefficient_of_variation == pytest.approx(spread / mean, abs=1e-7)
+    assert len(variant.quantiles_ms) == 101
+    assert list(variant.quantiles_ms) == sorted(variant.quantiles_ms)
 
 
 def test_words():

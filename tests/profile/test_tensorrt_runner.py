@@ -11,10 +11,10 @@ from small_networks import build_folder, small_network
 
 from nm2trt.errors import ConfigError, InputError, MachineError
 from nm2trt.profile import profile, profile_config
-from nm2trt.profile.arms import lineup
+from nm2trt.profile.runners.tensorrt_engine import Engine, EngineContext, input_shapes
+from nm2trt.profile.runners.tensorrt_runner import TensorrtRunner
 from nm2trt.profile.source import read_source
-from nm2trt.profile.tensorrt_engine import Engine, EngineContext, input_shapes
-from nm2trt.profile.tensorrt_runner import TensorrtRunner
+from nm2trt.profile.variants import make_variants
 from nm2trt.tensorrt_api import explain_missing
 
 
@@ -60,14 +60,14 @@ def test_shapes_that_stay_open_are_named(shape, given, message):
 def test_an_onnx_file_is_no_engine(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(small_network(sparse=True), path)
-    with pytest.raises(InputError, match="TensorRT's arms are engines; export it first"):
-        lineup("tensorrt", read_source(path), None, profile_config(backend="tensorrt"))
+    with pytest.raises(InputError, match="TensorRT's variants are engines; export it first"):
+        make_variants("tensorrt", read_source(path), None, profile_config(backend="tensorrt"))
 
 
 def test_builds_that_the_folder_lacks_are_named(tmp_path):
     folder = build_folder(tmp_path / "b", small_network(sparse=True))
     with pytest.raises(InputError, match=r"holds 0 builds of the control engine, not 3.*--rebuilds 3"):
-        lineup("tensorrt", read_source(folder), None, profile_config(backend="tensorrt", rebuilds=3))
+        make_variants("tensorrt", read_source(folder), None, profile_config(backend="tensorrt", rebuilds=3))
 
 
 @pytest.mark.parametrize("flavor", ["tensorrt", "tensorrt-rtx"])
@@ -86,9 +86,9 @@ def test_engines_are_timed_and_their_layers_too(tmp_path):
     assert result.returncode == 0, result.stderr
     config = profile_config(backend="tensorrt", batches="1,4", duration_s=1.0, streams=2)
     report = profile(tmp_path / "build", config)
-    assert [arm.name for arm in report.batches[0].arms] == ["control", "sparse", "sparse-again"]
+    assert [variant.name for variant in report.batches[0].variants] == ["control", "sparse", "sparse-repeat"]
     assert report.batches[0].tuned_for == 4
-    assert all(arm.enqueue_ms > 0 and arm.with_transfers is not None for arm in report.batches[0].arms)
+    assert all(variant.enqueue_ms > 0 and variant.with_transfers is not None for variant in report.batches[0].variants)
     assert report.layers.sparse_ms > 0
     assert report.load.capacity_per_s["sparse"] > 0
 

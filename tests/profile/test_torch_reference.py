@@ -5,7 +5,7 @@ import torch
 from run_folders import make_run
 
 from nm2trt.errors import InputError
-from nm2trt.profile.torch_runner import TorchRunner, load_module
+from nm2trt.profile.runners.torch_runner import TorchRunner, load_module
 
 
 def test_the_run_s_own_network_runs(tmp_path):

@@ -158,7 +158,7 @@ def test_known_gains_are_found_and_the_four_facts_stay_apart(made_up_gpu):
         (8, "cuda-graph"),
     ]
     for one in report.batches:
-        assert [arm.name for arm in one.arms] == ["dense", "control", "sparse", "sparse-again"]
+        assert [variant.name for variant in one.variants] == ["dense", "control", "sparse", "sparse-repeat"]
         if one.mode == "cuda-graph":
             assert one.finding == "sparse-faster"
             assert one.ratio.low <= 1.5 <= one.ratio.high * 1.01

@@ -7,7 +7,7 @@ from helpers import assert_one_error_line, nm2trt_inline
 
 from nm2trt.artifacts import FactState, ReportDocument
 from nm2trt.errors import InputError
-from nm2trt.profile.imported import TrtexecPaths, import_trtexec
+from nm2trt.profile.importers.trtexec import TrtexecPaths, import_trtexec
 from nm2trt.report.profile_page import profile_page
 
 LOG = """\
@@ -59,7 +59,7 @@ def test_two_runs_no_interval_no_verdict(tmp_path):
     assert "1.10x" in batch.sentence
     assert "two runs, no interval, so no verdict" in batch.sentence
     assert "1 of 3 eligible layers run sparse kernels" in batch.sentence
-    dense, _ = batch.arms
+    dense, _ = batch.variants
     assert (dense.median_ms, dense.p90_ms, dense.p99_ms, dense.calls) == (2.2, 2.5, 2.7, 1498)
     assert (dense.quantiles_ms, dense.coefficient_of_variation) == ((), None)
     assert dense.throughput_per_s == pytest.approx(480.5 * 32)

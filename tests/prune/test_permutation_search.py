@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nm2trt.pattern import NMPattern
-from nm2trt.prune.search import find_order, kept_magnitude
+from nm2trt.prune.permutation.search import find_order, kept_magnitude
 
 WORK = 1e7
 

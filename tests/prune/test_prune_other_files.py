@@ -59,8 +59,8 @@ def test_only_weights_change(name, tmp_path):
     document = prune_path(tmp_path / "a.safetensors", tmp_path / "b.safetensors", TWO_FOUR)
     assert document.verdict == "pass"
     assert changed(tmp_path / "a.safetensors", tmp_path / "b.safetensors") == expected
-    judged = {layer.name for layer in verify_path(tmp_path / "a.safetensors").layers if layer.groups}
-    assert judged == expected
+    checked = {layer.name for layer in verify_path(tmp_path / "a.safetensors").layers if layer.groups}
+    assert checked == expected
 
 
 def test_block_scales_of_float8(tmp_path):

@@ -35,7 +35,7 @@ def test_a_plan_with_its_provenance(tmp_path):
     }
     assert (tmp_path / "repo/net/1/model.plan").read_bytes() == (build / "sparse.plan").read_bytes()
     (version,) = read_model(tmp_path / "repo/net").versions
-    assert (version.arm, version.method, version.pattern) == ("sparse", "sr-ste", "2:4")
+    assert (version.variant, version.method, version.pattern) == ("sparse", "sr-ste", "2:4")
     (plan,) = version.plans
     assert (plan.tensorrt, plan.sm, plan.flags) == ("10.13.3.9", "80", ["SPARSE_WEIGHTS"])
     assert "25.11 to 26.02" in plan.triton
@@ -63,9 +63,9 @@ def test_a_new_version_lies_beside_the_old_one(tmp_path):
 def test_dense_and_sparse_side_by_side(tmp_path):
     build = make_build(tmp_path / "build", builder="tensorrt")
     dense = make_build(tmp_path / "dense", seed=5, builder="tensorrt")
-    models = package(tmp_path / "repo", build, arms=("sparse", "control"), dense=dense)
+    models = package(tmp_path / "repo", build, variants=("sparse", "control"), dense=dense)
     assert [one.document.model for one in models] == ["net", "net-control", "net-dense"]
-    assert [one.version.arm for one in models] == ["sparse", "control", "dense"]
+    assert [one.version.variant for one in models] == ["sparse", "control", "dense"]
     repository = tmp_path / "repo"
     assert (repository / "net-dense/1/model.plan").read_bytes() == (dense / "control.plan").read_bytes()
     assert (repository / "net-control/1/model.plan").read_bytes() == (build / "control.plan").read_bytes()
@@ -146,7 +146,7 @@ def test_the_dense_network_of_a_build(tmp_path):
     document = json.loads((build / "build.json").read_text())
     document["files"]["dense.onnx"] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
     (build / "build.json").write_text(json.dumps(document))
-    package(tmp_path / "repo", build, arms=("sparse", "dense"))
+    package(tmp_path / "repo", build, variants=("sparse", "dense"))
     assert (tmp_path / "repo/net-dense/1/model.onnx").read_bytes() == content
     assert (tmp_path / "repo/net/1/model.onnx").read_bytes() == (build / "model.onnx").read_bytes()
 
@@ -266,7 +266,7 @@ def bad_cases():
         ], {}
 
     def no_dense(tmp_path):
-        return [make_build(tmp_path / "b")], {"arms": ("dense",)}
+        return [make_build(tmp_path / "b")], {"variants": ("dense",)}
 
     def bad_name(tmp_path):
         return [make_build(tmp_path / "b")], {"name": "../up"}

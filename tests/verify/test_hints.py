@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nm2trt.layers import LayerWeight
-from nm2trt.verify import judge
+from nm2trt.verify import check_layers
 from nm2trt.verify.hints import conv_hint
 
 
@@ -54,6 +54,6 @@ def layer(op, shape, dtype="float16", groups=1):
     ],
 )
 def test_only_eligible_layers_get_a_hint(op, shape, dtype, groups, hint):
-    document = judge([layer(op, shape, dtype, groups)])
+    document = check_layers([layer(op, shape, dtype, groups)])
     assert document.layers[0].hint == hint
     assert any("only a build tells" in note for note in document.notes) == bool(hint)

@@ -10,7 +10,7 @@ import pytest
 
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import NMPattern, mask
-from nm2trt.verify import VerifyDocument, judge
+from nm2trt.verify import VerifyDocument, check_layers
 
 TWO_FOUR, ONE_FOUR, FOUR_EIGHT = (NMPattern.parse(text) for text in ("2:4", "1:4", "4:8"))
 
@@ -41,7 +41,7 @@ def layer(array, name="w.weight", /, **changes):
 
 
 def verdict_of(one, pattern=TWO_FOUR, **rules):
-    return judge([one], pattern, **rules).layers[0]
+    return check_layers([one], pattern, **rules).layers[0]
 
 
 def broken(shape=(8, 8, 3, 3), index=(5, 2, 1, 2)):
@@ -105,7 +105,7 @@ def test_layers_that_cannot_be_pruned_are_not_read():
         raise AssertionError("was read")
 
     one = layer(np.zeros((4, 1, 3, 3)), reduction_axis=None, why_not="depthwise: x", weight=never)
-    document = judge([one, layer(dense((4, 6)), weight=never)])
+    document = check_layers([one, layer(dense((4, 6)), weight=never)])
     assert [found.verdict for found in document.layers] == ["not-prunable", "indivisible"]
     assert document.verdict == "fail"
     assert document.problems == ["no layer conforms"]
@@ -114,7 +114,7 @@ def test_layers_that_cannot_be_pruned_are_not_read():
 
 
 def test_zero_point():
-    found = judge([layer(sparse((8, 8)), zero_point=True)])
+    found = check_layers([layer(sparse((8, 8)), zero_point=True)])
     assert found.layers[0].verdict == "zero-point"
     assert found.layers[0].tensorrt.startswith("zero point is not 0")
     assert found.verdict == "fail"
@@ -185,7 +185,7 @@ NORM = layer(np.ones(8), "norm.weight", op="other", reduction_axis=None, why_not
     ],
 )
 def test_rules(rules, verdict, problem):
-    document = judge([GOOD, LOOSE, NORM], **rules)
+    document = check_layers([GOOD, LOOSE, NORM], **rules)
     assert document.verdict == verdict
     assert bool(document.problems) == bool(problem)
     if problem:
@@ -195,7 +195,7 @@ def test_rules(rules, verdict, problem):
 def test_what_the_file_claims_must_hold_and_the_rest_is_dense_on_purpose():
     half = layer(sparse((8, 8), axis=0), "half.weight")
     layers = [GOOD, LOOSE, half, NORM]
-    document = judge(layers, claims={"good.weight": TWO_FOUR}, method="sr-ste")
+    document = check_layers(layers, claims={"good.weight": TWO_FOUR}, method="sr-ste")
     assert document.verdict == "pass"
     assert document.method == "sr-ste"
     assert {found.name: found.verdict for found in document.layers} == {
@@ -205,26 +205,26 @@ def test_what_the_file_claims_must_hold_and_the_rest_is_dense_on_purpose():
         "norm.weight": "not-prunable",
     }
     assert document.layers[1].note == "left dense on purpose"
-    lied = judge(layers, claims={"good.weight": TWO_FOUR, "loose.weight": TWO_FOUR})
+    lied = check_layers(layers, claims={"good.weight": TWO_FOUR, "loose.weight": TWO_FOUR})
     assert (lied.verdict, lied.layers[1].verdict) == ("fail", "violates")
-    gone = judge(layers, claims={"good.weight": TWO_FOUR, "gone.weight": TWO_FOUR})
+    gone = check_layers(layers, claims={"good.weight": TWO_FOUR, "gone.weight": TWO_FOUR})
     assert gone.problems == ["gone.weight is sparse by the file's metadata, but is not in the file"]
-    stem = judge([GOOD, layer(dense((8, 3)), "stem")], claims={"good.weight": TWO_FOUR, "stem": TWO_FOUR})
+    stem = check_layers([GOOD, layer(dense((8, 3)), "stem")], claims={"good.weight": TWO_FOUR, "stem": TWO_FOUR})
     assert stem.problems == ["stem is sparse by the file's metadata, but is indivisible"]
 
 
 def test_totals_and_density():
     weight = sparse((8, 8))
-    totals = judge([GOOD, LOOSE, NORM]).totals
+    totals = check_layers([GOOD, LOOSE, NORM]).totals
     assert (totals.layers, totals.prunable, totals.eligible) == (3, 2, 1)
     assert totals.verdicts == {"conforms": 1, "dense": 1, "not-prunable": 1}
     assert (totals.weights, totals.zeros, totals.weights_in_conforming) == (128, int((weight == 0).sum()), 64)
     assert (totals.groups, totals.violations) == (32, 16)
-    assert judge([GOOD]).layers[0].density == pytest.approx((weight != 0).mean())
+    assert check_layers([GOOD]).layers[0].density == pytest.approx((weight != 0).mean())
 
 
 def test_json_has_the_documented_keys_and_reads_back():
-    document = judge([layer(broken()), GOOD], source="model.onnx", kind="onnx")
+    document = check_layers([layer(broken()), GOOD], source="model.onnx", kind="onnx")
     raw = json.loads(document.to_json())
     assert raw["schema"] == "nm2trt.verify/1"
     assert {"source", "pattern", "verdict", "layers", "totals", "nm2trt_version"} <= set(raw)
@@ -243,7 +243,7 @@ def test_one_tensor_is_held_at_a_time():
         made.append(weakref.ref(weight))
         return weight
 
-    judge([layer(sparse((8, 8)), str(i), weight=make) for i in range(3)])
+    check_layers([layer(sparse((8, 8)), str(i), weight=make) for i in range(3)])
     assert len(made) == 3
 
 

@@ -13,7 +13,7 @@ MEGABYTE = 1_000_000
 
 
 def peak_mb(path):
-    """Highest resident memory of a process that judges `path` (VmHWM: ru_maxrss starts from the parent's)."""
+    """Highest resident memory of a process that checks `path` (VmHWM: ru_maxrss starts from the parent's)."""
     code = (
         "import sys; from nm2trt.cli.main import run; assert run(['verify', sys.argv[1]]) == 0; "
         "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"

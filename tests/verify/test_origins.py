@@ -1,4 +1,4 @@
-"""What the judge says about where a checkpoint comes from and what mends it."""
+"""What verify says about where a checkpoint comes from and what mends it."""
 
 import numpy as np
 import pytest

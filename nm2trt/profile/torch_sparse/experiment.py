@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nm2trt.artifacts import ReportDocument, RunnerRecord
-from nm2trt.artifacts.report import ArmName, DeviceState, ExecutionMode
+from nm2trt.artifacts.report import DeviceState, ExecutionMode, VariantName
 from nm2trt.errors import EXIT_BAD_VERDICT, InputError, MachineError, Nm2trtError
 from nm2trt.profile.config import ProfileConfig
 from nm2trt.profile.device_state import driver_version, gpu_state
@@ -31,8 +31,8 @@ from nm2trt.profile.torch_sparse.runner import TorchLayerProfiler, TorchSparseRu
 from nm2trt.torch_sparse.backends import BackendName, BackendState, describe_state, detect_backends
 from nm2trt.torch_sparse.conversion import (
     ProductLayer,
+    check_weights,
     find_products,
-    judge_weights,
     pack_products,
     packer,
     rewrite,
@@ -82,7 +82,7 @@ class BatchFound:
     batch: int
     mode: ExecutionMode
     measured: Measurement
-    enqueue_ms: Mapping[ArmName, float | None]
+    enqueue_ms: Mapping[VariantName, float | None]
     sparse_kernels: int
     """Launches of kernels with sparse names in one call of the sparse variant."""
     before: DeviceState | None
@@ -97,7 +97,7 @@ class Found:
     batches: list[BatchFound] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     """Modes that could not run, with the reason."""
-    tables: dict[ArmName, LayerTable] = field(default_factory=dict)
+    tables: dict[VariantName, LayerTable] = field(default_factory=dict)
     layers: tuple[ProductLayer, ...] = ()
     layers_batch: int = 0
     sparse_shares: dict[str, float] = field(default_factory=dict)
@@ -125,7 +125,7 @@ def profile_torch_sparse(
         MachineError: No GPU, or none of torch's 2:4 backends runs on it.
         WrongOutputsError: The packed network computes something else than its dense form.
     """
-    from nm2trt.profile.torch_sparse.document import report_document
+    from nm2trt.profile.torch_sparse.report_builder import report_document
 
     backend = choose_backend(detect_backends())
     variants = make_variants(network, config, backend, dense=dense)
@@ -144,7 +144,7 @@ def choose_backend(states: tuple[BackendState, ...]) -> BackendName:
     if not available:
         raise MachineError(
             f"--backend torch-sparse: {'; '.join(map(describe_state, states))}",
-            mend="run on a machine with an NVIDIA GPU of compute capability 8.0 or newer and torch for CUDA",
+            hint="run on a machine with an NVIDIA GPU of compute capability 8.0 or newer and torch for CUDA",
         )
     return available[0]
 
@@ -160,7 +160,7 @@ def make_variants(
     dtype = DTYPES[config.precision]
     sparse = placed(network.module, dtype=dtype, device=DEVICE)
     feeds = draw_feeds(network.inputs, 1, dtype=dtype, device=DEVICE, seed=config.seed)
-    layers = tuple(judge_weights(find_products(sparse, feeds.run), sparse, backend))
+    layers = tuple(check_weights(find_products(sparse, feeds.run), sparse, backend))
     eligible = [layer for layer in layers if layer.reason is None]
     if not eligible:
         reasons = "; ".join(
@@ -169,7 +169,7 @@ def make_variants(
         raise InputError(
             f"none of {len(layers)} products can run a 2:4 kernel of torch ({reasons or 'there are none'})",
             where=network.record.name,
-            mend="train it with --pattern 2:4 or prune it first (nm2trt prune)",
+            hint="train it with --pattern 2:4 or prune it first (nm2trt prune)",
         )
     if dense is not None:
         check_same_modules(dense.module, network.module, where=f"{dense.record.name} and {network.record.name}")
@@ -206,7 +206,7 @@ def measure_variants(variants: Variants, network: TorchNetwork, config: ProfileC
             runner.close()
         torch.cuda.empty_cache()
     if not found.batches:
-        raise InputError(found.failed[0], mend="try another --mode or --batch")
+        raise InputError(found.failed[0], hint="try another --mode or --batch")
     if config.layers:
         _look_into_layers(found, variants, network, config, progress)
     return found
@@ -214,12 +214,12 @@ def measure_variants(variants: Variants, network: TorchNetwork, config: ProfileC
 
 def _runners(
     variants: Variants, network: TorchNetwork, config: ProfileConfig, mode: ExecutionMode, record: RunnerRecord
-) -> dict[ArmName, TorchSparseRunner]:
-    modules: dict[ArmName, nn.Module] = {
+) -> dict[VariantName, TorchSparseRunner]:
+    modules: dict[VariantName, nn.Module] = {
         "dense": variants.dense,
         "control": variants.control,
         "sparse": variants.sparse,
-        "sparse-again": variants.sparse,
+        "sparse-repeat": variants.sparse,
     }
     return {
         name: TorchSparseRunner(
@@ -236,7 +236,7 @@ def _runners(
 
 
 def _measure_batch(
-    runners: Mapping[ArmName, TorchSparseRunner],
+    runners: Mapping[VariantName, TorchSparseRunner],
     batch: int,
     mode: ExecutionMode,
     config: ProfileConfig,
@@ -259,7 +259,7 @@ def _measure_batch(
     )
 
 
-def _duration_s(runners: Mapping[ArmName, TorchSparseRunner], config: ProfileConfig) -> float:
+def _duration_s(runners: Mapping[VariantName, TorchSparseRunner], config: ProfileConfig) -> float:
     """The time that was asked for, or what the fewest rounds need: modes differ too much for one figure."""
     round_ms = sum(min(runner.run_once() for _ in range(3)) for runner in runners.values())
     # Each variant of a round makes an untimed call and at least one that counts.
@@ -291,7 +291,7 @@ def compare_outputs(variants: Variants, network: TorchNetwork, config: ProfileCo
             f"with 2:4 kernels ({variants.backend}) the outputs differ from the dense form of the same weights by "
             f"{worst:.3g} of the largest output",
             where=network.record.name,
-            mend="report it to PyTorch; the benchmark of single products (nm2trt benchmark-gpu) may name the sizes",
+            hint="report it to PyTorch; the benchmark of single products (nm2trt benchmark-gpu) may name the sizes",
         )
     return worst
 

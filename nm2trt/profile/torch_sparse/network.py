@@ -118,7 +118,7 @@ def check_same_modules(dense: nn.Module, sparse: nn.Module, *, where: str) -> No
         raise InputError(
             f"the two networks differ: {different[0][0]} {list(different[0][1])}",
             where=where,
-            mend="give the dense-trained network of the same architecture",
+            hint="give the dense-trained network of the same architecture",
         )
 
 

@@ -88,7 +88,7 @@ def load_products(path: Path, *, shapes: Mapping[str, Sequence[int]]) -> TorchNe
         raise InputError(
             "holds no matrix product or 1x1 convolution with floating-point weights",
             where=file,
-            mend="profile it with --backend onnxruntime or tensorrt",
+            hint="profile it with --backend onnxruntime or tensorrt",
         )
     return TorchNetwork(
         module=Products(weights).eval(),

@@ -14,7 +14,7 @@ from torch import nn
 from nm2trt.artifacts import RunnerRecord
 from nm2trt.artifacts.report import ExecutionMode
 from nm2trt.errors import InputError
-from nm2trt.profile.runner import LayerProfiler, LayerTimes
+from nm2trt.profile.runners.runner import LayerProfiler, LayerTimes
 from nm2trt.profile.torch_sparse.network import Feeds, InputLike, draw_feeds
 from nm2trt.torch_sparse.conversion import ProductLayer, no_fused_attention
 from nm2trt.torch_sparse.kernel_names import (

@@ -1,0 +1,1 @@
+"""Tables, JUnit and progress: documents as text for a terminal."""

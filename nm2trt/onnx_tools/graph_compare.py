@@ -1,0 +1,185 @@
+"""Questions to an ONNX graph: is it the same as another, which precision has it, how many of its weights are zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from nm2trt.errors import InputError
+
+_WEIGHT_INPUTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1)}
+_PASSED_THROUGH = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose")
+_FLOATS = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.DOUBLE: "fp64",
+}
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file with its external data.
+
+    Raises:
+        InputError: Missing, no ONNX, or without a node.
+    """
+    hint = "name an ONNX file or a folder that `nm2trt export` wrote"
+    if not path.is_file():
+        raise InputError("no such file", where=path, hint=hint)
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # noqa: BLE001 -- protobuf's own errors pass through onnx
+        raise InputError(f"is no readable ONNX ({str(error)[:160]})", where=path, hint=hint) from None
+    if not model.graph.node or not model.graph.output:
+        raise InputError("is no ONNX model: no operator in it", where=path, hint=hint)
+    return model
+
+
+def precision_of(model: onnx.ModelProto) -> str:
+    """Name the types that the weights are computed in: "fp32", "fp16", ... or several joined by "+"."""
+    found = {_FLOATS[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in _FLOATS}
+    found |= {
+        _FLOATS[value.type.tensor_type.elem_type]
+        for value in model.graph.input
+        if value.type.tensor_type.elem_type in _FLOATS
+    }
+    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        found.add("int8")
+    return "+".join(sorted(found)) or "unknown"
+
+
+def weights(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, NDArray[Any]]]:
+    """Constant weights of convolutions and matrix products, each with its values; found through Q/DQ and casts."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        for index in _WEIGHT_INPUTS.get(node.op_type, ()):
+            name = node.input[index] if index < len(node.input) else ""
+            while name not in constants and name in makers and makers[name].op_type in _PASSED_THROUGH:
+                name = makers[name].input[0]
+            tensor = constants.get(name)
+            if tensor is not None and name not in seen and len(tensor.dims) > 1:
+                seen.add(name)
+                yield tensor, numpy_helper.to_array(tensor)
+
+
+def zero_share(model: onnx.ModelProto) -> float:
+    """Share of zeros among all weights, 0 to 1."""
+    counts = [(int(values.size - np.count_nonzero(values)), int(values.size)) for _, values in weights(model)]
+    total = sum(size for _, size in counts)
+    return sum(zeros for zeros, _ in counts) / total if total else 0.0
+
+
+def fill_pruned(model: onnx.ModelProto, *, seed: int) -> onnx.ModelProto:
+    """Copy a network with every zero weight replaced by a draw from the same tensor's non-zeros.
+
+    The result computes something else and is only good for timing: same graph, same shapes, dense values.
+    """
+    filled = onnx.ModelProto()
+    filled.CopyFrom(model)
+    rng = np.random.default_rng(seed)
+    for tensor, values in weights(filled):
+        zeros = values == 0
+        kept = values[~zeros]
+        if kept.size and zeros.any():
+            values = values.copy()
+            values[zeros] = rng.choice(kept, size=int(zeros.sum()))
+            tensor.CopyFrom(numpy_helper.from_array(values, name=tensor.name))
+    return filled
+
+
+def check_same_graph(dense: onnx.ModelProto, sparse: onnx.ModelProto, *, where: str) -> None:
+    """Hold two networks to the same operators, topology, attributes, and shapes and types of constants.
+
+    Values of float and quantised constants may differ, and so may every name. Integer constants (`int64`) shape the
+    computation, so their values must agree.
+
+    Args:
+        dense: One network.
+        sparse: The other.
+        where: Names the two, for the error.
+
+    Raises:
+        InputError: The precision differs, or the graphs do; the first difference is named.
+    """
+    precisions = precision_of(dense), precision_of(sparse)
+    if precisions[0] != precisions[1]:
+        raise InputError(
+            f"the dense network is {precisions[0]}, the sparse one {precisions[1]}",
+            where=where,
+            hint="export both in one precision",
+        )
+    difference = _first_difference(_canonical(dense.graph), _canonical(sparse.graph))
+    if difference:
+        raise InputError(
+            f"not the same graph: {difference}", where=where, hint="export both from the same model with one exporter"
+        )
+
+
+def _first_difference(dense: list[tuple[str, str]], sparse: list[tuple[str, str]]) -> str:
+    for (name, one), (_, other) in zip(dense, sparse, strict=False):
+        if one != other:
+            return f"at {name} the dense network has {one}, the sparse one {other}"
+    if len(dense) != len(sparse):
+        return f"the dense network has {len(dense)} operators and ports, the sparse one {len(sparse)}"
+    return ""
+
+
+def _canonical(graph: onnx.GraphProto, outer: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """Describe a graph line by line without its names: (where, what)."""
+    names = dict(outer or {}, **{"": "nothing"})
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    lines = []
+    inputs = [value for value in graph.input if value.name not in constants]
+    for index, value in enumerate(inputs):
+        names[value.name] = f"input {index}"
+        lines.append((f"input {index}", _type(value)))
+    for index, node in enumerate(graph.node):
+        arguments: list[str] = []
+        for name in node.input:
+            if name not in names and name in constants:
+                # Numbered by first use, so a constant that is shared stays told from two equal ones.
+                names[name] = f"constant {index}.{len(arguments)} {_constant(constants[name])}"
+            arguments.append(names.get(name, f"undefined {name}"))
+        for position, name in enumerate(node.output):
+            names[name] = f"operator {index}.{position}"
+        attributes = ", ".join(sorted(_attribute(attribute, names) for attribute in node.attribute))
+        domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
+        lines.append((f"operator {index}", f"{domain}{node.op_type}({'; '.join(arguments)})[{attributes}]"))
+    for index, value in enumerate(graph.output):
+        lines.append((f"output {index}", names.get(value.name, "a constant")))
+    return lines
+
+
+def _type(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    # A named dimension is free; its name is of no concern.
+    shape = [str(dim.dim_value) if dim.HasField("dim_value") else "?" for dim in tensor.shape.dim]
+    return f"{_dtype(tensor.elem_type)}[{','.join(shape)}]"
+
+
+def _dtype(number: int) -> str:
+    return str(onnx.helper.tensor_dtype_to_string(number)).removeprefix("TensorProto.").lower()
+
+
+def _constant(tensor: onnx.TensorProto) -> str:
+    shape = ",".join(map(str, tensor.dims))
+    described = f"{_dtype(tensor.data_type)}[{shape}]"
+    if tensor.data_type == onnx.TensorProto.INT64:
+        described += f"={numpy_helper.to_array(tensor).ravel()[:16].tolist()}"
+    return described
+
+
+def _attribute(attribute: onnx.AttributeProto, names: Mapping[str, str]) -> str:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return f"{attribute.name}={_constant(attribute.t)}"
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        return f"{attribute.name}={_canonical(attribute.g, names)}"
+    return f"{attribute.name}={onnx.helper.get_attribute_value(attribute)!r}"

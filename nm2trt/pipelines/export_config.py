@@ -1,0 +1,174 @@
+"""Options of `nm2trt export`, checked together before any work is done."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from nm2trt.artifacts import BatchRange
+from nm2trt.artifacts.files import check_output
+from nm2trt.engine.settings import EngineSettings
+from nm2trt.errors import ConfigError
+from nm2trt.export.inputs import INPUT, InputSpec, parse_fixed, parse_inputs, parse_shape, parse_sizes
+
+PrecisionName = Literal["fp32", "fp16", "bf16"]
+IoDtypeName = Literal["fp32", "same"]
+BuilderName = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
+
+_BATCH = re.compile(r"([0-9]{1,9})(?::([0-9]{1,9}):([0-9]{1,9}))?")
+_SM = re.compile(r"[1-9][0-9]{1,2}")
+
+
+USUAL_BATCH = BatchRange(min=1, opt=8, max=64)
+_CHOICES = {"precision": PrecisionName, "builder": BuilderName, "io_dtype": IoDtypeName}
+
+
+class SourceOptions(BaseModel):
+    """What the source itself does not tell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    """Name of a checkpoint's network."""
+    input_shape: str | None = None
+    inputs: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    classes: int | None = None
+    data: str | None = None
+    data_dir: Path | None = None
+    samples: Path | None = None
+    external_data: bool = False
+    float_bias: bool = False
+    trust: bool = False
+    """Import code that a run folder names although this machine did not write it."""
+
+    @field_validator("classes")
+    @classmethod
+    def _some(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise PydanticCustomError("classes", "must be 1 or more")
+        return value
+
+    @field_validator("input_shape")
+    @classmethod
+    def _shape(cls, value: str | None) -> str | None:
+        if value is not None:
+            _reraised(lambda: parse_shape(value, "--input-shape"))
+        return value
+
+    @field_validator("inputs")
+    @classmethod
+    def _inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _reraised(lambda: parse_inputs(value))
+        return value
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _reraised(lambda: parse_sizes(value))
+        return value
+
+    @field_validator("fixed")
+    @classmethod
+    def _fixed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _reraised(lambda: parse_fixed(value))
+        return value
+
+    def specs(self) -> tuple[InputSpec, ...]:
+        """The inputs that were given; empty where none was."""
+        if self.input_shape is not None:
+            return (InputSpec(name=INPUT, shape=parse_shape(self.input_shape, "--input-shape")),)
+        return parse_inputs(self.inputs)
+
+
+class ExportConfig(BaseModel):
+    """How a network is exported."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: PrecisionName | None
+    """None: fp32 for torch networks, as found for ONNX."""
+    batch: BatchRange | None
+    """None: 1:8:64 where the batch is free."""
+    builder: BuilderName
+    sm: str | None
+    tolerance: float | None
+    io_dtype: IoDtypeName = "fp32"
+    source: SourceOptions = SourceOptions()
+    engine: EngineSettings = EngineSettings()
+
+    @field_validator("precision", "builder", "io_dtype", mode="before")
+    @classmethod
+    def _known(cls, value: Any, info: Any) -> Any:
+        choices = get_args(_CHOICES[info.field_name])
+        if value not in choices and not (value is None and info.field_name == "precision"):
+            raise PydanticCustomError("choice", "{text}", {"text": f"choose from {', '.join(choices)}"})
+        return value
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _range(cls, value: Any) -> Any:
+        if value is None or isinstance(value, BatchRange):
+            return value
+        match = _BATCH.fullmatch(str(value).strip())
+        if match is None:
+            raise PydanticCustomError("batch", "write MIN:OPT:MAX, such as 1:8:64, or one number")
+        smallest = int(match[1])
+        optimal, largest = (int(match[2]), int(match[3])) if match[2] else (smallest, smallest)
+        if not 1 <= smallest <= optimal <= largest:
+            raise PydanticCustomError("batch", "needs 1 <= MIN <= OPT <= MAX")
+        return BatchRange(min=smallest, opt=optimal, max=largest)
+
+    @field_validator("sm")
+    @classmethod
+    def _capability(cls, value: str | None) -> str | None:
+        if value is not None and not _SM.fullmatch(value):
+            raise PydanticCustomError("sm", "write the compute capability without its dot, such as 80 for an A100")
+        return value
+
+    @field_validator("tolerance")
+    @classmethod
+    def _positive(cls, value: float | None) -> float | None:
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise PydanticCustomError("tolerance", "must be a number above 0")
+        return value
+
+
+def _reraised(work: Callable[[], object]) -> None:
+    """Give pydantic a mistake in its own form."""
+    try:
+        work()
+    except ConfigError as error:
+        raise PydanticCustomError("input", "{text}", {"text": f"{error.what}; {error.hint}"}) from None
+
+
+def checked_config(output: Path, *, force: bool, **options: Any) -> ExportConfig:
+    """Check the options and the output folder; all mistakes are reported at once.
+
+    Raises:
+        ConfigError: Something is wrong.
+    """
+    mistakes = []
+    config = None
+    try:
+        config = ExportConfig.model_validate(options)
+    except ValidationError as error:
+        mistakes += [
+            f"--{str(item['loc'][-1]).replace('_', '-')} {item['input']}: {item['msg']}" for item in error.errors()
+        ]
+    if config is not None and config.source.input_shape and config.source.inputs:
+        mistakes.append("--input-shape and --input: give one of them")
+    try:
+        check_output(output, force=force)
+    except ConfigError as error:
+        mistakes.append(str(error))
+    if config is None or mistakes:
+        raise ConfigError("; ".join(mistakes))
+    return config

@@ -1,0 +1,1 @@
+"""What is measured: one runner per library, behind one protocol."""

@@ -1,0 +1,1 @@
+"""Channel permutations: which channels may move together, and which order keeps most."""
