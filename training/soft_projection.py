@@ -29,13 +29,11 @@ def soft_threshold(layer: SparseLayer) -> None:
     if residual is None:
         return
     dense = weight + residual
-    grouped = (layer.axis, (-1, layer.pattern.m)) if weight.numel() else None
-    if grouped is not None:
-        threshold = residual.abs().unflatten(*grouped).amax(layer.axis + 1, keepdim=True)
-        magnitude = (dense.abs().unflatten(*grouped) - threshold).flatten(layer.axis, layer.axis + 1)
-        shrunk = torch.where(layer.mask(), magnitude * dense.sign(), weight.new_zeros(()))
-    else:
-        shrunk = weight
+    size, m = weight.shape[layer.axis], layer.pattern.m
+    groups = (*weight.shape[: layer.axis], size // m, m, *weight.shape[layer.axis + 1 :])
+    threshold = residual.abs().reshape(groups).amax(layer.axis + 1, keepdim=True)
+    magnitude = (dense.abs().reshape(groups) - threshold).reshape(weight.shape)
+    shrunk = torch.where(layer.mask(), magnitude * dense.sign(), weight.new_zeros(()))
     if layer.beta is None:
         layer.beta = _scale(layer, dense, shrunk)
     weight.copy_(shrunk * layer.beta.to(weight.device, weight.dtype))
