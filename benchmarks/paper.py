@@ -6,7 +6,7 @@
 
 Every finished run is a small JSON below --folder that is never computed again; a run that was interrupted goes on from
 its last epoch. The processes run at low priority with a thread each. Without --epochs, the first runs are timed and the
-schedule chosen so that all seeds fit into --minutes (4 to 12 epochs). --write makes the page, its picture in images/,
+schedule chosen so that all seeds fit into --minutes (4 to 12 epochs). --write makes the page,
 and results.json with all cells beside it.
 """
 

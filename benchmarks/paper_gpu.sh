@@ -4,7 +4,7 @@
 #     benchmarks/paper_gpu.sh CARRY OUTPUT [SECONDS] [PROCESSES]
 #
 # CARRY holds wheels/*.whl (what the machine's Python lacks) and fashion-mnist/*.gz (the four idx files). Finished cells
-# lie in OUTPUT as they come. benchmarks/paper_carry.sh makes CARRY.
+# lie in OUTPUT as they come (docs/gpu.md).
 set -euo pipefail
 carry=$(realpath "$1"); mkdir -p "$2"; output=$(realpath "$2"); seconds=${3:-500}; processes=${4:-$(nproc)}
 started=$(date +%s)
