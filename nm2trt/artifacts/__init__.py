@@ -32,7 +32,15 @@ if TYPE_CHECKING:
         RunnerRecord,
         VariantRecord,
     )
-    from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals, ThreadsRecord
+    from nm2trt.artifacts.run import (
+        LayerRecord,
+        ModelRecord,
+        RunDocument,
+        RunResult,
+        SadTotals,
+        SessionRecord,
+        ThreadsRecord,
+    )
 
 __all__ = [
     "VARIANTS",
@@ -62,6 +70,7 @@ __all__ = [
     "RunResult",
     "RunnerRecord",
     "SadTotals",
+    "SessionRecord",
     "ThreadsRecord",
     "Variant",
     "VariantRecord",
@@ -101,7 +110,7 @@ _HOMES = {
         "ReportDocument",
         "RunnerRecord",
     ),
-    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals", "ThreadsRecord"),
+    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals", "SessionRecord", "ThreadsRecord"),
 }
 
 
