@@ -32,11 +32,13 @@ class EpochOrder(Sampler[int]):
     Args:
         count: Samples of the data set.
         seed: Of the run; None keeps the order of the data set.
+        multiple: The last samples of an epoch are left out where they do not fill so many.
     """
 
-    def __init__(self, count: int, seed: int | None) -> None:
+    def __init__(self, count: int, seed: int | None, *, multiple: int = 1) -> None:
         self._count = count
         self._seed = seed
+        self._used = count // multiple * multiple
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -44,19 +46,19 @@ class EpochOrder(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Count the samples."""
-        return self._count
+        """Count the samples of an epoch."""
+        return self._used
 
     def __iter__(self) -> Iterator[int]:
         """Yield the keys of one epoch."""
         if self._seed is None:
-            yield from range(self._count)
+            yield from range(self._used)
             return
         generator = torch.Generator().manual_seed(draw(self._seed, self.epoch))
         keys_N = torch.randperm(self._count, generator=generator) + self.epoch * self._count
         # In chunks: as a whole list, ImageNet's keys alone take 50 MB.
-        for start in range(0, self._count, _CHUNK):
-            yield from keys_N[start : start + _CHUNK].tolist()
+        for start in range(0, self._used, _CHUNK):
+            yield from keys_N[start : min(start + _CHUNK, self._used)].tolist()
 
 
 class _Batches(Dataset[Batch]):
@@ -107,9 +109,17 @@ def _already_a_batch(batch: Any) -> Any:
 
 
 def train_loader(
-    data: DataSet, *, batch_size: int, seed: int, workers: int | None = None, pin_memory: bool = False
+    data: DataSet,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int | None = None,
+    pin_memory: bool = False,
+    processes: int = 1,
 ) -> DataLoader[Batch]:
     """Loader of the training samples, without the incomplete last batch. Iterate it through `epoch_batches`.
+
+    An epoch is the same samples for any number of processes that take as many together at a time.
 
     Its global random generators are left alone, so that a resumed run draws the same numbers for dropout.
 
@@ -119,17 +129,21 @@ def train_loader(
         seed: Of order and augmentation.
         workers: Processes that read samples; None decides by the data set. Changes no batch.
         pin_memory: Copy batches to page-locked memory, for a GPU.
+        processes: How many take a batch each at a time.
     """
     # A last batch of a few samples would feed batch norm statistics of its own.
     drop_last = len(data.train) >= batch_size
-    return _loader(data, data.train, batch_size, seed, seed, drop_last, workers, pin_memory)
+    at_a_time = batch_size * processes
+    order = EpochOrder(len(data.train), seed, multiple=at_a_time if len(data.train) >= at_a_time else 1)
+    return _loader(data, data.train, BatchSampler(order, batch_size, drop_last), seed, workers, pin_memory)
 
 
 def evaluation_loader(data: DataSet, *, workers: int | None = None, pin_memory: bool = False) -> DataLoader[Batch]:
     """Loader of all test samples, in order."""
     size = max(1, int(torch.Size(data.input_shape).numel()))
     batch_size = max(1, min(_TEST_BATCH, _TEST_BATCH_NUMBERS // size))
-    return _loader(data, data.test, batch_size, None, 0, False, workers, pin_memory)
+    order = EpochOrder(len(data.test), None)
+    return _loader(data, data.test, BatchSampler(order, batch_size, False), 0, workers, pin_memory)
 
 
 def epoch_batches(loader: Any, epoch: int, *, skip: int = 0) -> Any:
@@ -151,10 +165,8 @@ def epoch_batches(loader: Any, epoch: int, *, skip: int = 0) -> Any:
 def _loader(
     data: DataSet,
     samples: Samples,
-    batch_size: int,
-    order_seed: int | None,
+    batches: BatchSampler,
     seed: int,
-    drop_last: bool,
     workers: int | None,
     pin_memory: bool,
 ) -> DataLoader[Batch]:
@@ -162,7 +174,7 @@ def _loader(
     several: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": _PREFETCHED_BATCHES} if count else {}
     return DataLoader(
         _Batches(samples, seed, data),
-        batch_sampler=BatchSampler(EpochOrder(len(samples), order_seed), batch_size, drop_last),
+        batch_sampler=batches,
         collate_fn=_already_a_batch,
         num_workers=count,
         pin_memory=pin_memory,

@@ -194,7 +194,7 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(count + "; ".join(mistakes), where=path or "", hint="see nm2trt train --help") from None
 
 
-_FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard"})
+_FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard", "fsdp"})
 
 
 def resumed_config(run: Path, options: Mapping[str, Any], *, trust: bool = False) -> TrainConfig:
@@ -207,7 +207,7 @@ def resumed_config(run: Path, options: Mapping[str, Any], *, trust: bool = False
 
     Raises:
         InputError: There is no run; or config.toml, which this machine did not write, names code or files.
-        ConfigError: An option differs; where the data lies and who reads it may.
+        ConfigError: An option differs; where the data lies, who reads it and whether weights are sharded may.
     """
     if not (run / FILE).is_file():
         raise InputError("there is no run to resume", where=run, hint="start one without --resume")

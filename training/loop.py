@@ -24,7 +24,7 @@ from nm2trt.training.batches import epoch_batches, evaluation_loader, train_load
 from nm2trt.training.blame import NetworkCalls, losses_of, points_of, workers_live
 from nm2trt.training.checkpoint import check_saveable
 from nm2trt.training.config import TrainConfig
-from nm2trt.training.history import History
+from nm2trt.training.history import History, Session
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
 from nm2trt.training.loss_record import EpochLosses
 from nm2trt.training.matmul_precision import matmul_precision
@@ -74,15 +74,25 @@ class Trainer:
         model: The network, trained in place.
         folder: Where `state/last.pt` is kept.
         progress: Called after steps and epochs.
+        batch_size: Samples per process and micro-batch, where the run was started with another number of processes;
+            None takes the configuration's.
 
     Raises:
         ConfigError: No layer can take the pattern.
     """
 
     def __init__(
-        self, config: TrainConfig, data: DataSet, model: nn.Module, *, folder: Path, progress: Progress
+        self,
+        config: TrainConfig,
+        data: DataSet,
+        model: nn.Module,
+        *,
+        folder: Path,
+        progress: Progress,
+        batch_size: int | None = None,
     ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
+        self._batch_size = config.batch_size if batch_size is None else batch_size
         self._task: Task = data.task
         self._input_shape = data.input_shape
         self._samples = {"train": len(data.train), "test": len(data.test)}
@@ -101,7 +111,12 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)
         pin = self._accelerator.device.type == "cuda"
         train = train_loader(
-            data, batch_size=config.batch_size, seed=config.seed, workers=config.workers, pin_memory=pin
+            data,
+            batch_size=self._batch_size,
+            seed=config.seed,
+            workers=config.workers,
+            pin_memory=pin,
+            processes=self._accelerator.num_processes,
         )
         test = evaluation_loader(data, workers=config.workers, pin_memory=pin)
         if config.fsdp:
@@ -180,10 +195,10 @@ class Trainer:
                 where=f"data {self._config.data}",
                 hint="put the data back, or start another run with these",
             )
-        self._position = position_of(content)
+        self._position = position_of(content, self._accelerator)
         if self._prune_after is not None and self._position.epoch > self._prune_after:
             self._prune_once()
-        self._history = restore(content, self._parts())
+        self._history = restore(content, self._parts(), self._folder)
 
     def run(self) -> Trained:
         """Train to the end.
@@ -193,6 +208,14 @@ class Trainer:
             InterruptedRunError: Somebody asked to stop; the state is saved.
         """
         self._resumed_at = time.perf_counter() - self._history.seconds
+        self._history.sessions.append(
+            Session(
+                from_step=self._schedule.last_epoch,
+                processes=self._accelerator.num_processes,
+                batch_size=self._batch_size,
+                sharded=self._config.fsdp,
+            )
+        )
         if self._config.tensorboard and self._accelerator.is_main_process:
             self._recorder = TensorBoard(
                 self._folder, after_step=self._schedule.last_epoch, before=self._history.last_sad

@@ -6,9 +6,8 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from nm2trt.artifacts import (
     RunDocument,
     RunResult,
     SadTotals,
+    SessionRecord,
     ThreadsRecord,
     file_records,
     host_record,
@@ -41,6 +41,13 @@ from nm2trt.training.config import FILE as CONFIG
 from nm2trt.training.config import TrainConfig, check_unedited
 from nm2trt.training.init import load_init
 from nm2trt.training.loop import Progress, Trained, Trainer
+from nm2trt.training.processes import (
+    decide_on_first,
+    is_first_process,
+    process_count,
+    share_per_process,
+    start_processes,
+)
 from nm2trt.training.run_folder import run_folder
 from nm2trt.training.sad import COLUMNS, Sad
 from nm2trt.training.sharding import check_launch
@@ -84,43 +91,53 @@ def train(
     check_launch(fsdp=config.fsdp, precision=config.precision)
     if config.tensorboard:
         check_tensorboard()
-    main = is_first_process()
-    with run_folder(output, force=force, resume=resume) if main else nullcontext(output) as folder:
-        if main and not resume:
-            content = config.to_toml()
-            write_atomic(folder / CONFIG, content)
-            # --resume asks whether this machine wrote it, where it names code or files.
-            if code_names({"model": config.model, "data": config.data}) or config.data_dir or config.init:
-                record_written(content)
-        saved = read_state(folder) if (folder / STATE).is_file() else None
+    start_processes(cpu=config.device == "cpu")
+    with ExitStack() as stack:
+        decide_on_first(lambda: _start_folder(stack, config, output, force=force, resume=resume))
+        saved = read_state(output) if (output / STATE).is_file() else None
         if saved is not None:
-            check_unedited(saved.get("settings", {}), config, folder)
+            check_unedited(saved.get("settings", {}), config, output)
+        batch_size = _batch_size(config, saved)
         data = load_data(config.data, config.data_dir, image_size=config.image_size, randaugment=config.randaugment)
         set_seed(config.seed)
         model = build_model(config.model, data.input_shape, data.classes)
         if config.init is not None:
             load_init(model, config.init)
         _check_weights(model, config)
-        gflop = config.batch_size * forward_gflop(model, data.input_shape)
-        trainer = Trainer(config, data, model, folder=folder, progress=progress)
-        with ExitStack() as stack:
-            threads = None
-            if trainer.device.type == "cpu":
-                threads = choose_threads(gflop, before=saved.get("threads") if saved else None)
-                stack.enter_context(torch_threads(threads))
-            if saved is not None:
-                trainer.resume(saved)
-            trained = trainer.run()
-        if main:
-            _write_files(folder, config, data.task, trained)
-            _document(folder, config, data, trained, threads).write(folder)
+        gflop = batch_size * forward_gflop(model, data.input_shape)
+        trainer = Trainer(config, data, model, folder=output, progress=progress, batch_size=batch_size)
+        threads = None
+        if trainer.device.type == "cpu":
+            threads = choose_threads(gflop, before=saved.get("threads") if saved else None)
+            stack.enter_context(torch_threads(threads))
+        if saved is not None:
+            trainer.resume(saved)
+        trained = trainer.run()
+        if is_first_process():
+            _write_files(output, config, data.task, trained)
+            _document(output, config, data, trained, threads).write(output)
         trained.accelerator.wait_for_everyone()
     return RunDocument.read(output)
 
 
-def is_first_process() -> bool:
-    """Whether this process writes and prints; torchrun and accelerate number their processes in RANK."""
-    return os.environ.get("RANK", "0") == "0"
+def _start_folder(stack: ExitStack, config: TrainConfig, output: Path, *, force: bool, resume: bool) -> None:
+    """Make or take up the run's folder, on the first process; the stack closes it."""
+    folder = stack.enter_context(run_folder(output, force=force, resume=resume))
+    if resume:
+        return
+    content = config.to_toml()
+    write_atomic(folder / CONFIG, content)
+    # --resume asks whether this machine wrote it, where it names code or files.
+    if code_names({"model": config.model, "data": config.data}) or config.data_dir or config.init:
+        record_written(content)
+
+
+def _batch_size(config: TrainConfig, saved: Mapping[str, Any] | None) -> int:
+    """Samples per process and micro-batch, so that all processes take as many together as when the run was started."""
+    if saved is None:
+        return config.batch_size
+    before = saved["processes"]
+    return share_per_process(saved.get("batch_size", config.batch_size), before, process_count())
 
 
 def _check_weights(model: nn.Module, config: TrainConfig) -> None:
@@ -203,6 +220,7 @@ def _document(
         ],
         device=_device(trained, threads),
         threads=ThreadsRecord(**asdict(threads)) if threads else None,
+        sessions=[SessionRecord(**asdict(session)) for session in trained.history.sessions],
         # Event files go on growing when a run is resumed, and carry the machine's name.
         files={name: record for name, record in file_records(folder).items() if not name.startswith(f"{TENSORBOARD}/")},
         host=host_record(),

@@ -39,7 +39,7 @@ def check_launch(*, fsdp: bool, precision: str) -> None:
         raise ConfigError(
             "there is one process and nothing to shard over",
             where="--fsdp",
-            hint="start it with torchrun --nproc-per-node N -m nm2trt train",
+            hint="start it with torchrun --nproc-per-node N -m nm2trt train, or give --no-fsdp",
         )
 
 

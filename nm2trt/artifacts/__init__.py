@@ -32,7 +32,15 @@ if TYPE_CHECKING:
         RunnerRecord,
         VariantRecord,
     )
-    from nm2trt.artifacts.run import LayerRecord, ModelRecord, RunDocument, RunResult, SadTotals, ThreadsRecord
+    from nm2trt.artifacts.run import (
+        LayerRecord,
+        ModelRecord,
+        RunDocument,
+        RunResult,
+        SadTotals,
+        SessionRecord,
+        ThreadsRecord,
+    )
 
 __all__ = [
     "VARIANTS",
@@ -62,6 +70,7 @@ __all__ = [
     "RunResult",
     "RunnerRecord",
     "SadTotals",
+    "SessionRecord",
     "ThreadsRecord",
     "Variant",
     "VariantRecord",
@@ -91,7 +100,7 @@ _HOMES = {
     "files": ("FileRecord", "file_records", "sha256_of", "staged_folder", "write_atomic"),
     "host": ("HostRecord", "host_record"),
     "layer_evidence": ("LayerEvidence",),
-    "plan_trust": ("check_plan", "this_platform"),
+    "engine_trust": ("check_plan", "this_platform"),
     "report": (
         "VariantRecord",
         "BatchRecord",
@@ -101,7 +110,7 @@ _HOMES = {
         "ReportDocument",
         "RunnerRecord",
     ),
-    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals", "ThreadsRecord"),
+    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals", "SessionRecord", "ThreadsRecord"),
 }
 
 

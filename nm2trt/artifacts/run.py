@@ -97,6 +97,19 @@ class ThreadsRecord(BaseModel):
     """Work of one batch's forward pass, 1e9 floating-point operations, where the choice followed from it."""
 
 
+class SessionRecord(BaseModel):
+    """A stretch of a run, from its start or a resumption on."""
+
+    model_config = _FROZEN
+
+    from_step: int
+    processes: int
+    batch_size: int
+    """Samples per process and micro-batch; all processes together always take as many."""
+    sharded: bool
+    """Whether the weights were sharded over the processes."""
+
+
 class RunDocument(Document):
     """Written by `nm2trt train` when, and only when, the run is complete."""
 
@@ -117,8 +130,15 @@ class RunDocument(Document):
     """What the training ran on."""
     threads: ThreadsRecord | None = None
     """Of the last session, on a CPU; None on a GPU and in older run.json files."""
+    sessions: list[SessionRecord] = Field(default_factory=list)
+    """In order; more than one where the run was resumed. Empty in older run.json files."""
     files: dict[str, FileRecord]
     host: HostRecord
+
+    @property
+    def repeats_to_the_byte(self) -> bool:
+        """Whether all sessions summed in the same order, so that a run left alone would end in the same bytes (CPU)."""
+        return len({(session.processes, session.sharded) for session in self.sessions}) <= 1
 
     def named_code(self) -> dict[str, str | None]:
         """See `Document`."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nm2trt.cli.common import force_option, output_option, threads_option
 from nm2trt.cli.json_output import json_option, print_json
 from nm2trt.errors import Nm2trtError
+
+if TYPE_CHECKING:
+    from nm2trt.training.config import TrainConfig
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -85,13 +88,26 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--seed", metavar="N", help="Default 0.")
 @click.option("--resume", is_flag=True, help="Go on from the state in RUN, to the end it would have come to.")
 @click.option(
-    "--trust", is_flag=True, help="With --resume: import the code that RUN names although it was not started here."
+    "--auto-resume",
+    is_flag=True,
+    help="Start RUN, or go on with it where it is there: for jobs that are restarted (torchrun --max-restarts, SLURM).",
+)
+@click.option(
+    "--trust", is_flag=True, help="When resuming: import the code that RUN names although it was not started here."
 )
 @output_option("RUN", "Folder to make.")
 @force_option
 @json_option
 def command(
-    config: Path | None, output: Path, *, resume: bool, trust: bool, force: bool, as_json: bool, **options: Any
+    config: Path | None,
+    output: Path,
+    *,
+    resume: bool,
+    auto_resume: bool,
+    trust: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Train a network N:M sparse and record how its masks moved (SAD).
 
@@ -112,13 +128,16 @@ def command(
         raise ConfigError(f"--layer {layers['']!r} has no '='", hint="write GLOB=N:M, such as 'layers.2.*=1:4'")
     if resume and (force or config is not None):
         raise ConfigError("--resume takes RUN's own config.toml", hint="leave --config and --force out")
-    from nm2trt.training.config import load_config, resumed_config
-    from nm2trt.training.run import is_first_process, train
+    if auto_resume and (force or resume):
+        raise ConfigError("--auto-resume decides itself whether RUN is started", hint="leave --resume and --force out")
+    from nm2trt.training.processes import is_first_process, process_group_ends
+    from nm2trt.training.run import train
 
     given = _given(layers=layers or None, **options)
-    settings = resumed_config(output, given, trust=trust) if resume else load_config(config, given)
+    resume = resume or (auto_resume and _is_started(output))
+    settings = _settings(config, given, output, resume=resume, auto=auto_resume, trust=trust)
     try:
-        with training_progress(settings.method) as progress:
+        with process_group_ends(), training_progress(settings.method) as progress:
             document = train(settings, output, force=force, resume=resume, progress=progress)
     except KeyboardInterrupt:
         raise _interrupted(output) from None
@@ -131,6 +150,24 @@ def command(
     return 0
 
 
+def _is_started(output: Path) -> bool:
+    from nm2trt.training.config import FILE
+
+    return (output / FILE).is_file()
+
+
+def _settings(
+    config: Path | None, given: dict[str, Any], output: Path, *, resume: bool, auto: bool, trust: bool
+) -> TrainConfig:
+    from nm2trt.training.config import load_config, resumed_config
+
+    if not resume:
+        return load_config(config, given)
+    # With --auto-resume the command line is the one that the run was started with.
+    options = load_config(config, given).model_dump() if auto else given
+    return resumed_config(output, options, trust=trust)
+
+
 def _interrupted(output: Path) -> Nm2trtError:
     """Say what an interruption outside of the steps leaves."""
     from nm2trt.training.interruption import InterruptedRunError
@@ -141,6 +178,16 @@ def _interrupted(output: Path) -> Nm2trtError:
             "interrupted; its last saved state is whole", where=output, hint="go on with --resume"
         )
     return InterruptedRunError("interrupted before anything was saved; nothing was left", where=output)
+
+
+def _sessions_line(document: Any) -> str:
+    """Say how near a resumed run comes to one that was left alone."""
+    if document.repeats_to_the_byte:
+        times = len(document.sessions) - 1
+        count = f"{times} time{'s' if times > 1 else ''}"
+        return f"resumed {count} by as many processes: on a CPU, as if never stopped, to the byte"
+    counts = ", ".join(str(session.processes) for session in document.sessions)
+    return f"trained by {counts} processes in turn: as if never stopped to rounding, not to the byte"
 
 
 def _print(document: Any, output: Path) -> None:
@@ -161,6 +208,8 @@ def _print(document: Any, output: Path) -> None:
         from nm2trt.threads import ThreadChoice
 
         click.echo(f"CPU: {ThreadChoice(**document.threads.model_dump())}")
+    if len(document.sessions) > 1:
+        click.echo(_sessions_line(document))
     if None in (result.test_loss, result.train_loss):
         click.echo("the last epoch's loss is no number; run.json has null there")
     if result.sad is not None:
