@@ -8,7 +8,7 @@ TYPECHECK := build/check
 .PHONY: help demo test check format triton tensorrt-double peers test-gpu gpu a100 clean
 
 help:
-	@echo "make demo    the whole way on bundled data, ends in build/demo/report.html"
+	@echo "make demo    end to end on bundled data, ends in build/demo/report.html"
 	@echo "make test    format, lint, types, import rules, then every test"
 	@echo "make check   only the checks that run no test"
 	@echo "make test-gpu  the tests that need a GPU and TensorRT; packs what they saw into build/gpu-evidence.tar.gz"

@@ -1,50 +1,59 @@
-"""The paper's comparison, small: dense, STE, SR-STE and ASP at several patterns, with the decay swept at 2:4.
+"""The paper's comparison and the methods after it: paired differences over seeds, on two small networks.
 
-    python benchmarks/paper.py [--data fashion-mnist] [--epochs 3] [--seeds 5] [--minutes 120] [--write docs/results.md]
+    python benchmarks/paper.py --minutes 600 --jobs 2            # train what is missing
+    python benchmarks/paper.py --minutes 0 --write docs/results.md
+    python benchmarks/paper.py --from docs/results.json --write docs/results.md
 
-Every run is a folder below build/paper/DATA-MODEL-EPOCHS, so the grid goes on where it was stopped: what has a run.json
-is read, what has a state is resumed; --minutes 0 only reads. All methods have the same epochs, schedule, seeds and data
-order. Prints Markdown; --write puts it into a file, and its pictures beside it in images/.
+Every finished run is a small JSON below --folder that is never computed again; a run that was interrupted goes on from
+its last epoch. The processes run at low priority with a thread each. Without --epochs, the first runs are timed and the
+schedule chosen so that all seeds fit into --minutes (4 to 12 epochs). --write makes the page,
+and results.json with all cells beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
-from paper_grid import Grid
-from paper_page import draw_flips_over_steps, draw_gap_and_sweep, markdown
-
-from nm2trt.artifacts.files import write_atomic
-
-PICTURES = ("paper-accuracy.png", "paper-sad.png")
+from paper_grid import NETWORKS, Grid
+from paper_runs import say, train_grid
 
 
-def main() -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--model", default="resnet8")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--networks", default="fashion-mnist,cmudict", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--minutes", type=float, default=120, help="0 trains nothing")
+    parser.add_argument("--budget-s", type=float, help="the same in seconds")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes")
     parser.add_argument("--folder", type=Path, default=Path("build/paper"))
+    parser.add_argument("--from", type=Path, dest="source", help="a results.json in place of --folder")
     parser.add_argument("--write", type=Path)
-    arguments = parser.parse_args()
-    grid = Grid(arguments.data, arguments.model, arguments.epochs, arguments.seeds, arguments.folder)
-    if arguments.minutes > 0:
-        grid.train(arguments.minutes)
-    options = f"--data {grid.data} --model {grid.model} --epochs {grid.epochs} --seeds {grid.seeds}"
-    command = f"python benchmarks/paper.py {options}"
-    if arguments.write:
-        images = arguments.write.parent / "images"
-        draw_gap_and_sweep(grid, images / PICTURES[0])
-        draw_flips_over_steps(grid, images / PICTURES[1])
-        command += f" --write {arguments.write}"
-    text = "\n".join(markdown(grid, command, PICTURES if arguments.write else None)) + "\n"
-    if arguments.write:
-        write_atomic(arguments.write, text)
-    print(text)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    networks = [NETWORKS[name] for name in options.networks.split(",")]
+    grid = Grid(options.folder)
+    failed: list[str] = []
+    budget_s = 60 * options.minutes if options.budget_s is None else options.budget_s
+    if budget_s > 0 and options.source is None:
+        failed = train_grid(
+            grid, networks, seeds=options.seeds, epochs=options.epochs, workers=options.jobs, budget_s=budget_s
+        )
+        say(f"{len(grid.results())} cells in {options.folder}")
+    if options.write:
+        from paper_page import write_page
+
+        write_page(options.write, options.folder if options.source is None else options.source)
+    for line in failed:
+        say(f"failed: {line}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

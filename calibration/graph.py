@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from nm2trt.errors import InputError
 from nm2trt.layers.onnx_reader import open_graph, weight_use
-from nm2trt.onnx_tools import name_nodes, raise_opset
 from nm2trt.onnx_tools.constants import Constant, one_line, resolve
+from nm2trt.onnx_tools.node_names import name_nodes
+from nm2trt.onnx_tools.opset import raise_opset
 
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
 QUANTISED_OPS = (

@@ -1,4 +1,4 @@
-"""Errors that a user can hint. Anything else that escapes is a bug of ours and keeps its traceback.
+"""Errors that a user can fix. Anything else that escapes is an internal error and keeps its traceback.
 
 The exit codes are those of the command line: 0 good, 1 bad verdict, 2 usage, 3 input, 4 machine, 70 bug.
 """
@@ -45,6 +45,6 @@ class InputError(Nm2trtError):
 
 
 class MachineError(Nm2trtError):
-    """The machine lacks something: TensorRT, a GPU, an extra, disk space (exit code 4)."""
+    """Missing dependency or hardware: TensorRT, a GPU, an extra, disk space (exit code 4)."""
 
     exit_code = EXIT_MACHINE

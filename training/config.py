@@ -15,8 +15,8 @@ from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
+from nm2trt.training.methods import PAPER_DECAY, Method
 from nm2trt.training.recipes import RECIPES, Recipe
-from nm2trt.training.sparsifier import PAPER_DECAY
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,12 +49,14 @@ class TrainConfig(BaseModel):
     model: str = "resnet8"
     init: Path | None = None
     """Weights to start from: safetensors, a torch file, or a run folder; None draws them from the seed."""
-    method: Literal["dense", "ste", "sr-ste", "asp"] = "sr-ste"
+    method: Method = "sr-ste"
     """`asp` trains dense, prunes once by magnitude, and goes on with the mask held."""
     pattern: str = "2:4"
     """N kept of every M along the reduction axis. With "dense" it is only recorded (SAD)."""
     decay: float = Field(default=PAPER_DECAY, ge=0)
     """lambda of SR-STE; the paper's 2e-4."""
+    decay_warmup: float = Field(default=0, ge=0, le=1)
+    """Of sr-ste: share of all steps in which lambda grows from 0 to `decay`."""
     refresh_every: int = Field(default=1, ge=1)
     """Optimizer steps between new masks."""
     freeze_epochs: int = Field(default=0, ge=0)
@@ -131,6 +133,10 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"freeze_epochs = {self.freeze_epochs} leaves nothing of {self.epochs} epochs to move masks"
             )
+        if self.decay_warmup and self.method != "sr-ste":
+            raise ValueError(f"decay_warmup goes with method sr-ste, not {self.method}")
+        if self.method == "s-ste" and self.refresh_every != 1:
+            raise ValueError("s-ste finds new masks in every step, so refresh_every is 1")
         if self.method != "asp":
             if self.dense_epochs is not None:
                 raise ValueError(f"dense_epochs goes with method asp, not {self.method}")

@@ -48,6 +48,12 @@ class SparseLayer:
     """uint8: bit 0 the mask now, bit 1 at the previous SAD record, bit 2 at the start."""
     flips: torch.Tensor
     """int64 scalar on the weight's device, so that counting never waits for the device."""
+    is_whole: bool = False
+    """Whether the residual holds all of W, as the soft threshold of S-STE needs."""
+    factor: float = 0.0
+    """What the parameter holds of pruned weights; 0 but while a decaying mask fades."""
+    beta: torch.Tensor | None = None
+    """Scale of S-STE, from its first step on."""
     snapshot: Snapshot = field(default_factory=Snapshot)
     """Of the weight as the last step left it."""
     is_open: bool = False
@@ -94,6 +100,9 @@ class SparseLayer:
             residual=None if self.residual is None else self.residual.clone(),
             bits=self.bits.clone(),
             flips=self.flips.clone(),
+            is_whole=self.is_whole,
+            factor=self.factor,
+            beta=None if self.beta is None else self.beta.clone(),
             rewritten=self.rewritten,
         )
 
@@ -124,14 +133,25 @@ class SparseLayer:
         """W = W~ + R of the local part, copied."""
         weight = self.weight().clone()
         if self.residual is not None and not self.is_open:
-            weight += self.residual
+            self._open(weight)
         return weight
+
+    def _open(self, weight: torch.Tensor) -> None:
+        """Make W of what the parameter holds, in place."""
+        if self.residual is None:
+            return
+        if self.is_whole:
+            weight.copy_(self.residual)
+        elif self.factor:
+            torch.where(self.mask(), weight, self.residual, out=weight)
+        else:
+            weight.add_(self.residual)
 
     def restore(self) -> None:
         """Before a step: weight += R."""
         if self.residual is None or self.is_open:
             return
-        self.weight().add_(self.residual)
+        self._open(self.weight())
         self.is_open = True
 
     def alter_gradient(self, decay: float, scale: torch.Tensor | None) -> None:
@@ -284,7 +304,7 @@ _USERS_OF_ONE = _users(torch.zeros(1))
 def restore_all(layers: Sequence[SparseLayer]) -> None:
     """`SparseLayer.restore` of all layers; on a GPU by torch's multi-tensor kernels, a few launches for any number."""
     grown = [layer for layer in layers if layer.residual is not None and not layer.is_open]
-    if not _all_on_gpu(grown):
+    if not _all_on_gpu(grown) or any(layer.is_whole or layer.factor for layer in grown):
         for layer in grown:
             layer.restore()
         return

@@ -92,7 +92,7 @@ class LiveSelection:
                 entry.candidate.parameter,
                 entry.candidate.axis,
                 entry.pattern,
-                with_residual=self._weights.method in ("ste", "sr-ste"),
+                with_residual=self._weights.rule.keeps_residual,
             )
             for entry in entries
             if entry.pattern is not None and entry.candidate.axis is not None
@@ -198,6 +198,8 @@ class LiveSelection:
             reason, pattern = f"recorded as {pattern}, not imposed", None
         elif entry.candidate.name in self.misused:
             reason, pattern = self.misused[entry.candidate.name], None
+        elif pattern is not None and self._weights.imposes and not self._weights.conforms:
+            reason, pattern = f"pruned weights still fade, {pattern} after that", None
         elif pattern is not None and not self._weights.imposes:
             reason, pattern = f"dense for {self._weights.dense_steps} steps, then {pattern}", None
         return LayerReport(

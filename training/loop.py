@@ -28,10 +28,11 @@ from nm2trt.training.history import History, Session
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
 from nm2trt.training.loss_record import EpochLosses
 from nm2trt.training.matmul_precision import matmul_precision
+from nm2trt.training.methods import Method
 from nm2trt.training.optimizer import make_optimizer
 from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
-from nm2trt.training.sparsifier import Method, Sparsifier, sparsify
+from nm2trt.training.sparsifier import Sparsifier, sparsify
 from nm2trt.training.state import Parts, Position, position_of, restore, save_state
 from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
 
@@ -128,9 +129,9 @@ class Trainer:
         self._optimizer, self._train, self._test = self._accelerator.prepare(self._bare, train, test)
         check_saveable(self._accelerator.unwrap_model(self._model).state_dict(), f"model {config.model}")
         self._prune_after = config.phases()[0] if config.method == "asp" else None
-        self._sparsifier = self._sparsify("dense" if self._prune_after else config.method)
         per_epoch = math.ceil(len(self._train) / config.accumulation)
         self._steps_per_epoch, self._steps = per_epoch, per_epoch * config.epochs
+        self._sparsifier = self._sparsify("dense" if self._prune_after else config.method)
         warmup = round(config.warmup_epochs * per_epoch)
         cycles = [epochs * per_epoch for epochs in config.phases()]
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -153,6 +154,8 @@ class Trainer:
             layers=config.layers,
             exclude=config.exclude,
             refresh_every=config.refresh_every,
+            total_steps=self._steps,
+            decay_warmup=config.decay_warmup,
             example_inputs=example_BX,
         )
 

@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 from nm2trt.errors import ConfigError
 from nm2trt.training.attachment import ModelLinks, attach
 from nm2trt.training.layer_state import SparseLayer, alter_gradients, restore_all, split_all, zero_pruned
+from nm2trt.training.methods import MethodRule
 from nm2trt.training.outside_writes import Write, classify, find_writes, follow_writes, take_weights
 from nm2trt.training.shards import align_gradient
 from nm2trt.training.snapshot import take_snapshots
+from nm2trt.training.soft_projection import harden, soften
 
 _NO_BACKWARD = -1
 _STEPS_BETWEEN_GPU_CHECKS = 100
@@ -25,28 +27,20 @@ class MaskedWeights:
 
     Args:
         model: The network, without its wrappers.
-        method: A `Method`.
-        decay: lambda.
-        refresh_every: Steps between new masks.
-        dense_steps: Steps before masks are imposed.
+        rule: The method and its schedule.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        method: str,
-        decay: float,
-        refresh_every: int,
-        dense_steps: int,
+        rule: MethodRule,
     ) -> None:
         self.model = model
-        self.method = method
-        self.decay = decay
-        self.refresh_every = refresh_every
-        self.dense_steps = dense_steps
+        self.rule = rule
+        self.method, self.dense_steps = rule.method, rule.dense_steps
         self.steps = 0
-        self.frozen = method == "asp"
+        self.frozen = rule.method == "asp"
         self.layers: list[SparseLayer] = []
         self.is_open = False
         self._dense_section = False
@@ -65,6 +59,27 @@ class MaskedWeights:
         """Whether the weights are N:M now, rather than only watched."""
         return self.method != "dense" and self.steps >= self.dense_steps
 
+    @property
+    def conforms(self) -> bool:
+        """Whether the parameters are N:M now: masks are imposed, and hard."""
+        return self.imposes and (self.frozen or not self.rule.pruned_factor(self.steps))
+
+    def freeze(self) -> None:
+        """Hold the masks; pruned weights are zero from here on."""
+        if self.frozen:
+            return
+        layers = self.layers
+        if self.imposes and not self.is_detached:
+            self.follow(is_step=False)
+            with torch.no_grad():
+                harden(layers)
+            self.remember(layers)
+        self.frozen = True
+
+    def _soften(self, layers: Sequence[SparseLayer]) -> None:
+        if self.imposes and not self.frozen:
+            soften(layers, self.method, self.rule.pruned_factor(self.steps))
+
     def add(self, layers: Iterable[tuple[SparseLayer, nn.Module]], *, split: bool = True) -> None:
         """Take dense weights in, each with the module that owns it; those of a copy are split already."""
         new = []
@@ -78,6 +93,7 @@ class MaskedWeights:
             return
         with torch.no_grad():
             split_all(new, impose=self.imposes, hold=False, count=False)
+            self._soften(new)
             for layer in new:
                 layer.begin()
         self.remember(new)
@@ -102,10 +118,7 @@ class MaskedWeights:
         """The same settings and position for a copy of the model; without layers."""
         copied = MaskedWeights(
             model,
-            method=self.method,
-            decay=self.decay,
-            refresh_every=self.refresh_every,
-            dense_steps=self.dense_steps,
+            rule=self.rule,
         )
         copied.steps, copied.frozen = self.steps, self.frozen
         return copied
@@ -119,11 +132,17 @@ class MaskedWeights:
         """
         before, imposed = (self.steps, self.frozen), self.imposes
         self.steps, self.frozen = steps, frozen
+        shapes = [(layer.is_whole, layer.factor) for layer in self.layers]
+        for layer in self.layers:
+            layer.is_whole = self.method == "s-ste" and self.imposes and not frozen
+            layer.factor = self.rule.pruned_factor(steps) if self.imposes and not frozen else 0.0
         try:
             if self.imposes:
                 check()
         except ConfigError:
             self.steps, self.frozen = before
+            for layer, shape in zip(self.layers, shapes, strict=True):
+                layer.is_whole, layer.factor = shape
             raise
         if imposed and not self.imposes:
             restore_all(self.layers)
@@ -154,7 +173,7 @@ class MaskedWeights:
             return
         wait = not is_step or self.steps % _STEPS_BETWEEN_GPU_CHECKS == 0
         if found := find_writes(self.layers, wait=wait):
-            follow_writes(found, loaded=False, is_step=is_step, held=self.frozen, steps=self.steps)
+            follow_writes(found, loaded=False, is_step=is_step, held=self.frozen, steps=self.steps, soften=self._soften)
 
     def follow_model(self) -> None:
         """Let the layers follow modules and parameters that were replaced.
@@ -176,7 +195,9 @@ class MaskedWeights:
         if not self.imposes:
             return
         if layer.snapshot.has_changed(layer.parameter, wait=True):
-            follow_writes([classify(layer)], loaded=True, is_step=False, held=self.frozen, steps=self.steps)
+            follow_writes(
+                [classify(layer)], loaded=True, is_step=False, held=self.frozen, steps=self.steps, soften=self._soften
+            )
 
     @torch.no_grad()
     def take(self) -> None:
@@ -185,6 +206,7 @@ class MaskedWeights:
             for layer in self.layers:
                 if classify(layer).write is not Write.SAME:
                     take_weights([layer], begin=self.steps == 0)
+                    self._soften([layer])
                 layer.rewritten = layer.aside = None
         self.remember(self.layers)
 
@@ -208,7 +230,9 @@ class MaskedWeights:
             restore_all(self.layers)
         except BaseException:
             self.is_open = False
-            split_all([layer for layer in self.layers if layer.is_open], impose=True, hold=True, count=False)
+            opened = [layer for layer in self.layers if layer.is_open]
+            split_all(opened, impose=True, hold=True, count=False)
+            self._soften(opened)
             raise
 
     def close_weights(self, *, stepped: bool) -> None:
@@ -222,7 +246,8 @@ class MaskedWeights:
         elif self.frozen:
             self._close_held(dense_section)
         else:
-            split_all(self.layers, impose=True, hold=self.steps % self.refresh_every != 0)
+            split_all(self.layers, impose=True, hold=self.steps % self.rule.refresh_every != 0)
+        self._soften(self.layers)
         if self.imposes:
             self.remember(self.layers)
         if stepped:
@@ -250,7 +275,7 @@ class MaskedWeights:
         scale = getattr(optimizer, "grad_scale", None)
         for maximize in (False, True):
             # An optimizer that maximizes negates what it is given.
-            decay = -self.decay if maximize else self.decay
+            decay = self.rule.decay_at(self.steps) * (-1 if maximize else 1)
             alter_gradients([layer for layer, negated in mine if negated is maximize], decay, scale)
 
     def restore_gradients(self, optimizer: torch.optim.Optimizer) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,8 @@ def classify(layer: SparseLayer) -> Found:
         return Found(layer, Write.SAME)
     if layer.aside is not None and _is_back(layer.aside, layer.parameter, weight):
         return Found(layer, Write.RETURNED)
+    if layer.factor and samples is not None and _equal(*samples):
+        return Found(layer, Write.SAME)
     stray = (weight != 0) & ~layer.mask()
     strays = int(stray.count_nonzero())
     if samples is not None and not strays:
@@ -181,7 +183,15 @@ def _is_alteration(then: torch.Tensor, now: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def follow_writes(found: Sequence[Found], *, loaded: bool, is_step: bool, held: bool, steps: int) -> None:
+def follow_writes(
+    found: Sequence[Found],
+    *,
+    loaded: bool,
+    is_step: bool,
+    held: bool,
+    steps: int,
+    soften: Callable[[Sequence[SparseLayer]], None],
+) -> None:
     """Let the residuals follow what was written.
 
     Args:
@@ -190,6 +200,7 @@ def follow_writes(found: Sequence[Found], *, loaded: bool, is_step: bool, held: 
         is_step: A step begins; otherwise somebody reads the sparsifier.
         held: The masks are held, so that what the parameters hold is all that trains.
         steps: Steps seen so far. Before the first one, new weights also begin the record of masks anew.
+        soften: Makes of a split what the method has the parameter hold.
 
     Raises:
         ConfigError: What was written cannot be reconciled; names the layers.
@@ -204,13 +215,14 @@ def follow_writes(found: Sequence[Found], *, loaded: bool, is_step: bool, held: 
         if entry.write is Write.RETURNED:
             entry.layer.take_back()
     same = [entry.layer for entry in found if entry.write is Write.SAME]
-    zero_pruned(same)
+    zero_pruned([layer for layer in same if not layer.factor])
     for entry in found:
         if entry.write is Write.SCALED and not loaded and entry.layer.residual is not None:
             entry.layer.weight()
             entry.layer.residual.mul_(entry.factor)
     taken = [entry.layer for entry in found if entry.write in new]
     take_weights(taken, begin=steps == 0)
+    soften(taken)
     take_snapshots([(entry.layer.snapshot, entry.layer.parameter) for entry in found])
     for entry in found:
         if entry.write in new:
@@ -230,7 +242,7 @@ def take_weights(layers: Sequence[SparseLayer], *, begin: bool) -> None:
         layer.set_aside()
         if begin:
             # Before the first step there is nothing to go back to that is worth its memory.
-            layer.aside = None
+            layer.aside = layer.beta = None
     split_all(layers, impose=True, hold=False, count=False)
     if begin:
         for layer in layers:

@@ -72,10 +72,10 @@ def check_parts(parts: Sequence[tuple[SparseLayer, Mapping[str, torch.Tensor]]])
     for layer, saved in parts:
         weight = layer.weight()
         pruned = (saved["bits"].to(weight.device) & 1) == 0
-        both = int(((weight != 0) & pruned).count_nonzero())
+        both = 0 if layer.factor else int(((weight != 0) & pruned).count_nonzero())
         residual = saved.get("residual")
         if residual is not None:
-            both += int(((residual.to(weight.device) != 0) & ~pruned).count_nonzero())
+            both += 0 if layer.is_whole else int(((residual.to(weight.device) != 0) & ~pruned).count_nonzero())
         if both:
             raise ConfigError(
                 f"{both} of {weight.numel()} weights are kept in the model and pruned in the saved state, so they are "

@@ -16,10 +16,9 @@ docs/weights.md.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,15 +38,12 @@ from nm2trt.training.dense_state import dense_state_dict, dense_weight
 from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.live_selection import LayerReport, LiveSelection
 from nm2trt.training.masked_weights import MaskedWeights
+from nm2trt.training.methods import PAPER_DECAY, Method, MethodRule, check_rule, warn_of_adam
 from nm2trt.training.sad import LayerSad, Sad
 from nm2trt.training.saved_layers import check_parts, check_saved, own_parts
 from nm2trt.training.selection_rule import SelectionRule
 from nm2trt.training.shards import as_sharded, check_shards, count_as_sharded, sum_over_shards
 from nm2trt.training.step_hooks import StepHooks
-
-Method = Literal["dense", "ste", "sr-ste", "asp"]
-METHODS: tuple[str, ...] = get_args(Method)
-PAPER_DECAY = 2e-4
 
 
 def sparsify(
@@ -62,6 +58,8 @@ def sparsify(
     axes: Mapping[str, int] | None = None,
     refresh_every: int = 1,
     dense_steps: int = 0,
+    total_steps: int | None = None,
+    decay_warmup: float = 0.0,
     example_inputs: Any = None,
 ) -> Sparsifier:
     """Make a network N:M sparse from now on, in any training loop.
@@ -74,6 +72,7 @@ def sparsify(
             Lookahead, SAM).
         pattern: N kept of every M consecutive weights along the reduction axis.
         method: "sr-ste"; "ste" (no decay); "asp" (masks of the current magnitudes, held from the start);
+            "s-ste" (kept weights are soft-thresholded); "decaying-mask" (pruned weights fade in 3/4 of all steps);
             "dense" (imposes nothing, records the SAD that magnitude masks would have).
         decay: lambda of SR-STE, 2e-4 in the paper; pruned weights shrink by it.
         layers: Glob on module names -> pattern of these layers.
@@ -82,6 +81,8 @@ def sparsify(
             one parameter of [E, N, K].
         refresh_every: Optimizer steps between new masks; in between, the last one is held.
         dense_steps: Optimizer steps before the first masks are imposed; until then the network trains dense.
+        total_steps: Optimizer steps of the whole training, for "decaying-mask" and `decay_warmup`.
+        decay_warmup: Share of all steps in which lambda grows from 0 to `decay`.
         example_inputs: A batch (a tensor, a tuple of positional or a dict of keyword arguments) that the network is run
             on once, to see how each weight is used. Without it the first forward pass of training is watched.
 
@@ -93,9 +94,16 @@ def sparsify(
             not own a layer's weight or whose steps cannot be seen.
     """
     check_objects(model, optimizer)
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}", where="method", hint=f"choose from {', '.join(METHODS)}")
-    decay = check_number(decay, "decay", "2e-4")
+    settings = check_rule(
+        MethodRule(
+            method=method,
+            decay=check_number(decay, "decay", "2e-4") * (method == "sr-ste"),
+            refresh_every=check_count(refresh_every, "refresh_every", 1),
+            dense_steps=check_count(dense_steps, "dense_steps", 0),
+            total_steps=None if total_steps is None else check_count(total_steps, "total_steps", 1),
+            decay_warmup=decay_warmup,
+        )
+    )
     rule = SelectionRule(
         check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
     )
@@ -108,10 +116,7 @@ def sparsify(
         raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", hint="use a smaller M")
     weights = MaskedWeights(
         network,
-        method=method,
-        decay=decay if method == "sr-ste" else 0.0,
-        refresh_every=check_count(refresh_every, "refresh_every", 1),
-        dense_steps=check_count(dense_steps, "dense_steps", 0),
+        rule=settings,
     )
     hooks = StepHooks(optimizer, weights)
     selection = LiveSelection(rule, selected, weights, hooks)
@@ -123,12 +128,7 @@ def sparsify(
         raise
     if example_inputs is None and not hasattr(model, "_orig_mod"):
         selection.watch_uses()
-    if method in ("ste", "sr-ste") and "adam" in type(optimizer).__name__.lower():
-        warnings.warn(
-            f"{method} under {type(optimizer).__name__}: STEP (Lu et al., ICML 2023) finds that masks which still move "
-            "spoil Adam's second moments; compare with SGD, or freeze() the masks early",
-            stacklevel=2,
-        )
+    warn_of_adam(method, optimizer)
     return sparsifier
 
 
@@ -164,12 +164,12 @@ class Sparsifier:
     @property
     def decay(self) -> float:
         """lambda; 0 for methods without it."""
-        return self._weights.decay
+        return self._weights.rule.decay
 
     @property
     def refresh_every(self) -> int:
         """Optimizer steps between new masks."""
-        return self._weights.refresh_every
+        return self._weights.rule.refresh_every
 
     @property
     def _layers(self) -> list[SparseLayer]:
@@ -189,7 +189,7 @@ class Sparsifier:
         return {layer.name: as_sharded(layer.mask(), layer.parameter) for layer in self._layers}
 
     def residuals(self) -> dict[str, torch.Tensor]:
-        """R per parameter name: the pruned weights' values. Empty for "dense" and "asp".
+        """R per parameter name: the pruned weights' values, with "s-ste" all of W. Empty for "dense" and "asp".
 
         A DTensor with the parameter's placements where the parameter is one.
         """
@@ -224,7 +224,7 @@ class Sparsifier:
         """(pattern, reduction axis) per parameter name of what `patterns` gives."""
         layers = self._layers
         misused = self._selection.misused
-        if not self._weights.imposes:
+        if not self._weights.conforms:
             return {}
         return {layer.name: (layer.pattern, layer.axis) for layer in layers if layer.name not in misused}
 
@@ -251,7 +251,7 @@ class Sparsifier:
 
         With "dense", which imposes no masks, the record goes on.
         """
-        self._weights.frozen = True
+        self._weights.freeze()
 
     def unfreeze(self) -> None:
         """Let the masks move again, and pruned weights grow from the values that `freeze` left them with.
@@ -261,6 +261,8 @@ class Sparsifier:
         """
         if self.method == "asp":
             raise ConfigError("asp holds its masks from the start", where="method", hint='use method="ste"')
+        if self.method == "s-ste":
+            raise ConfigError("s-ste has given up its dense weights", where="method", hint='use method="sr-ste"')
         self._weights.frozen = False
 
     @contextmanager
@@ -333,6 +335,7 @@ class Sparsifier:
                     "residual": None if layer.residual is None else as_sharded(layer.residual, layer.parameter),
                     "bits": as_sharded(layer.bits, layer.parameter),
                     "flips": count_as_sharded(layer.flips, layer.parameter),
+                    **({} if layer.beta is None else {"beta": layer.beta}),
                 }
                 for layer in layers
             },
@@ -358,6 +361,7 @@ class Sparsifier:
         for layer, saved in parts:
             layer.bits.copy_(saved["bits"])
             layer.flips.copy_(saved["flips"])
+            layer.beta = state["layers"][layer.name].get("beta")
             if layer.residual is not None:
                 layer.residual.copy_(saved["residual"])
         self._weights.remember(layers)

@@ -100,7 +100,7 @@ _HOMES = {
     "files": ("FileRecord", "file_records", "sha256_of", "staged_folder", "write_atomic"),
     "host": ("HostRecord", "host_record"),
     "layer_evidence": ("LayerEvidence",),
-    "plan_trust": ("check_plan", "this_platform"),
+    "engine_trust": ("check_plan", "this_platform"),
     "report": (
         "VariantRecord",
         "BatchRecord",

@@ -1,4 +1,4 @@
-"""demo.json: the whole way, summed up. Written by `nm2trt demo` beside every stage's own folder."""
+"""demo.json: the end-to-end run, summed up. Written by `nm2trt demo` beside every stage's own folder."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Go the whole way on bundled data: train, verify, export, compile, profile, report.
+    """Go end to end on bundled data: train, verify, export, compile, profile, report.
 
     Trains dense and SR-STE networks from the same seeds, checks and exports them, compiles engines where
     TensorRT or TensorRT-RTX is installed, times dense against sparse, and writes DIR/report.html.

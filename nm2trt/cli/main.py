@@ -24,7 +24,7 @@ COMMANDS = (
     "inspect",
     "refit",
     "estimate",
-    "plan",
+    "recommend",
     "profile",
     "compare",
     "package",
@@ -35,6 +35,9 @@ COMMANDS = (
     "doctor",
 )
 """In the order a network passes through them; each lives in nm2trt/cli/NAME.py as `command`."""
+
+_FORMER_NAMES = {"plan": "recommend"}
+"""Spellings that scripts may hold; a plan is TensorRT's word for an engine file."""
 
 _INTERRUPTED = 130
 _PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -48,6 +51,9 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name in _FORMER_NAMES:
+            click.echo(f"nm2trt {cmd_name} is called nm2trt {_FORMER_NAMES[cmd_name]} now", err=True)
+            cmd_name = _FORMER_NAMES[cmd_name]
         if cmd_name not in COMMANDS:
             return None
         module = cmd_name.replace("-", "_")
@@ -67,8 +73,8 @@ def cli() -> None:
     then open the report that it names. `nm2trt doctor` tells what this machine can do.
 
     \b
-    Exit codes: 0 good, 1 the verdict is bad, 2 wrong usage, 3 unusable input,
-    4 the machine lacks something, 70 a bug of ours.
+    Exit codes: 0 good, 1 the check failed, 2 wrong usage, 3 unusable input,
+    4 missing dependency or hardware, 70 internal error.
     """
 
 
@@ -147,4 +153,4 @@ def _say(line: str, exit_code: int) -> int:
 
 def _bug() -> int:
     traceback.print_exc()
-    return _say("this is a bug of ours; please report the lines above", EXIT_BUG)
+    return _say("internal error; please report the lines above", EXIT_BUG)

@@ -1,4 +1,4 @@
-"""`nm2trt plan`."""
+"""`nm2trt recommend`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_STEPS = 24
 _LEFT = ("made sparse next",)
 
 
-@click.command(name="plan")
+@click.command(name="recommend")
 @network_options
 @click.option("--target", type=float, metavar="X", help="Speed-up to reach, such as 1.1; else 95 % of what there is.")
 @click.option(

@@ -51,7 +51,7 @@ def _given(**options: Any) -> dict[str, Any]:
     metavar="CHECKPOINT",
     help="Weights to start from: safetensors, a torch state dict, or a run folder.",
 )
-@click.option("--method", metavar="NAME", help="sr-ste (default), ste, asp or dense.")
+@click.option("--method", metavar="NAME", help="sr-ste (default), ste, s-ste, decaying-mask, asp or dense.")
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that stay dense.")
@@ -59,6 +59,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--freeze-epochs", metavar="N", help="Hold the masks in the last N epochs; default 0.")
 @click.option("--dense-epochs", metavar="N", help="With asp: epochs before pruning; default half of them.")
 @click.option("--decay", metavar="X", help="lambda of SR-STE; default 2e-4, the paper's.")
+@click.option("--decay-warmup", metavar="X", help="Share of all steps in which lambda grows from 0; default 0.")
 @click.option("--epochs", metavar="N", help="Default 30.")
 @click.option("--batch-size", metavar="N", help="Samples per process and micro-batch; default 64.")
 @click.option("--accumulation", metavar="N", help="Micro-batches per optimizer step; default 1.")

@@ -21,8 +21,8 @@ from nm2trt.export.reference import OnnxReference, Reference, TorchReference
 from nm2trt.export.source import ExportSource
 from nm2trt.export.torch_graph import BATCH, silenced
 from nm2trt.layers import PATTERNS_KEY
-from nm2trt.onnx_tools import name_nodes
 from nm2trt.onnx_tools.convert_precision import Conversion, IoDtype, Precision, convert
+from nm2trt.onnx_tools.node_names import name_nodes
 from nm2trt.onnx_tools.writing import write_onnx
 from nm2trt.ort.index_limits import index_limits
 

@@ -1,8 +1,4 @@
-"""Edits of ONNX graphs that several stages need: names for nameless nodes, a newer opset with the same meaning."""
+"""ONNX files: reading, shapes, constants, precision and writing.
 
-from __future__ import annotations
-
-from nm2trt.onnx_tools.node_names import name_nodes
-from nm2trt.onnx_tools.opset import raise_opset
-
-__all__ = ["name_nodes", "raise_opset"]
+Imports nothing: onnx-ir takes longer to load than most checkpoints take to check.
+"""

@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from nm2trt.onnx_tools import name_nodes, raise_opset
+from nm2trt.onnx_tools.node_names import name_nodes
+from nm2trt.onnx_tools.opset import raise_opset
 
 node = helper.make_node
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 7)).astype(np.float32)
