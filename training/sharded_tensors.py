@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from nm2trt.errors import InputError
@@ -43,7 +44,8 @@ def split_tensors(tree: Any, prefix: str) -> tuple[Any, dict[str, torch.Tensor]]
         entries = enumerate(tree)
     else:
         return tree, {}
-    plain, tensors = {}, {}
+    plain: dict[Any, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key, value in entries:
         plain[key], found = split_tensors(value, f"{prefix}/{key}")
         tensors |= found
@@ -64,7 +66,7 @@ def join_tensors(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 def save_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors below an empty folder; every process calls this with its parts, as DTensors or whole copies."""
     with _quiet():
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def load_shards(folder: Path, prototype: Callable[[str], torch.Tensor | None]) -> dict[str, torch.Tensor]:
@@ -85,7 +87,7 @@ def load_shards(folder: Path, prototype: Callable[[str], torch.Tensor | None]) -
             name: _empty(saved[name].size, saved[name].properties.dtype, prototype(name)) for name in sorted(saved)
         }
         with _quiet():
-            dcp.load(targets, storage_reader=reader)
+            load(targets, storage_reader=reader)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise InputError(f"cannot be read: {reason}", where=folder, hint="train again with --force") from error
