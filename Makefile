@@ -21,7 +21,7 @@ help:
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "nm2trt needs Python 3.10 or newer; set PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,rtx]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev,rtx]'
 	touch $@
 
 demo: $(STAMP)
@@ -82,7 +82,7 @@ peers: $(STAMP) build/peers/.installed
 
 # On a GPU machine: everything that it can tell, into build/a100.tar.gz (docs/a100.md).
 a100: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tensorrt,nvml,huggingface]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,tensorrt,nvml,huggingface]'
 	$(BIN)/python benchmarks/a100.py -o build/a100
 
 # On a GPU machine that has only torch: no environment is made and nothing is installed. The package is laid out as a
@@ -96,7 +96,7 @@ gpu:
 	PYTHONPATH=$(abspath $(GPU)/site):$$PYTHONPATH $(PYTHON) benchmarks/gpu.py -o $(GPU) $(GPU_OPTIONS)
 
 test-gpu: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tensorrt,nvml]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev,tensorrt,nvml]'
 	$(BIN)/python tests/gpu_evidence.py build/gpu-evidence.tar.gz
 
 clean:

@@ -46,7 +46,34 @@ def _module(distribution: str, module: str, gives: str, hint: str) -> Finding:
     return Finding(distribution, present=True, detail=f"{version}; {gives}")
 
 
+def _extras() -> list[Finding]:
+    from nm2trt.extras import EXTRAS, install_line, missing_modules
+
+    found = []
+    for extra, modules in EXTRAS.items():
+        missing = missing_modules(extra)
+        detail = f"missing: {', '.join(missing)}" if missing else ", ".join(modules)
+        found.append(Finding(f"extra {extra}", not missing, detail, install_line(extra) if missing else ""))
+    return found
+
+
+def _needs(name: str, module: str) -> Finding | None:
+    """A finding that cannot be made because a module is not installed."""
+    from nm2trt.extras import explain_missing_module
+
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        explained = explain_missing_module(error.name)
+        if explained is None:
+            raise
+        return Finding(name, present=False, detail=f"not known: {explained.what}", hint=explained.hint)
+    return None
+
+
 def _gpu() -> Finding:
+    if (unknown := _needs("GPU", "torch")) is not None:
+        return unknown
     import torch
 
     from nm2trt.tensorrt_api import explain_missing_gpu
@@ -85,6 +112,8 @@ def _tensorrt(flavor: Flavor, gives: str, hint: str) -> Finding:
 
 
 def _torch_sparse() -> Finding:
+    if (unknown := _needs("torch 2:4 kernels", "torch")) is not None:
+        return unknown
     from nm2trt.torch_sparse.backends import describe_state, detect_backends
 
     states = detect_backends()
@@ -103,6 +132,8 @@ def _torch_sparse() -> Finding:
 
 
 def _onnxruntime() -> Finding:
+    if (unknown := _needs("onnxruntime", "onnxruntime")) is not None:
+        return unknown
     import onnxruntime
 
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
@@ -111,7 +142,13 @@ def _onnxruntime() -> Finding:
     )
 
 
+def _digits() -> Finding:
+    return _needs("digits", "sklearn") or Finding("digits", present=True, detail="inside scikit-learn")
+
+
 def _fashion_mnist() -> Finding:
+    if (unknown := _needs("fashion-mnist", "torch")) is not None:
+        return unknown
     from nm2trt.data.fashion_mnist import system_folder
 
     folder = system_folder()
@@ -143,11 +180,11 @@ def _findings() -> list[Finding]:
         Finding("python", present=sys.version_info >= (3, 10), detail=sys.version.split()[0]),
         Finding("processor", present=True, detail=f"{available_cpus()} CPUs"),
         Finding("disk", present=free_gib > 1, detail=f"{free_gib:.0f} GiB free here"),
-        _module("torch", "torch", "trains", "pip install torch"),
+        _module("torch", "torch", "trains", "pip install 'nm2trt[torch]'"),
         _gpu(),
         _torch_sparse(),
         _onnxruntime(),
-        _module("polygraphy", "polygraphy", "builds engines", "pip install polygraphy"),
+        _module("polygraphy", "polygraphy", "builds engines", "pip install 'nm2trt[export]'"),
         _tensorrt(
             "tensorrt",
             "builds and runs engines, shows which kernels were chosen (needs a GPU)",
@@ -160,8 +197,9 @@ def _findings() -> list[Finding]:
         ),
         _triton(),
         _module("tritonclient", "tritonclient", "checks servers", "pip install 'nm2trt[server]'"),
-        Finding("digits", present=True, detail="inside scikit-learn"),
+        _digits(),
         _fashion_mnist(),
+        *_extras(),
     ]
 
 

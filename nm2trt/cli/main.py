@@ -60,6 +60,17 @@ class _Commands(click.Group):
         command: click.Command = importlib.import_module(f"nm2trt.cli.{module}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            from nm2trt.extras import explain_missing_module
+
+            explained = explain_missing_module(error.name, command=ctx.invoked_subcommand)
+            if explained is None:
+                raise
+            raise explained from error
+
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="nm2trt")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nm2trt.errors import InputError
+from nm2trt.extras import explain_missing_module
 from nm2trt.layers.checkpoint import StoredTensor, layers_of, neighbors_of
 from nm2trt.layers.config_json import read_config
 from nm2trt.layers.stream import LayerSource
@@ -89,8 +90,15 @@ def named_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
 
 
 def torch_content(path: Path) -> object:
-    """Load a `torch.save` file on the CPU, mapped into memory where it can be; errors as `open_torch`."""
-    import torch
+    """Load a `torch.save` file on the CPU, mapped into memory where it can be; errors as `open_torch`.
+
+    Raises:
+        MachineError: torch is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise explain_missing_module(error.name, where=path) or error from None
 
     # Only zip archives can be mapped; older files are read whole.
     with path.open("rb") as file:
