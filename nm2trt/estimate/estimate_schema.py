@@ -1,4 +1,4 @@
-"""`nm2trt estimate --json` and `nm2trt plan --json`."""
+"""`nm2trt estimate --json` and `nm2trt recommend --json`."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class PlanStep(BaseModel):
 
 
 class PlanDocument(Document):
-    """Printed by `nm2trt plan --json`."""
+    """Printed by `nm2trt recommend --json`."""
 
     SCHEMA: ClassVar[str] = "nm2trt.plan/1"
 

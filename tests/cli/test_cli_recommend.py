@@ -1,4 +1,4 @@
-"""`nm2trt plan`: the ranking, the lists that train and prune take, and its exit codes."""
+"""`nm2trt recommend`: the ranking, the lists that train and prune take, and its exit codes."""
 
 import json
 import re
@@ -39,7 +39,7 @@ BOARD = ("--gpu", "a100-pcie-80gb", "--batch", 32)
 
 
 def test_the_largest_saving_comes_first(model):
-    result = nm2trt_inline("plan", model, *BOARD, "--target", "1.1")
+    result = nm2trt_inline("recommend", model, *BOARD, "--target", "1.1")
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines() if re.match(r" +\d+ +\d+ ", line)]
     assert rows[0][2] == "body.2"
@@ -48,7 +48,7 @@ def test_the_largest_saving_comes_first(model):
 
 
 def test_the_plan_prunes_what_it_says(model, tmp_path):
-    document = json.loads(nm2trt_inline("plan", model, *BOARD, "--target", "1.1", "--json").stdout)
+    document = json.loads(nm2trt_inline("recommend", model, *BOARD, "--target", "1.1", "--json").stdout)
     assert document["schema"] == "nm2trt.plan/1"
     assert document["sparse"] == ["body.2.weight"]
     assert "body.1.weight" in document["dense"]
@@ -63,7 +63,7 @@ def test_the_plan_prunes_what_it_says(model, tmp_path):
 
 
 def test_the_lines_are_shell_words(model):
-    result = nm2trt_inline("plan", model, *BOARD, "--target", "1.1")
+    result = nm2trt_inline("recommend", model, *BOARD, "--target", "1.1")
     text = result.stdout.replace("\\\n", " ")
     (line,) = [line for line in text.splitlines() if "nm2trt prune" in line]
     assert "--exclude=body.1.weight" in shlex.split(line)
@@ -71,19 +71,21 @@ def test_the_lines_are_shell_words(model):
 
 def test_sensitivity_is_weighed_against_time(model, tmp_path):
     (tmp_path / "s.csv").write_text("layer,cost\nbody.2,1000\nbody.1,1\n")
-    document = json.loads(nm2trt_inline("plan", model, *BOARD, "--sensitivity", tmp_path / "s.csv", "--json").stdout)
+    document = json.loads(
+        nm2trt_inline("recommend", model, *BOARD, "--sensitivity", tmp_path / "s.csv", "--json").stdout
+    )
     assert document["steps"][-1]["added"] == "body.2.weight"
     assert document["steps"][-1]["sensitivity"] == 1000
 
 
 def test_out_of_reach_is_a_bad_verdict(model):
-    result = nm2trt_inline("plan", model, *BOARD, "--target", "1.9")
+    result = nm2trt_inline("recommend", model, *BOARD, "--target", "1.9")
     assert result.returncode == 1
     assert "out of reach" in result.stdout
 
 
 def test_nothing_to_gain_is_a_bad_verdict(model):
-    result = nm2trt_inline("plan", model, *BOARD, "--precision", "fp32")
+    result = nm2trt_inline("recommend", model, *BOARD, "--precision", "fp32")
     assert result.returncode == 1
     assert "nothing here is worth sparsifying" in result.stdout
 
@@ -97,10 +99,10 @@ def test_nothing_to_gain_is_a_bad_verdict(model):
     ],
 )
 def test_mistakes_cost_one_line(arguments, code, fragments, model):
-    assert_one_error_line(nm2trt_inline("plan", model, *BOARD, *arguments), code, *fragments)
+    assert_one_error_line(nm2trt_inline("recommend", model, *BOARD, *arguments), code, *fragments)
 
 
 def test_sensitivities_of_another_network_are_refused(model, tmp_path):
     (tmp_path / "s.json").write_text('{"other": 1}')
-    result = nm2trt_inline("plan", model, *BOARD, "--sensitivity", tmp_path / "s.json")
+    result = nm2trt_inline("recommend", model, *BOARD, "--sensitivity", tmp_path / "s.json")
     assert_one_error_line(result, 2, "none of its 1 names")
