@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nm2trt.cli.verbosity import is_quiet
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nm2trt.artifacts import Document
     from nm2trt.pattern import NMPattern
+
+logger = logging.getLogger(__name__)
 
 _WIDTH_IN_FILES = 120
 
@@ -66,7 +71,7 @@ def say_threads() -> None:
     """Say on stderr how many CPU threads were chosen, and by whom."""
     from nm2trt.threads import choose_threads
 
-    click.echo(f"CPU: {choose_threads()}", err=True)
+    logger.info("CPU: %s", choose_threads())
 
 
 def stdout_console() -> Console:
@@ -78,10 +83,10 @@ def stdout_console() -> Console:
 
 
 def stderr_console() -> Console:
-    """Console for progress and notes."""
+    """Console for progress and notes; says nothing with `-q`."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=is_quiet())
 
 
 def layer_pattern(text: str) -> tuple[str, NMPattern]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -13,31 +14,35 @@ from typing import Any, NoReturn, TextIO, cast
 import click
 
 from nm2trt._version import __version__
+from nm2trt.cli.verbosity import set_verbosity, verbosity_options
 from nm2trt.errors import EXIT_BUG, EXIT_INPUT, EXIT_MACHINE, Nm2trtError
 
-COMMANDS = (
-    "train",
-    "verify",
-    "prune",
-    "calibrate",
-    "export",
-    "inspect",
-    "refit",
-    "estimate",
-    "recommend",
-    "profile",
-    "compare",
-    "package",
-    "serve",
-    "check-server",
-    "benchmark-gpu",
-    "demo",
-    "doctor",
-)
-"""In the order a network passes through them; each lives in nm2trt/cli/NAME.py as `command`."""
+COMMANDS = {
+    "train": "Train a network to an N:M pattern",
+    "verify": "Check every layer of a file against an N:M pattern",
+    "prune": "Prune a trained file once, by magnitude",
+    "calibrate": "Quantize an ONNX file to INT8",
+    "export": "Write ONNX and TensorRT engines",
+    "inspect": "Show each engine layer's sparsity eligibility and kernel",
+    "refit": "Refit engines with new weights",
+    "estimate": "Estimate dense and sparse time of every layer",
+    "recommend": "Recommend layers to sparsify",
+    "profile": "Time a sparse network against a dense one",
+    "compare": "Compare two reports",
+    "package": "Put a build into an inference server's model repository",
+    "serve": "Serve a model repository with Triton",
+    "check-server": "Check that a running server serves a build",
+    "benchmark-gpu": "Measure dense and 2:4 matrix products of this GPU",
+    "demo": "Run every stage on a small network",
+    "doctor": "Report hardware and installed dependencies",
+}
+"""Name -> one line for the list of commands; in the order a network passes through them. Each lives in
+nm2trt/cli/NAME.py as `command`."""
 
-_FORMER_NAMES = {"plan": "recommend"}
-"""Spellings that scripts may hold; a plan is TensorRT's word for an engine file."""
+_RENAMED = {"plan": "recommend"}
+"""Old name -> today's; still accepted, no longer listed."""
+
+logger = logging.getLogger(__name__)
 
 _INTERRUPTED = 130
 _PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -51,13 +56,15 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name in _FORMER_NAMES:
-            click.echo(f"nm2trt {cmd_name} is called nm2trt {_FORMER_NAMES[cmd_name]} now", err=True)
-            cmd_name = _FORMER_NAMES[cmd_name]
-        if cmd_name not in COMMANDS:
+        if cmd_name in _RENAMED:
+            logger.info("nm2trt %s is called nm2trt %s now", cmd_name, _RENAMED[cmd_name])
+        name = _RENAMED.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        module = cmd_name.replace("-", "_")
-        command: click.Command = importlib.import_module(f"nm2trt.cli.{module}").command
+        command: click.Command = importlib.import_module(f"nm2trt.cli.{name.replace('-', '_')}").command
+        command.short_help = COMMANDS[name]
+        if not any(parameter.name == "quiet" for parameter in command.params):
+            command.params.extend(verbosity_options())
         return command
 
     def invoke(self, ctx: click.Context) -> object:
@@ -72,7 +79,11 @@ class _Commands(click.Group):
             raise explained from error
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=_Commands,
+    params=list(verbosity_options()),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="nm2trt")
 def cli() -> None:
     """Take a neural network from N:M sparse training to TensorRT, with proof at every step.
@@ -81,16 +92,17 @@ def cli() -> None:
     train -> verify -> calibrate -> export -> profile -> package
 
     Every stage writes a folder with a manifest; the next stage reads it. New here? Run `nm2trt demo`,
-    then open the report that it names. `nm2trt doctor` tells what this machine can do.
+    then open the report that it names. `nm2trt doctor` reports hardware and dependencies.
 
     \b
-    Exit codes: 0 good, 1 the check failed, 2 wrong usage, 3 unusable input,
+    Exit codes: 0 good, 1 check failed, 2 wrong usage, 3 unusable input,
     4 missing dependency or hardware, 70 internal error.
     """
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; prints at most one error line for what a user can hint."""
+    """Run one command and return its exit code; prints at most one error line for what a user can mend."""
+    set_verbosity()
     try:
         result = cli.main(args=arguments, prog_name="nm2trt", standalone_mode=False)
     except click.exceptions.Exit as stop:

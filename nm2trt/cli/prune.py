@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import layer_pattern, output_option, say_threads, stderr_console, stdout_console, threads_option
+from nm2trt.cli.common import layer_pattern, output_option, say_threads, stdout_console, threads_option
 from nm2trt.cli.json_output import json_option, print_json
-
-if TYPE_CHECKING:
-    pass
+from nm2trt.cli.render.status import show_status
 
 
 @click.command(name="prune")
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
     default=20.0,
     show_default=True,
     metavar="S",
-    help="Work of the search, on a usual core; the same everywhere, since operations are counted.",
+    help="Search budget in reference-CPU seconds; the same everywhere, since operations are counted.",
 )
 @click.option("--force", is_flag=True, help="Replace the output file.")
 @threads_option()
@@ -64,25 +59,19 @@ def command(
             OUT is then not written.
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
-    from nm2trt.pattern import NMPattern
-    from nm2trt.prune import PermuteOptions, Request, prune_path
+    from nm2trt.pipelines.prune import PruneConfig, prune_file
 
-    request = Request(
-        pattern=NMPattern.parse(pattern),
+    config = PruneConfig(
+        pattern=pattern,
         layer_patterns=dict(layer_pattern(text) for text in layers),
         exclude=exclude,
+        permute_s=permute_seconds if permute else None,
+        force=force,
     )
     if permute:
         say_threads()
-    with _watching() as watch:
-        document = prune_path(
-            path,
-            output,
-            request,
-            permute=PermuteOptions(permute_seconds) if permute else None,
-            force=force,
-            watch=watch,
-        )
+    with show_status("opening") as progress:
+        document = prune_file(path, output, config, progress=progress)
     if as_json:
         print_json(document.to_json())
     else:
@@ -90,16 +79,3 @@ def command(
 
         print_document(stdout_console(), document)
     return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
-
-
-@contextmanager
-def _watching() -> Iterator[Callable[[str], None]]:
-    """Show what is being done on a terminal."""
-    console = stderr_console()
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    from nm2trt.cli.render.verify import plain
-
-    with console.status("opening") as status:
-        yield lambda words: status.update(plain(words).replace("[", r"\["))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import layer_pattern, stderr_console
+from nm2trt.cli.common import layer_pattern
 from nm2trt.cli.json_output import json_option, print_json
+from nm2trt.cli.render.status import show_status
 
 if TYPE_CHECKING:
-    from nm2trt.layers import LayerWeight
-    from nm2trt.verify import CheckResult
+    from nm2trt.pipelines.verify import CheckResult
 
 
 @click.command(name="verify")
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     help="Check every layer by it; auto: the strongest that it holds. Default: what the file says, else 2:4.",
 )
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these layers.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Do not judge these layers.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Do not check these layers.")
 @click.option("--require", multiple=True, metavar="GLOB", help="These layers must conform.")
 @click.option("--strict", is_flag=True, help="Every prunable layer must conform, and every weight be checked.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="F", help="Write a JUnit XML file for CI, too.")
@@ -64,38 +61,35 @@ def command(
             may be a weight was not checked; or none conforms.
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
-    from nm2trt.verify import parse_pattern
+    from nm2trt.pipelines.verify import VerifyConfig, draw_sparsity, verify_file
 
+    _check_files(paths, junit, plot)
+    config = VerifyConfig(
+        pattern=pattern,
+        layer_patterns=dict(layer_pattern(text) for text in layers),
+        exclude=exclude,
+        require=require,
+        strict=strict,
+    )
+    with show_status("opening") as progress:
+        results = [verify_file(path, config, progress=progress) for path in paths]
+    if junit is not None:
+        from nm2trt.cli.render.junit import write_junit
+
+        write_junit(results, junit)
+    if plot is not None:
+        draw_sparsity(paths[0], results[0], plot)
+    _print(results, as_json=as_json)
+    return EXIT_OK if all(result.verdict == "pass" for result in results) else EXIT_BAD_VERDICT
+
+
+def _check_files(paths: tuple[Path, ...], junit: Path | None, plot: Path | None) -> None:
     if junit is not None:
         from nm2trt.cli.render.junit import check_target
 
         check_target(junit)
     if plot is not None:
         _check_plot(plot, paths)
-    rules: dict[str, Any] = {
-        "pattern": None if pattern is None else parse_pattern(pattern),
-        "layer_patterns": dict(layer_pattern(text) for text in layers),
-        "exclude": exclude,
-        "require": require,
-        "strict": strict,
-    }
-    with _watching() as watch:
-        documents = [_verify(path, rules, watch) for path in paths]
-    if junit is not None:
-        from nm2trt.artifacts import write_atomic
-        from nm2trt.cli.render.junit import junit_from_documents
-
-        write_atomic(junit, junit_from_documents(documents))
-    if plot is not None:
-        _draw(paths[0], documents[0], plot)
-    _print(documents, as_json=as_json)
-    return EXIT_OK if all(document.verdict == "pass" for document in documents) else EXIT_BAD_VERDICT
-
-
-def _verify(path: Path, rules: dict[str, Any], watch: Callable[[LayerWeight], None] | None) -> CheckResult:
-    from nm2trt.verify import verify_path
-
-    return verify_path(path, watch=watch, **rules)
 
 
 def _check_plot(plot: Path, paths: tuple[Path, ...]) -> None:
@@ -106,53 +100,23 @@ def _check_plot(plot: Path, paths: tuple[Path, ...]) -> None:
         raise ConfigError(f"draws one PATH, not {len(paths)}", where=where, hint="run once for each")
     if plot.suffix.lower() != ".png":
         raise ConfigError("is no .png", where=where, hint="name the file F.png")
-    if plot.is_dir() or not plot.parent.is_dir():
-        raise ConfigError("is no place for a file", where=where, hint="name a file in an existing folder")
+    if plot.is_dir():
+        raise ConfigError("is a folder", where=where, hint="name a file")
+    if not plot.parent.is_dir():
+        raise ConfigError("parent directory does not exist", where=where, hint="name a file in an existing folder")
     if plot.exists():
         with plot.open("rb") as file:
             if file.read(8) != b"\x89PNG\r\n\x1a\n":
                 raise ConfigError("exists and is no PNG", where=where, hint="choose another name")
 
 
-def _draw(path: Path, result: CheckResult, plot: Path) -> None:
-    from nm2trt.cli.render.verify import plain
-    from nm2trt.pattern import NMPattern
-    from nm2trt.report.sparsity import SparsityRow, write_sparsity_png
-    from nm2trt.verify import BAD_VERDICTS, group_histograms
-
-    rows = [
-        SparsityRow(
-            name=plain(layer.name),
-            n=NMPattern.parse(layer.pattern).n,
-            groups=groups.tolist(),
-            verdict=layer.verdict,
-            bad=layer.verdict in BAD_VERDICTS,
-        )
-        for layer, groups in group_histograms(path, result)
-    ]
-    write_sparsity_png(rows, plot, f"{plain(result.source)}: non-zeros per group, layer by layer")
-
-
 def _print(documents: list[CheckResult], *, as_json: bool) -> None:
     if as_json:
-        from nm2trt.verify import json_of
+        from nm2trt.pipelines.verify import results_json
 
-        print_json(json_of(documents))
+        print_json(results_json(documents))
         return
     from nm2trt.cli.render.verify import print_check_result
 
     for document in documents:
         print_check_result(document)
-
-
-@contextmanager
-def _watching() -> Iterator[Callable[[LayerWeight], None] | None]:
-    """Show the layer at hand on a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    console = stderr_console()
-    from nm2trt.cli.render.verify import plain
-
-    with console.status("opening") as status:
-        yield lambda layer: status.update(f"checking {plain(layer.name)}".replace("[", r"\["))

@@ -83,8 +83,8 @@ def test_a_network_that_is_not_pruned_yet(tmp_path):
 
 
 def test_batch_and_precision_of_a_build_folder(tmp_path, monkeypatch):
-    from nm2trt import artifacts
     from nm2trt.artifacts.build import BatchRange
+    from nm2trt.pipelines import estimate
 
     network(tmp_path / "model.onnx")
     (tmp_path / "build.json").write_text("{}")
@@ -96,7 +96,7 @@ def test_batch_and_precision_of_a_build_folder(tmp_path, monkeypatch):
         def read(cls, _folder):
             return cls()
 
-    monkeypatch.setattr(artifacts, "BuildDocument", Built)
+    monkeypatch.setattr(estimate, "BuildDocument", Built)
     document = json.loads(nm2trt_inline("estimate", tmp_path, "--gpu", "a30", "--json").stdout)
     assert document["inputs"] == {"x": [16, 6, 16, 16]}
     assert document["precision"] == "fp16"

@@ -184,8 +184,10 @@ def test_junit(good, tmp_path):
     assert nm2trt("verify", good, "--junit", report).returncode == 0
     before = bad.read_bytes()
     assert_one_error_line(nm2trt("verify", good, "--junit", bad), 2, "no JUnit report")
-    assert_one_error_line(nm2trt("verify", good, "--junit", tmp_path), 2, "no place for a file")
-    assert_one_error_line(nm2trt("verify", good, "--junit", tmp_path / "gone" / "r.xml"), 2, "no place for a file")
+    assert_one_error_line(nm2trt("verify", good, "--junit", tmp_path), 2, "is a folder")
+    assert_one_error_line(
+        nm2trt("verify", good, "--junit", tmp_path / "gone" / "r.xml"), 2, "parent directory does not exist"
+    )
     assert bad.read_bytes() == before
 
 
@@ -199,7 +201,9 @@ def test_plot(good, tmp_path):
     assert nm2trt("verify", good, "--plot", picture, "--json").returncode == 0
     assert_one_error_line(nm2trt("verify", good, good, "--plot", picture), 2, "draws one PATH")
     assert_one_error_line(nm2trt("verify", good, "--plot", good), 2, "no .png")
-    assert_one_error_line(nm2trt("verify", good, "--plot", tmp_path / "gone" / "f.png"), 2, "no place for a file")
+    assert_one_error_line(
+        nm2trt("verify", good, "--plot", tmp_path / "gone" / "f.png"), 2, "parent directory does not exist"
+    )
     (tmp_path / "text.png").write_text("mine")
     assert_one_error_line(nm2trt("verify", good, "--plot", tmp_path / "text.png"), 2, "is no PNG")
     assert (tmp_path / "text.png").read_text() == "mine"

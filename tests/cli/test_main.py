@@ -48,6 +48,48 @@ def test_help_names_every_command_and_the_exit_codes():
     assert "Exit codes" in result.stdout
 
 
+def test_the_list_of_commands_fits_80_columns():
+    env = os.environ | {"COLUMNS": "80"}
+    lines = nm2trt("--help", env=env).stdout.splitlines()
+    listed = lines[lines.index("Commands:") + 1 :]
+    assert listed == [f"  {name:<13}  {words}" for name, words in cli_main.COMMANDS.items()]
+    assert max(map(len, listed)) <= 80
+
+
+def test_the_old_name_of_recommend_works_and_says_the_new_one():
+    result = nm2trt_inline("plan", "nowhere.onnx", "--gpu", "l4")
+    assert "nm2trt plan is called nm2trt recommend now" in result.stderr
+    assert_one_error_line(result, 3, "nowhere.onnx")
+    assert "plan" not in cli_main.COMMANDS
+
+
+def pruned_file(folder):
+    np.savez(folder / "pruned.npz", **{"fc.weight": np.tile(np.float32([0, 0, 1, 2]), (8, 4))})
+    return folder / "pruned.npz"
+
+
+@pytest.mark.parametrize("place", ["group", "command"])
+def test_verbose_logs_details_on_stderr(tmp_path, place):
+    file = pruned_file(tmp_path)
+    quiet, verbose = (
+        nm2trt_inline(*((flag, "verify") if place == "group" else ("verify", flag)), file) for flag in ("-q", "-v")
+    )
+    assert quiet.returncode == verbose.returncode == 0
+    assert quiet.stderr == ""
+    assert "fc.weight" in verbose.stderr
+    assert quiet.stdout == verbose.stdout
+    # One run's wish is not the next one's.
+    assert nm2trt_inline("verify", file).stderr == ""
+
+
+def test_quiet_silences_notes_and_keeps_errors(tmp_path):
+    loud = nm2trt_inline("plan", tmp_path / "nowhere.onnx", "--gpu", "l4")
+    quiet = nm2trt_inline("-q", "plan", tmp_path / "nowhere.onnx", "--gpu", "l4")
+    assert "is called" in loud.stderr
+    assert quiet.stderr.startswith("nm2trt: error: ")
+    assert quiet.stderr.count("\n") == 1
+
+
 def test_version():
     assert nm2trt("--version").stdout.strip() == f"nm2trt, version {__version__}"
 
@@ -94,7 +136,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, capsys):
     assert cli_main.run([]) == 70
     captured = capsys.readouterr()
     assert "ZeroDivisionError: oops" in captured.err
-    assert "internal error" in captured.err
+    assert "internal error; please report" in captured.err
 
 
 def test_a_closed_pipe_is_no_error():

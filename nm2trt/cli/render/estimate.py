@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nm2trt.estimate.network import LayerEstimate, NetworkEstimate, Range
+    from nm2trt.pipelines.estimate import LayerEstimate, NetworkEstimate, Range
 
 _LEAST_SHARE = 0.005
 _WIDE = 110

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from nm2trt.cli.render.verify import first_violation_words, plain
 
 if TYPE_CHECKING:
-    from nm2trt.verify import CheckResult
+    from nm2trt.pipelines.verify import CheckResult
 
 _HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
@@ -22,17 +22,28 @@ def check_target(path: Path) -> None:
     """
     from nm2trt.errors import ConfigError
 
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError("is no place for a file", where=f"--junit {path}", hint="name a file in an existing folder")
+    if path.is_dir():
+        raise ConfigError("is a folder", where=f"--junit {path}", hint="name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(
+            "parent directory does not exist", where=f"--junit {path}", hint="name a file in an existing folder"
+        )
     if path.exists():
         with path.open("rb") as file:
             if file.read(len(_HEAD) + 11) != (_HEAD + "<testsuites").encode():
                 raise ConfigError("exists and is no JUnit report", where=f"--junit {path}", hint="choose another name")
 
 
+def write_junit(results: list[CheckResult], path: Path) -> None:
+    """Write the file in one piece."""
+    from nm2trt.artifacts import write_atomic
+
+    write_atomic(path, junit_from_documents(results))
+
+
 def junit_from_documents(documents: list[CheckResult]) -> str:
     """One test suite per file, one test per prunable layer, one for the file's verdict as a whole."""
-    from nm2trt.verify import UNREAD_VERDICTS
+    from nm2trt.pipelines.verify import UNREAD_VERDICTS
 
     root = ET.Element("testsuites", name="nm2trt verify")
     for document in documents:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from nm2trt.prune import PrunedLayer, PruneDocument
+    from nm2trt.pipelines.prune import PrunedLayer, PruneDocument
 
 _LOG_WIDTH = 120
 _MOST_UNKNOWN = 8

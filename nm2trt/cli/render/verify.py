@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from nm2trt.verify import CheckResult, LayerVerdict
+    from nm2trt.pipelines.verify import CheckResult, LayerVerdict
 
 _WORST_FIRST = (
     "violates",
