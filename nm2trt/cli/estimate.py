@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from nm2trt.estimate.network import NetworkEstimate
     from nm2trt.layers import LayerWeight
 
-_LARGEST_SHAPE_DIMENSIONS = 16
-
 
 def _list_gpus(context: click.Context, _option: click.Parameter, asked: bool) -> None:
     if not asked:
@@ -63,11 +61,16 @@ def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--shape",
                 "shapes",
                 multiple=True,
-                metavar="NAME=DIMS",
+                metavar="NAME=1x3x224x224",
                 help="An input's shape, such as ids=32x384; needed for other dynamic dimensions.",
             ),
             click.option(
-                "--dense-layers", multiple=True, metavar="GLOB", help="These stay dense (weights, nodes or modules)."
+                "--exclude",
+                "--dense-layers",
+                "dense_layers",
+                multiple=True,
+                metavar="GLOB",
+                help="These layers stay dense.",
             ),
         )
     ):
@@ -127,7 +130,9 @@ def run_estimate(
 ) -> NetworkEstimate:
     """From options to the estimate."""
     spec, constants = _gpu(gpu, gpu_file)
-    sizes = dict(_shape(text) for text in shapes)
+    from nm2trt.selectors import parse_named_shape
+
+    sizes = dict(parse_named_shape(text) for text in shapes)
     from nm2trt.estimate.network import estimate_network
     from nm2trt.pattern import NMPattern
 
@@ -163,17 +168,6 @@ def _gpu(gpu: str | None, gpu_file: Path | None) -> tuple[GpuSpec, KernelConstan
     from nm2trt.estimate.kernel import constants_of_file
 
     return found.spec, constants_of_file(found.constants, path)
-
-
-def _shape(text: str) -> tuple[str, list[int]]:
-    from nm2trt.errors import ConfigError
-
-    # Names may hold "=", sizes cannot.
-    name, _, sizes = text.rpartition("=")
-    parts = sizes.lower().split("x")
-    if not name or len(parts) > _LARGEST_SHAPE_DIMENSIONS or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--shape {text!r} is not NAME=DIMS", hint="write it like x=32x3x224x224")
-    return name, [int(part) for part in parts]
 
 
 def _of_build(model: Path) -> tuple[int | None, str]:
