@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from nm2trt.layers.onnx_reader import open_graph, weight_use
 from nm2trt.onnx_tools.constants import Constant, one_line, resolve
 from nm2trt.onnx_tools.node_names import name_nodes
 from nm2trt.onnx_tools.opset import raise_opset
+from nm2trt.selectors import match_any, selectable_names
 
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
 QUANTISED_OPS = (
@@ -73,7 +73,7 @@ class Layer:
 
     def matches(self, globs: tuple[str, ...]) -> bool:
         """Tell whether a glob matches its node's or its weight's name."""
-        return any(fnmatchcase(name, glob) for glob in globs for name in (self.name, self.weight))
+        return match_any(selectable_names(self.name, self.weight), globs)
 
 
 class Graph:

@@ -40,6 +40,7 @@ from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.calibration.stripping import without_quantisation
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.layers.sources import foreign_error
+from nm2trt.selectors import check_globs, selectable_names
 from nm2trt.verify import CheckResult, verify_path
 
 Progress = Callable[[str, int, int], None]
@@ -181,6 +182,11 @@ def calibrate(
 
 
 def _layers(work: _Work) -> tuple[Layer, ...]:
+    check_globs(
+        [selectable_names(layer.name, layer.weight) for layer in work.graph.layers],
+        work.settings.exclude,
+        where="--exclude",
+    )
     layers, _ = chosen_layers(work.graph, work.settings.exclude)
     if not layers:
         raise ConfigError("leaves no layer to quantise", where="--exclude")

@@ -10,10 +10,11 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
+from nm2trt.selectors import match_any
 from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.masked_weights import MaskedWeights, check_owned
 from nm2trt.training.selection import Selected, watched
-from nm2trt.training.selection_rule import SelectionRule, matches
+from nm2trt.training.selection_rule import SelectionRule
 from nm2trt.training.step_hooks import StepHooks
 from nm2trt.training.takeover import take_over
 from nm2trt.training.uses import FirstForward, UseTrace
@@ -139,14 +140,14 @@ class LiveSelection:
             exclude=[
                 glob
                 for glob in self.rule.exclude
-                if glob not in named and not (glob in self.released and any(matches(glob, other) for other in named))
+                if glob not in named and not (glob in self.released and match_any((glob,), named))
             ],
         )
         selected = rule.for_model(self._weights.model).select(self._weights.model)
         meant = [
             entry
             for entry in selected
-            if any(matches(entry.candidate.module_name, glob) for glob in named) and entry.candidate.name not in live
+            if match_any(entry.candidate.selectable, named) and entry.candidate.name not in live
         ]
         new = [entry for entry in meant if entry.pattern is not None]
         if not new:
@@ -166,7 +167,7 @@ class LiveSelection:
         Raises:
             ConfigError: None of them is sparse.
         """
-        gone = [layer for layer in self._weights.layers if any(matches(module_of(layer), glob) for glob in globs)]
+        gone = [layer for layer in self._weights.layers if match_any((module_of(layer), layer.name), globs)]
         if not gone:
             raise ConfigError(
                 f"no sparse layer matches {', '.join(map(repr, globs))}",

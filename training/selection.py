@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
+from nm2trt.selectors import check_globs, last_match, match_any, selectable_names
 from nm2trt.training.flow import output_linears, owns_weights
 from nm2trt.training.uses import UseTrace, Watched, computed_weight, trace_example
 
@@ -44,6 +44,11 @@ class Candidate:
     """Reduction axis; None where N:M groups have no meaning."""
     kind: str
     why_not: str = ""
+
+    @property
+    def selectable(self) -> tuple[str, ...]:
+        """What a glob may match: the module, the parameter."""
+        return selectable_names(self.module_name, self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,7 @@ def select_weights(
         ConfigError: A glob matches no layer, or names a layer whose reduction axis its M does not divide.
     """
     candidates = list(_candidates(model))
-    _check_globs([*layers, *exclude], [candidate.module_name for candidate in candidates])
+    check_globs([candidate.selectable for candidate in candidates], [*layers, *exclude], where="layers")
     trace = None
     if example_inputs is not None:
         trace = trace_example(model, example_inputs, watched(candidates, {}, pattern))
@@ -123,8 +128,8 @@ def _decide(
     def dense(reason: str) -> Selected:
         return Selected(candidate=candidate, pattern=None, reason=reason)
 
-    named = next((glob for glob in reversed(list(layers)) if _matches(candidate.module_name, glob)), None)
-    excluded = next((glob for glob in exclude if _matches(candidate.module_name, glob)), None)
+    named = last_match(candidate.selectable, layers)
+    excluded = next((glob for glob in exclude if match_any(candidate.selectable, (glob,))), None)
     if excluded is not None:
         return dense(f"excluded by {excluded!r}")
     if candidate.axis is None:
@@ -132,7 +137,7 @@ def _decide(
     wanted = layers[named] if named is not None else pattern
     size = candidate.parameter.shape[candidate.axis]
     # A glob such as "*" must not fail at the stem; only an exact name insists.
-    insists = named == candidate.module_name
+    insists = named in candidate.selectable
     if size % wanted.m:
         reason = (
             f"reduction axis of {size} is shorter than M = {wanted.m}"
@@ -258,18 +263,3 @@ def _assumed_classifier(model: nn.Module, weighted: Sequence[nn.Module], trace: 
     if not isinstance(last, nn.Linear):
         return {}
     return {id(last): f"the classifier stays dense unless it is named ({why}; the forward pass cannot be traced)"}
-
-
-def _matches(name: str, glob: str) -> bool:
-    # A name always means itself, also one with brackets.
-    return name == glob or fnmatchcase(name, glob)
-
-
-def _check_globs(globs: Sequence[str], names: Sequence[str]) -> None:
-    unmatched = [glob for glob in globs if not any(_matches(name, glob) for name in names)]
-    if unmatched:
-        raise ConfigError(
-            f"no layer matches {', '.join(map(repr, unmatched))}",
-            where="layers",
-            hint=f"the layers are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
-        )

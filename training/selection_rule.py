@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
+from nm2trt.selectors import check_globs, last_match, match_any
 from nm2trt.training.selection import Selected, select_weights
 
 
@@ -39,23 +39,18 @@ class SelectionRule:
 
     def for_model(self, model: nn.Module) -> SelectionRule:
         """The rule without the names that this model does not have any more."""
-        modules = [name for name, _ in model.named_modules()]
         parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        layers = [*(name for name, _ in model.named_modules()), *parameters]
 
         def found(glob: str, names: list[str]) -> bool:
-            return any(matches(name, glob) for name in names)
+            return match_any(names, (glob,))
 
         return SelectionRule(
             self.pattern,
-            {glob: pattern for glob, pattern in self.layers.items() if found(glob, modules)},
-            [glob for glob in self.exclude if found(glob, modules)],
+            {glob: pattern for glob, pattern in self.layers.items() if found(glob, layers)},
+            [glob for glob in self.exclude if found(glob, layers)],
             {glob: axis for glob, axis in self.axes.items() if found(glob, parameters)},
         )
-
-
-def matches(name: str, glob: str) -> bool:
-    """Whether a glob means a name; a name always means itself, also one with brackets."""
-    return name == glob or fnmatchcase(name, glob)
 
 
 def select_by_axis(
@@ -77,20 +72,15 @@ def select_by_axis(
     Raises:
         ConfigError: A glob matches no parameter, there is no such axis, or M does not divide it.
     """
-    names = [entry.candidate.name for entry in selected]
-    for unmatched in axes:
-        if not any(matches(name, unmatched) for name in names):
-            raise ConfigError(
-                f"no parameter matches {unmatched!r}", where="axes", hint=f"the parameters are {', '.join(names[:8])}"
-            )
+    check_globs([(entry.candidate.name,) for entry in selected], axes, where="axes", kind="parameter")
     decided = []
     for entry in selected:
-        glob = next((glob for glob in reversed(list(axes)) if matches(entry.candidate.name, glob)), None)
-        module = entry.candidate.module_name
-        if glob is None or any(matches(module, other) for other in exclude):
+        glob = last_match((entry.candidate.name,), axes)
+        names = entry.candidate.selectable
+        if glob is None or match_any(names, exclude):
             decided.append(entry)
             continue
-        named = next((other for other in reversed(list(layers)) if matches(module, other)), None)
+        named = last_match(names, layers)
         decided.append(_decide(entry, axes[glob], pattern if named is None else layers[named]))
     return decided
 

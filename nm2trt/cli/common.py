@@ -91,14 +91,9 @@ def stderr_console() -> Console:
 
 def layer_pattern(text: str) -> tuple[str, NMPattern]:
     """Read the GLOB=N:M of `--layer`."""
-    from nm2trt.errors import ConfigError
-    from nm2trt.pattern import NMPattern
+    from nm2trt.selectors import parse_layer_pattern
 
-    # Names may hold "=", patterns cannot.
-    glob, equals, pattern = text.rpartition("=")
-    if not equals or not glob:
-        raise ConfigError(f"--layer {text!r} is not GLOB=N:M", hint="write it like 'layer3.*=1:4'")
-    return glob, NMPattern.parse(pattern)
+    return parse_layer_pattern(text)
 
 
 def schema_option(load: Callable[[], type[Document]], file: str) -> Callable[[F], F]:

@@ -15,8 +15,6 @@ from nm2trt.cli.render.status import show_status
 if TYPE_CHECKING:
     from nm2trt.pipelines.estimate import EstimateConfig
 
-_LARGEST_SHAPE_DIMENSIONS = 16
-
 
 def _list_gpus(context: click.Context, _option: click.Parameter, asked: bool) -> None:
     if not asked:
@@ -56,10 +54,17 @@ _NETWORK_OPTIONS: tuple[Callable[..., Any], ...] = (
         "--shape",
         "shapes",
         multiple=True,
-        metavar="NAME=DIMS",
+        metavar="NAME=1x3x224x224",
         help="An input's shape, such as ids=32x384; needed for other dynamic dimensions.",
     ),
-    click.option("--dense-layers", multiple=True, metavar="GLOB", help="These stay dense (weights, nodes or modules)."),
+    click.option(
+        "--exclude",
+        "--dense-layers",
+        "dense_layers",
+        multiple=True,
+        metavar="GLOB",
+        help="These layers stay dense.",
+    ),
 )
 
 
@@ -102,17 +107,7 @@ def command(model: Path, *, show_all: bool, as_json: bool, **options: Any) -> in
 def estimate_config(options: dict[str, Any]) -> EstimateConfig:
     """Take the options of `network_options` apart."""
     from nm2trt.pipelines.estimate import EstimateConfig
+    from nm2trt.selectors import parse_named_shape
 
-    shapes = dict(_shape(text) for text in options.pop("shapes"))
+    shapes = dict(parse_named_shape(text) for text in options.pop("shapes"))
     return EstimateConfig(shapes=shapes, **options)
-
-
-def _shape(text: str) -> tuple[str, list[int]]:
-    from nm2trt.errors import ConfigError
-
-    # Names may hold "=", sizes cannot.
-    name, _, sizes = text.rpartition("=")
-    parts = sizes.lower().split("x")
-    if not name or len(parts) > _LARGEST_SHAPE_DIMENSIONS or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--shape {text!r} is not NAME=DIMS", hint="write it like x=32x3x224x224")
-    return name, [int(part) for part in parts]

@@ -19,8 +19,9 @@ def torch_network(source: Path, options: Mapping[str, Any], shapes: Mapping[str,
         MachineError: A package that --model asks for is not installed.
     """
     from nm2trt.errors import ConfigError
-    from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs, parse_shape
+    from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs
     from nm2trt.export.loading import source_kind
+    from nm2trt.selectors import parse_shape
 
     kind = source_kind(source)
     names = {"model": "--model", "input_shape": "--input-shape", "inputs": "--input", "classes": "--classes"}

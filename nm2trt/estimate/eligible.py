@@ -6,19 +6,18 @@ The engine's precision is chosen for the estimate, so the types in the file do n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
-from nm2trt.errors import ConfigError
 from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.layers import LayerWeight, Op
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
+from nm2trt.selectors import check_globs, match_any, selectable_names
 from nm2trt.verify import LayerVerdict, verify_path
 from nm2trt.verify.eligibility import structural_reason
 
-KEPT_DENSE = "kept dense by --dense-layers"
+KEPT_DENSE = "kept dense by --exclude"
 
 
 def eligibility_of_layers(
@@ -93,15 +92,10 @@ def _counted(verdict: LayerVerdict | None) -> str:
 
 def names_of(layer: LayerGeometry) -> tuple[str, ...]:
     """What a glob may match: the weight, with and without `.weight`, the node, the module."""
-    names = (layer.weight, layer.weight.removesuffix(".weight"), layer.name, layer.torch_name)
-    return tuple(name for name in dict.fromkeys(names) if name)
+    return selectable_names(layer.weight, layer.name, layer.torch_name)
 
 
 def _kept_dense(layers: Sequence[LayerGeometry], globs: Sequence[str]) -> set[str]:
-    kept: set[str] = set()
-    for glob in globs:
-        found = {layer.name for layer in layers if layer.weight and any(fnmatchcase(n, glob) for n in names_of(layer))}
-        if not found:
-            raise ConfigError(f"--dense-layers {glob!r} matches no layer with weights", hint="see the table's names")
-        kept |= found
-    return kept
+    known = {layer.name: names_of(layer) for layer in layers if layer.weight}
+    check_globs(known.values(), globs, where="--exclude", kind="layer with weights")
+    return {name for name, names in known.items() if match_any(names, globs)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from nm2trt.errors import ConfigError
 from nm2trt.estimate.eligible import names_of
 from nm2trt.estimate.network import FEW_ROWS, LayerEstimate, NetworkEstimate, totals
+from nm2trt.selectors import escape_glob
 
 ENOUGH = 0.95
 """Share of the attainable saving that a plan without a target goes for."""
@@ -53,8 +53,8 @@ class Plan:
         last = self.sparse[-1].geometry.torch_name if self._classifier_is_sparse() else ""
         return (
             "--pattern=2:4",
-            *((f"--layer={glob.escape(last)}=2:4",) if last else ()),
-            *(f"--exclude={glob.escape(name)}" for name in dict.fromkeys(dense)),
+            *((f"--layer={escape_glob(last)}=2:4",) if last else ()),
+            *(f"--exclude={escape_glob(name)}" for name in dict.fromkeys(dense)),
         )
 
     @property
@@ -63,8 +63,8 @@ class Plan:
         last = self.sparse[-1].geometry.weight if self._classifier_is_sparse() else ""
         return (
             "--pattern=2:4",
-            *((f"--layer={glob.escape(last)}=2:4",) if last else ()),
-            *(f"--exclude={glob.escape(layer.geometry.weight)}" for layer in self.dense),
+            *((f"--layer={escape_glob(last)}=2:4",) if last else ()),
+            *(f"--exclude={escape_glob(layer.geometry.weight)}" for layer in self.dense),
         )
 
     def _classifier_is_sparse(self) -> bool:

@@ -1,7 +1,7 @@
 """Network -> ONNX file, its outputs checked against what it was made from."""
 
 from nm2trt.export.facts import eligible_fact, legal_fact
-from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs, parse_shape
+from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs
 from nm2trt.export.loading import export_source, source_kind
 from nm2trt.export.network import Exported, graph_ports, settle_batch
 from nm2trt.export.numerics import TOLERANCES, check_numerics
@@ -42,7 +42,6 @@ __all__ = [
     "onnx_bytes",
     "onnx_from_module",
     "parse_inputs",
-    "parse_shape",
     "ports",
     "sample_count",
     "samples_of_data",

@@ -24,7 +24,6 @@ _SPEC = re.compile(
 _WHOLE_SHAPE = re.compile(r"(?:[0-9]{1,9}|\*)(?:[x,](?:[0-9]{1,9}|\*))*")
 _SIZE = re.compile(r"(?P<name>[^=\s]+)=(?P<size>[0-9]{1,9})")
 _FIXED = re.compile(rf"(?P<name>[^=\s]+)=(?P<values>{_NUMBER}(?:,{_NUMBER})*|true|false)")
-_SHAPE = re.compile(r"[1-9][0-9]{0,8}(?:[x,][1-9][0-9]{0,8})*")
 _SEED = 0
 _FIRST_PADDED = 0.75
 
@@ -51,17 +50,6 @@ class InputSpec:
     """What it always holds, as the user gave it: one number for all elements, or one for each."""
     star: bool = False
     """Whether `shape` was written whole, its batch as a star at `batch_axis`."""
-
-
-def parse_shape(text: str, option: str) -> tuple[int, ...]:
-    """Read `3,224,224` or `3x224x224`.
-
-    Raises:
-        ConfigError: It is no such list.
-    """
-    if not _SHAPE.fullmatch(text.strip()):
-        raise ConfigError(f"{text!r} is no shape", where=option, hint="write one sample without its batch: 3,224,224")
-    return tuple(int(size) for size in re.split("[x,]", text.strip()))
 
 
 def parse_inputs(texts: Iterable[str]) -> tuple[InputSpec, ...]:

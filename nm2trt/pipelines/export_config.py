@@ -15,13 +15,13 @@ from nm2trt.artifacts import BatchRange
 from nm2trt.artifacts.files import check_output
 from nm2trt.engine.settings import EngineSettings
 from nm2trt.errors import ConfigError
-from nm2trt.export.inputs import INPUT, InputSpec, parse_fixed, parse_inputs, parse_shape, parse_sizes
+from nm2trt.export.inputs import INPUT, InputSpec, parse_fixed, parse_inputs, parse_sizes
+from nm2trt.selectors import parse_batch_range, parse_shape
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
 IoDtypeName = Literal["fp32", "same"]
 BuilderName = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 
-_BATCH = re.compile(r"([0-9]{1,9})(?::([0-9]{1,9}):([0-9]{1,9}))?")
 _SM = re.compile(r"[1-9][0-9]{1,2}")
 
 
@@ -117,13 +117,10 @@ class ExportConfig(BaseModel):
     def _range(cls, value: Any) -> Any:
         if value is None or isinstance(value, BatchRange):
             return value
-        match = _BATCH.fullmatch(str(value).strip())
-        if match is None:
-            raise PydanticCustomError("batch", "write MIN:OPT:MAX, such as 1:8:64, or one number")
-        smallest = int(match[1])
-        optimal, largest = (int(match[2]), int(match[3])) if match[2] else (smallest, smallest)
-        if not 1 <= smallest <= optimal <= largest:
-            raise PydanticCustomError("batch", "needs 1 <= MIN <= OPT <= MAX")
+        try:
+            smallest, optimal, largest = parse_batch_range(str(value))
+        except ConfigError as error:
+            raise PydanticCustomError("batch", "{text}", {"text": error.what}) from None
         return BatchRange(min=smallest, opt=optimal, max=largest)
 
     @field_validator("sm")

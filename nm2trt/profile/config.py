@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nm2trt.artifacts.report import ExecutionMode
 from nm2trt.errors import ConfigError
+from nm2trt.selectors import parse_named_shape
 
 Backend = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-sparse"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -51,14 +52,10 @@ class ProfileConfig(BaseModel):
         """Take `("x=1x3x224x224", ...)` apart."""
         if isinstance(value, dict):
             return value
-        shapes: dict[str, tuple[int, ...]] = {}
-        for entry in value:
-            name, equals, sizes = str(entry).rpartition("=")
-            parts = sizes.lower().split("x")
-            if not equals or not name or not all(_is_size(part) for part in parts):
-                raise ValueError(f"{entry!r}: write INPUT=1x3x224x224, positive whole numbers")
-            shapes[name] = tuple(int(part) for part in parts)
-        return shapes
+        try:
+            return dict(parse_named_shape(str(entry)) for entry in value)
+        except ConfigError as error:
+            raise ValueError(f"{error.what}; {error.hint}") from None
 
     @field_validator("rates", mode="before")
     @classmethod

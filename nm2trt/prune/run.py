@@ -16,6 +16,7 @@ from nm2trt.prune.prune_schema import MagnitudeTotals, Permutation, PrunedLayer,
 from nm2trt.prune.selection import Decision, Request, decide
 from nm2trt.prune.writers.staging import Staged, file_is_onnx, staged_copy
 from nm2trt.prune.writers.stored import CheckpointFacts, StoredFile, StoredWeight, checkpoint_facts, open_stored
+from nm2trt.selectors import escape_glob
 from nm2trt.verify import left_out_notes, verify_path
 
 Watch = Callable[[str], None]
@@ -214,7 +215,7 @@ def _checked(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> lis
             staged.model,
             pattern,
             # A checkpoint's tensor that only the user called a weight is one for the check, too.
-            layer_patterns={_escaped(name): pattern for name in layers},
+            layer_patterns={escape_glob(name): pattern for name in layers},
             watch=lambda layer: watch(f"checking {layer.name}"),
         )
         for name, layer in layers.items():
@@ -229,11 +230,6 @@ def _checked(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> lis
             if bad or not checked:
                 problems.append(f"{name} is {bad[0] if bad else 'missing'} by {pattern} after pruning")
     return problems
-
-
-def _escaped(name: str) -> str:
-    """A glob that matches this name only."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _row(decision: Decision, before: dict[str, Magnitude], after: dict[str, Magnitude]) -> PrunedLayer:

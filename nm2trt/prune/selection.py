@@ -18,7 +18,8 @@ from nm2trt.pattern import NMPattern
 from nm2trt.prune.fixed_values import fixed_reason
 from nm2trt.prune.magnitude import PRUNABLE_DTYPES, group_positions
 from nm2trt.prune.writers.stored import StoredWeight
-from nm2trt.verify import as_named, matches, reduction_size
+from nm2trt.selectors import check_globs, last_match
+from nm2trt.verify import as_named, matches, names_of, reduction_size
 
 _MULTIPLE_MEND = "choose another pattern for it, or leave it out of --layer"
 
@@ -55,9 +56,8 @@ def decide(weights: Sequence[StoredWeight], request: Request, where: object) -> 
         ConfigError: A glob matches no layer, or `--layer` names one by its full name that its M does not divide.
         InputError: A weight that would be pruned has a zero point that is not 0.
     """
-    for glob in (*request.layer_patterns, *request.exclude):
-        if not any(matches(weight.layer, (glob,)) for weight in weights):
-            raise ConfigError(f"no layer matches {glob!r}", where=where, hint=f"the layers are {_some(weights)}")
+    known = [names_of(weight.layer) for weight in weights]
+    check_globs(known, (*request.layer_patterns, *request.exclude), where=where)
     decisions = [_decide(weight, request, where) for weight in weights]
     by_key: dict[object, list[int]] = {}
     for index, decision in enumerate(decisions):
@@ -73,7 +73,7 @@ def decide(weights: Sequence[StoredWeight], request: Request, where: object) -> 
 def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
     weight = replace(weight, layer=as_named(weight.layer, tuple(request.layer_patterns)))
     layer = weight.layer
-    named = next((glob for glob in reversed(list(request.layer_patterns)) if matches(layer, (glob,))), None)
+    named = last_match(names_of(layer), request.layer_patterns)
     wanted = request.layer_patterns[named] if named is not None else request.pattern
 
     def dense(reason: str) -> Decision:
@@ -148,12 +148,3 @@ def _groups(weight: StoredWeight, pattern: NMPattern) -> np.ndarray[tuple[int, .
     assert weight.layer.reduction_axis is not None
     stored_shape = weight.read().shape
     return group_positions(stored_shape, weight.layout, weight.layer.reduction_axis, pattern.m)
-
-
-def _some(weights: Sequence[StoredWeight]) -> str:
-    names = [_name(weight.layer) for weight in weights if weight.layer.reduction_axis is not None]
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-
-
-def _name(layer: LayerWeight) -> str:
-    return layer.name

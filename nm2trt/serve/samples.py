@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from nm2trt.artifacts import BuildDocument, GraphPort
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.selectors import parse_named_shape
 from nm2trt.serve.draw import Array, Limits, count_covered, draw_arrays, range_of
 from nm2trt.serve.ports import has_dynamic_batch, numpy_type
 
@@ -28,7 +28,6 @@ ENOUGH_REQUESTS = 200
 _AGAIN_S = 5.0
 _LENGTHS = (8, 13, 32)
 """Of a free dimension besides the batch, where nothing says one."""
-_SHAPE = re.compile(r"[1-9][0-9]{0,8}(?:x[1-9][0-9]{0,8})*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +159,12 @@ def read_shapes(texts: Sequence[str], build: BuildDocument) -> list[dict[str, in
     turns: dict[str, list[dict[str, int]]] = {}
     batched = has_dynamic_batch(build)
     for text in texts:
-        name, _, written = text.rpartition("=")
+        name, sizes = parse_named_shape(text)
         if name not in ports:
             raise ConfigError(
                 f"{text!r}: no input {name!r}", where="--shape", hint=f"the inputs are {', '.join(ports)}"
             )
         port = ports[name]
-        sizes = [int(size) for size in written.split("x")] if _SHAPE.fullmatch(written) else []
         if len(sizes) != len(port.shape):
             raise ConfigError(f"{text!r} is no shape like {list(port.shape)}", where="--shape", hint=f"{name}=1x128")
         found: dict[str, int] = {}

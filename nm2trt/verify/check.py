@@ -6,13 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
+from nm2trt.selectors import last_match, match_any, selectable_names
 from nm2trt.verify.axes import other_grouping
 from nm2trt.verify.counting import GroupCount
 from nm2trt.verify.eligibility import eligibility, structural_reason
@@ -232,9 +232,8 @@ def parse_pattern(text: str) -> NMPattern | Auto:
 
 
 def _pattern_of(layer: LayerWeight, rules: Rules) -> NMPattern | Auto:
-    for glob, pattern in reversed(list(rules.layer_patterns.items())):
-        if matches(layer, (glob,)):
-            return pattern
+    if (glob := last_match(names_of(layer), rules.layer_patterns)) is not None:
+        return rules.layer_patterns[glob]
     if rules.claims is not None and layer.name in rules.claims:
         return rules.claims[layer.name]
     return rules.pattern
@@ -242,10 +241,12 @@ def _pattern_of(layer: LayerWeight, rules: Rules) -> NMPattern | Auto:
 
 def matches(layer: LayerWeight | LayerVerdict, globs: Sequence[str]) -> bool:
     """Tell whether a glob matches the tensor's name, with or without `.weight`, or one of its nodes' names."""
-    names = (layer.name, *layer.node.split(", ")) if layer.node else (layer.name,)
-    # Users name modules as often as tensors: "fc" stands for "fc.weight".
-    names = (*names, layer.name.removesuffix(".weight"))
-    return any(fnmatchcase(name, glob) for glob in globs for name in names)
+    return bool(globs) and match_any(names_of(layer), globs)
+
+
+def names_of(layer: LayerWeight | LayerVerdict) -> tuple[str, ...]:
+    """What a glob may match: the tensor and its nodes, with and without `.weight`."""
+    return selectable_names(layer.name, *layer.node.split(", ")) if layer.node else selectable_names(layer.name)
 
 
 def _unread(layer: LayerWeight, pattern: NMPattern, verdict: Verdict, note: str) -> LayerVerdict:

@@ -121,9 +121,9 @@ def test_dense_layers_are_left_out_and_globs_checked(tmp_path):
     path = chain(tmp_path / "m.onnx")
     every = estimate_network(path, A100, batch=32)
     some = estimate_network(path, A100, batch=32, dense_layers=["layers.1"])
-    assert [layer.tensorrt for layer in some.layers] == ["eligible", "kept dense by --dense-layers", "eligible"]
+    assert [layer.tensorrt for layer in some.layers] == ["eligible", "kept dense by --exclude", "eligible"]
     assert 1 < some.speedup.value < every.speedup.value
-    with pytest.raises(ConfigError, match="matches no layer"):
+    with pytest.raises(ConfigError, match="no layer with weights matches"):
         estimate_network(path, A100, batch=32, dense_layers=["nothing*"])
 
 
