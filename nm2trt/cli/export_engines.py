@@ -1,23 +1,14 @@
-"""The engine part of `nm2trt export`: its options, and the variants that are built."""
+"""Options of the engine part of `nm2trt export`."""
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from nm2trt.artifacts import BatchRange, EngineRecord, GraphPort, Variant
-    from nm2trt.engine import BuildProgress, Chosen, EngineSettings
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-DENSE_MODEL = "dense.onnx"
-_BAR = 24
 
 _OPTIONS = (
     click.option(
@@ -42,9 +33,9 @@ _OPTIONS = (
         metavar="FILE",
         help="Kernel timings to read and extend. Default: one in BUILD, shared by its engines.",
     ),
-    click.option("--workspace", metavar="SIZE", help="Most scratch memory of a kernel: 512M, 2G. Default: the GPU's."),
+    click.option("--workspace", metavar="SIZE", help="Maximum workspace size: 512M, 2G. Default: the GPU's memory."),
     click.option(
-        "--optimization-level", type=int, metavar="0-5", help="How long TensorRT searches. Default: its own, 3."
+        "--optimization-level", type=int, metavar="0-5", help="Builder optimization level (0-5). Default: TensorRT's own, 3."
     ),
     click.option("--refittable", is_flag=True, help="Let `nm2trt refit` change the weights later. Not tensorrt-rtx."),
     click.option(
@@ -66,170 +57,3 @@ def engine_options(command: F) -> F:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-def build_engines(
-    folder: Path,
-    inputs: tuple[GraphPort, ...],
-    *,
-    onnx: str,
-    batch: BatchRange | None,
-    chosen: Chosen,
-    sm: str | None,
-    settings: EngineSettings,
-    progress: Callable[[str], None],
-) -> list[EngineRecord]:
-    """Build the variants of one network; a failed build is a record with an error.
-
-    Args:
-        folder: Build folder, which holds the ONNX file.
-        inputs: Of the graph; the dynamic dimension of each is its batch.
-        onnx: Name of the ONNX file with the sparse weights.
-        batch: Sizes to build for; None where every shape is fixed.
-        chosen: The builder, or none.
-        sm: Compute capability, as the builder settled it.
-        settings: What the user set.
-        progress: Called with what is being done, in words.
-
-    Raises:
-        ConfigError: The builder cannot do what the settings ask.
-        InputError: The graph refuses the batch sizes, or the dense network is another one.
-        OSError: The disk is full.
-    """
-    from nm2trt.engine import Network, build_variants, ort_session
-
-    if settings.ort:
-        ort_session(folder / onnx, profile_of(inputs, batch), workspace=settings.workspace).write(folder)
-    if chosen.builder is None:
-        return []
-    name = chosen.builder.name
-
-    def tell(variant: Variant, rebuild: int, step: BuildProgress | None) -> None:
-        again = f", {rebuild + 1} of {settings.rebuilds}" if settings.rebuilds > 1 else ""
-        bar = "" if step is None else f"  {progress_bar(step)}"
-        progress(f"building the {variant} engine with {name}{again}{bar}")
-
-    network = Network(
-        folder=folder,
-        onnx=onnx,
-        dense_onnx=_take_dense(settings.dense, folder, onnx) if settings.dense is not None else None,
-        profile=profile_of(inputs, batch),
-        batch=batch,
-        sm=sm,
-    )
-    return build_variants(chosen.builder, network, settings, tell)
-
-
-def progress_bar(step: BuildProgress) -> str:
-    """One line: how far the builder's present phase is, and its name."""
-    full = _BAR * step.done // step.of
-    return f"{'━' * full}{'─' * (_BAR - full)} {step.done} of {step.of}, {step.phase}"
-
-
-def profile_of(
-    inputs: tuple[GraphPort, ...], batch: BatchRange | None
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Smallest, optimal and largest shape of each input that has a dynamic dimension.
-
-    Raises:
-        InputError: A second dimension is dynamic: no batch size settles it.
-    """
-    from nm2trt.errors import InputError
-
-    profile = {}
-    for port in inputs:
-        dynamic = [index for index, size in enumerate(port.shape) if not isinstance(size, int)]
-        if not dynamic:
-            continue
-        if len(dynamic) != 1 or batch is None:
-            named = ", ".join(f"{index} ({port.shape[index]})" for index in dynamic)
-            raise InputError(
-                f"dimension {named} of input {port.name!r} has no size",
-                where="model.onnx",
-                hint="only the batch may vary: fix the others before the export",
-            )
-        smallest, optimal, largest = (
-            tuple(size if isinstance(size, int) else count for size in port.shape)
-            for count in (batch.min, batch.opt, batch.max)
-        )
-        profile[port.name] = (smallest, optimal, largest)
-    return profile
-
-
-def _take_dense(source: Path, folder: Path, sparse: str) -> str:
-    """Copy the dense network into the build folder, with its external data, once it has proved to be the same one."""
-    from nm2trt.errors import InputError
-
-    path = source / "model.onnx" if source.is_dir() else source
-    hint = "--dense takes the same network with other weights, exported with the same options"
-    if not path.is_file():
-        raise InputError("no ONNX file", where=path, hint=hint)
-    found, expected = _anatomy(path), _anatomy(folder / sparse)
-    for what, mine in found.items():
-        if mine != expected[what]:
-            less, more = expected[what] - mine, mine - expected[what]
-            listed = [f"lacks {one}" for one in sorted(less)] + [f"has {one}" for one in sorted(more)]
-            raise InputError(
-                f"is not the sparse network with other weights: {what}: {', '.join(listed[:4])}", where=path, hint=hint
-            )
-    _check_dense(path, folder / sparse)
-    copy_onnx(path, folder / DENSE_MODEL)
-    return DENSE_MODEL
-
-
-def _check_dense(path: Path, sparse: Path) -> None:
-    """Refuse a variant that would be called dense and is as sparse as the other."""
-    from nm2trt.engine import legal_nodes
-    from nm2trt.errors import InputError
-    from nm2trt.verify import ELIGIBLE, verify_path
-
-    count, most = (list(legal_nodes(verify_path(one)).values()).count(ELIGIBLE) for one in (path, sparse))
-    if count and count >= most:
-        raise InputError(
-            f"{count} of its layers hold 2:4, so its weights are not dense",
-            where=path,
-            hint="--dense takes dense weights",
-        )
-
-
-def copy_onnx(source: Path, target: Path) -> None:
-    """Copy an ONNX file; external data become one file beside it, whose name the copy holds.
-
-    Raises:
-        OSError: The disk is full.
-    """
-    import onnx
-
-    model = onnx.load(str(source), load_external_data=False)
-    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        shutil.copyfile(source, target)
-        return
-    onnx.load_external_data_for_model(model, str(source.parent))
-    data = f"{target.name}.data"
-    (target.parent / data).unlink(missing_ok=True)
-    onnx.save(model, str(target), save_as_external_data=True, location=data, size_threshold=1024)
-
-
-def _anatomy(path: Path) -> dict[str, Counter[str]]:
-    """What two networks must share for their engines to be comparable."""
-    import onnx
-
-    from nm2trt.onnx_tools.lazy_file import read_model
-
-    graph = read_model(path).graph
-    name_of = onnx.TensorProto.DataType.Name
-    constants = {tensor.name for tensor in graph.initializer}
-
-    def port(value: onnx.ValueInfoProto) -> str:
-        tensor = value.type.tensor_type
-        sizes = [str(size.dim_value) if size.HasField("dim_value") else "*" for size in tensor.shape.dim]
-        return f"{value.name} {'x'.join(sizes)} {name_of(tensor.elem_type)}"
-
-    return {
-        "inputs": Counter(port(value) for value in graph.input if value.name not in constants),
-        "outputs": Counter(port(value) for value in graph.output),
-        "nodes": Counter(node.op_type for node in graph.node),
-        "weights": Counter(
-            f"{'x'.join(map(str, tensor.dims))} {name_of(tensor.data_type)}" for tensor in graph.initializer
-        ),
-    }
