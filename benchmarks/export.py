@@ -31,9 +31,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nm2trt.artifacts import BuildDocument
-from nm2trt.cli.export import export_run, failures
 from nm2trt.models import build_model
 from nm2trt.pattern import NMPattern
+from nm2trt.pipelines.export import export_network, failures
+from nm2trt.pipelines.export_config import ExportConfig
 from nm2trt.prune import Request, prune_path
 
 PRECISIONS = ("fp32", "fp16")
@@ -115,9 +116,10 @@ def row(name: str, precision: str, builder: str) -> str:
         folder = Path(temporary)
         checkpoint = pruned(name, folder)
         started, wall = time.process_time(), time.perf_counter()
-        build = export_run(
-            checkpoint, folder / "b", precision=precision, builder=builder, about={"model": model, **about}
+        config = ExportConfig.model_validate(
+            {"precision": precision, "builder": builder, "source": {"model": model, **about}}
         )
+        build = export_network(checkpoint, folder / "b", config)
         cpu_s, wall_s = time.process_time() - started, time.perf_counter() - wall
         nodes = len(onnx.load(folder / "b" / "model.onnx", load_external_data=False).graph.node)
         for line in failures(build):
@@ -184,8 +186,10 @@ def cost(repeats: int) -> list[str]:
                 about = {"model": "resnet50", **IMAGENET}
                 output = folder / f"{turn}-{precision}"
                 seconds[f"nm2trt export, {precision}, all checks"] = timed(
-                    lambda p=precision, o=output, a=about: export_run(
-                        checkpoint, o, precision=p, builder="none", about=a
+                    lambda p=precision, o=output, a=about: export_network(
+                        checkpoint,
+                        o,
+                        ExportConfig.model_validate({"precision": p, "builder": "none", "source": a}),
                     )
                 )
             for name, pair in seconds.items() if turn else ():

@@ -1,5 +1,60 @@
-"""From N:M sparse training to TensorRT engines, with proof at every step that the sparsity is real."""
+"""From N:M sparse training to TensorRT engines, with proof at every step that the sparsity is real.
+
+The names below are what others may import; each is loaded when it is first asked for, so that `import nm2trt` stays
+light and needs none of the extras (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from nm2trt._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from nm2trt.pattern import NMPattern
+    from nm2trt.pipelines.estimate import EstimateConfig, estimate_network
+    from nm2trt.pipelines.export import export_network
+    from nm2trt.pipelines.export_config import ExportConfig
+    from nm2trt.pipelines.prune import PruneConfig, prune_file
+    from nm2trt.pipelines.recommend import recommend_layers
+    from nm2trt.pipelines.refit import refit_build
+    from nm2trt.pipelines.verify import VerifyConfig, verify_file
+    from nm2trt.training import Sparsifier, sparsify
+
+__all__ = [
+    "EstimateConfig",
+    "ExportConfig",
+    "NMPattern",
+    "PruneConfig",
+    "Sparsifier",
+    "VerifyConfig",
+    "__version__",
+    "estimate_network",
+    "export_network",
+    "prune_file",
+    "recommend_layers",
+    "refit_build",
+    "sparsify",
+    "verify_file",
+]
+
+_HOMES = {
+    "EstimateConfig": "pipelines.estimate",
+    "ExportConfig": "pipelines.export_config",
+    "NMPattern": "pattern",
+    "PruneConfig": "pipelines.prune",
+    "Sparsifier": "training",
+    "VerifyConfig": "pipelines.verify",
+    "estimate_network": "pipelines.estimate",
+    "export_network": "pipelines.export",
+    "prune_file": "pipelines.prune",
+    "recommend_layers": "pipelines.recommend",
+    "refit_build": "pipelines.refit",
+    "sparsify": "training",
+    "verify_file": "pipelines.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

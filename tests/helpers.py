@@ -72,3 +72,13 @@ def assert_one_error_line(result, exit_code, *fragments):
     assert result.stdout == ""
     for fragment in fragments:
         assert fragment in lines[0], (fragment, lines[0])
+
+
+def export_run(source, output, *, force=False, progress=None, about=None, engine=None, data_dir=None, **options):
+    """`nm2trt.pipelines.export.export_network` with its settings as keywords, checked as the command checks them."""
+    from nm2trt.pipelines.export import export_network
+    from nm2trt.pipelines.export_config import checked_config
+
+    settings = {"source": {"data_dir": data_dir, **(about or {})}, "engine": engine or {}}
+    config = checked_config(output, force=force, **options, **settings)
+    return export_network(source, output, config, force=force, progress=progress)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -14,23 +12,7 @@ from nm2trt.cli.common import force_option, output_option, say_threads, stderr_c
 from nm2trt.cli.export_engines import engine_options
 from nm2trt.cli.json_output import json_option, print_json
 
-if TYPE_CHECKING:
-    from nm2trt.artifacts import BatchRange, BuildDocument, EngineRecord, GraphPort, NumericsRecord
-    from nm2trt.engine import Chosen
-    from nm2trt.export import Exported, Samples
-    from nm2trt.pipelines.export_config import ExportConfig, SourceOptions
-
-Progress = Callable[[str], None]
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-MODEL = "model.onnx"
-_REFUSED = "the ONNX parser refused"
-
-
-def _quiet(_step: str) -> None:
-    pass
-
 
 _SOURCE_OPTIONS = (
     click.option(
@@ -161,31 +143,33 @@ def command(
             or an engine did not build. BUILD is still written, so that you can look.
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
+    from nm2trt.pipelines.export import export_network, failures
+    from nm2trt.pipelines.export_config import checked_config
+    from nm2trt.threads import choose_threads, torch_threads
 
-    console = stderr_console()
-    work = partial(
-        export_run,
-        source,
+    settings = {
+        "source": {name: value for name, value in others.items() if name in _ABOUT_SOURCE},
+        "engine": {name: value for name, value in others.items() if name not in _ABOUT_SOURCE},
+    }
+    config = checked_config(
         output,
+        force=force,
         precision=precision,
         io_dtype=io_dtype,
         batch=batch,
         builder=builder,
         sm=sm,
         tolerance=tolerance,
-        force=force,
-        about={name: value for name, value in others.items() if name in _ABOUT_SOURCE},
-        engine={name: value for name, value in others.items() if name not in _ABOUT_SOURCE},
+        **settings,
     )
-    from nm2trt.threads import choose_threads, torch_threads
-
     say_threads()
+    console = stderr_console()
     with torch_threads(choose_threads()):
         if console.is_terminal:
             with console.status("starting") as status:
-                document = work(progress=status.update)
+                document = export_network(source, output, config, force=force, progress=status.update)
         else:
-            document = work()
+            document = export_network(source, output, config, force=force)
     if as_json:
         print_json(document.to_json())
     else:

@@ -35,7 +35,10 @@ _OPTIONS = (
     ),
     click.option("--workspace", metavar="SIZE", help="Maximum workspace size: 512M, 2G. Default: the GPU's memory."),
     click.option(
-        "--optimization-level", type=int, metavar="0-5", help="Builder optimization level (0-5). Default: TensorRT's own, 3."
+        "--optimization-level",
+        type=int,
+        metavar="0-5",
+        help="Builder optimization level (0-5). Default: TensorRT's, 3.",
     ),
     click.option("--refittable", is_flag=True, help="Let `nm2trt refit` change the weights later. Not tensorrt-rtx."),
     click.option(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument, ReportDocument, RunDocument
-from nm2trt.cli.export import export_run
+from nm2trt.pipelines.export import export_network
+from nm2trt.pipelines.export_config import ExportConfig, SourceOptions
 from nm2trt.profile import profile
 from nm2trt.profile.config import profile_config
 from nm2trt.report.profile_page import profile_page
@@ -107,13 +108,15 @@ def _export(settings: DemoSettings, folder: Path, say: Say, doing: Say) -> dict[
         ("sparse-fp32", "sr-ste-0", "fp32", "none"),
         ("dense-fp32", "dense-0", "fp32", "none"),
     ):
-        build = export_run(
-            folder / "runs" / run,
-            folder / "builds" / name,
-            precision=precision,
-            builder=builder,
-            data_dir=settings.config.data_dir,
-            progress=_exporting(doing, name),
+        config = ExportConfig.model_validate(
+            {
+                "precision": precision,
+                "builder": builder,
+                "source": SourceOptions(data_dir=settings.config.data_dir),
+            }
+        )
+        build = export_network(
+            folder / "runs" / run, folder / "builds" / name, config, progress=_exporting(doing, name)
         )
         error = f"error {build.numerics.max_rel_error:.1e} of the largest output" if build.numerics else "not compared"
         engines = f", {sum(engine.file is not None for engine in build.engines)} engines" if build.engines else ""

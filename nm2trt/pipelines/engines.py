@@ -29,7 +29,7 @@ def build_engines(
     chosen: Chosen,
     sm: str | None,
     settings: EngineSettings,
-    progress: Callable[[str], None],
+    progress: Callable[[str], object],
 ) -> list[EngineRecord]:
     """Build the variants of one network; a failed build is a record with an error.
 

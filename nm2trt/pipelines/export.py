@@ -81,8 +81,8 @@ def export_network(
         >>> import tempfile
         >>> from pathlib import Path
         >>> from onnx import parser, save
-        >>> text = """<ir_version: 8, opset_import: ["": 17]>
-        ... relu (float[4, 8] x) => (float[4, 8] y) { y = Relu (x) }"""
+        >>> text = '''<ir_version: 8, opset_import: ["": 17]>
+        ... relu (float[4, 8] x) => (float[4, 8] y) { y = Relu (x) }'''
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(parser.parse_model(text), f"{folder}/relu.onnx")
         ...     build = export_network(Path(folder, "relu.onnx"), Path(folder, "build"), ExportConfig(builder="none"))

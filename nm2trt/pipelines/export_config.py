@@ -93,13 +93,13 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    precision: PrecisionName | None
+    precision: PrecisionName | None = None
     """None: fp32 for torch networks, as found for ONNX."""
-    batch: BatchRange | None
+    batch: BatchRange | None = None
     """None: 1:8:64 where the batch is free."""
-    builder: BuilderName
-    sm: str | None
-    tolerance: float | None
+    builder: BuilderName = "auto"
+    sm: str | None = None
+    tolerance: float | None = None
     io_dtype: IoDtypeName = "fp32"
     source: SourceOptions = SourceOptions()
     engine: EngineSettings = EngineSettings()

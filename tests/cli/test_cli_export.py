@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
-from helpers import assert_one_error_line, nm2trt, requires
+from helpers import assert_one_error_line, export_run, nm2trt, requires
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -16,8 +16,8 @@ from run_folders import make_run, sparse_names
 
 from nm2trt.artifacts import BuildDocument, FactState
 from nm2trt.cli import main
-from nm2trt.cli.export import export_run, failures
 from nm2trt.errors import ConfigError
+from nm2trt.pipelines.export import failures
 from nm2trt.pipelines.export_config import ExportConfig, checked_config
 
 

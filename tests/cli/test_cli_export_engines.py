@@ -9,15 +9,14 @@ import time
 
 import onnx
 import pytest
-from helpers import assert_one_error_line, nm2trt_inline, requires
+from helpers import assert_one_error_line, export_run, nm2trt_inline, requires
 from onnx import TensorProto, helper
 from run_folders import make_run
 
 from nm2trt.artifacts import BatchRange, BuildDocument, GraphPort
-from nm2trt.cli.export import export_run
-from nm2trt.cli.export_engines import copy_onnx, profile_of, progress_bar
 from nm2trt.engine import BuildProgress
 from nm2trt.errors import InputError
+from nm2trt.pipelines.engines import copy_onnx, profile_of, progress_bar
 
 pytestmark = requires(rtx=True)
 

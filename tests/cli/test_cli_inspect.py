@@ -4,12 +4,11 @@ import json
 
 import onnx
 import pytest
-from helpers import assert_one_error_line, nm2trt_inline, requires
+from helpers import assert_one_error_line, export_run, nm2trt_inline, requires
 from run_folders import make_run
 from small_networks import build_folder, small_network
 
 from nm2trt.artifacts import BuildDocument
-from nm2trt.cli.export import export_run
 from nm2trt.cli.inspect import inspect_build
 
 SPARSE = "sm80_xmma_fprop_sparse_conv_f16f16_f16f16_f16_nhwckrsc_nhwc_sptensor16x8x32"

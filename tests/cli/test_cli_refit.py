@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import assert_one_error_line, nm2trt_inline, requires
+from helpers import assert_one_error_line, export_run, nm2trt_inline, requires
 from onnx import numpy_helper
 from run_folders import make_run
 
 from nm2trt.artifacts import BuildDocument, EngineRecord, FactState, check_plan
-from nm2trt.cli.export import export_run
-from nm2trt.cli.refit import Here, refit_build
 from nm2trt.engine import WorkerAnswer
 from nm2trt.errors import InputError, MachineError
+from nm2trt.pipelines.refit import TargetPlatform, refit_build
 
-HERE = Here(tensorrt_version="10.16.1.11", sm="80", platform="linux_x86_64")
+HERE = TargetPlatform(tensorrt_version="10.16.1.11", sm="80", platform="linux_x86_64")
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +160,7 @@ def test_a_changed_plan_is_refused_unless_trusted(made, build):
 
 
 def test_a_plan_of_another_gpu_is_refused(made, build):
-    other = Here(tensorrt_version="10.16.1.11", sm="90", platform="linux_x86_64")
+    other = TargetPlatform(tensorrt_version="10.16.1.11", sm="90", platform="linux_x86_64")
     with pytest.raises(InputError, match="SM 80, here is 90"):
         refit_build(build, made / "second", refitter=Fake(), here=other)
 

@@ -5,10 +5,10 @@ import statistics
 import numpy as np
 import onnx
 import pytest
+from helpers import export_run
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from nm2trt.cli.export import export_run
 from nm2trt.training.config import load_config
 from nm2trt.training.run import train
 

@@ -177,10 +177,3 @@ def test_options_are_checked_before_any_work(tmp_path):
     result = nm2trt("train", "--nonsense", "-o", tmp_path / "run")
     assert result.returncode == 2
     assert_one_error_line(nm2trt_inline("train", "--layer", "fc", "-o", tmp_path / "run"), 2, "'fc' has no '='")
-
-
-def test_the_former_name_of_recommend_still_answers():
-    result = nm2trt_inline("plan", "--help")
-    assert result.returncode == 0
-    assert "recommend" in result.stderr
-    assert "recommend" in result.stdout

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
+from helpers import export_run
 from safetensors.torch import save_file
 from torch import nn
 
 from nm2trt.artifacts import BuildDocument, sha256_of
-from nm2trt.cli.export import export_run
 from nm2trt.verify import verify_path
 
 WIDTH, DEPTH = 8192, 9
