@@ -27,9 +27,11 @@ _BATCH = re.compile(r"([0-9]{1,9})(?::([0-9]{1,9}):([0-9]{1,9}))?")
 
 
 def selectable_names(*names: str) -> tuple[str, ...]:
-    """What a glob may match of one layer: its names, and each without `.weight`, since "fc" stands for "fc.weight"."""
-    every = (*names, *(name.removesuffix(_WEIGHT) for name in names))
-    return tuple(name for name in dict.fromkeys(every) if name)
+    """What a glob may match of one layer: its names, and each without `.weight`, since "fc" stands for "fc.weight".
+
+    An empty name is the root module's, where a layer is the whole network.
+    """
+    return tuple(dict.fromkeys((*names, *(name.removesuffix(_WEIGHT) for name in names))))
 
 
 def match_glob(name: str, glob: str) -> bool:

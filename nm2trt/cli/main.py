@@ -101,7 +101,7 @@ def cli() -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; prints at most one error line for what a user can mend."""
+    """Run one command and return its exit code; prints at most one error line for what a user can fix."""
     set_verbosity()
     try:
         result = cli.main(args=arguments, prog_name="nm2trt", standalone_mode=False)
@@ -161,7 +161,12 @@ def main() -> NoReturn:
     """Console script."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.stdout = cast(TextIO, _Output(sys.stdout))
-    sys.exit(run())
+    try:
+        code = run()
+    except KeyboardInterrupt:
+        # One that came while another error was being reported.
+        code = _say("interrupted; nothing half-written was left", _INTERRUPTED)
+    sys.exit(code)
 
 
 def _terminate(*_: object) -> NoReturn:

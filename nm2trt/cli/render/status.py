@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,10 +23,11 @@ def show_status(first: str) -> Iterator[Callable[[str], None] | None]:
     if is_verbose():
         yield logger.debug
         return
-    console = stderr_console()
-    if is_quiet() or not console.is_terminal:
+    # rich is loaded only where somebody can see it: it takes longer than most checks.
+    if is_quiet() or not sys.stderr.isatty():
         yield None
         return
+    console = stderr_console()
     from nm2trt.cli.render.verify import plain
 
     with console.status(first) as status:
