@@ -161,17 +161,16 @@ def main() -> NoReturn:
     """Console script."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.stdout = cast(TextIO, _Output(sys.stdout))
-    try:
-        code = run()
-    except KeyboardInterrupt:
-        # One that came while another error was being reported.
-        code = _say("interrupted; nothing half-written was left", _INTERRUPTED)
-    sys.exit(code)
+    sys.exit(run())
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM. Python ends by SIGINT, whatever the exit code, once a plain KeyboardInterrupt left an exec of text."""
 
 
 def _terminate(*_: object) -> NoReturn:
     # As an exception, so that whatever was staged is cleared away.
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def _say(line: str, exit_code: int) -> int:
