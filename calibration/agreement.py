@@ -45,13 +45,13 @@ class OutputChecker:
         self._where = where
         self._kept: list[dict[str, Array]] | None = []
 
-    def agreement(self, quantised: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
+    def agreement(self, quantized: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
         """Run all samples through both.
 
         Raises:
             InputError: There is no sample, or a model cannot run.
         """
-        runner = Runner(quantised, self._where)
+        runner = Runner(quantized, self._where)
         sums = _Sums()
         known = self._kept if self._kept else None
         for number, batch in enumerate(self._batches()):

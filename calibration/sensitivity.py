@@ -1,4 +1,4 @@
-"""Which layers cost most when they alone are quantised, and how many of them to keep in floating point."""
+"""Which layers cost most when they alone are quantized, and how many of them to keep in floating point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rank(
     checker: OutputChecker,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Sensitivity]:
-    """Quantise layer by layer, its input and weight alone, and compare outputs; the worst comes first.
+    """Quantize layer by layer, its input and weight alone, and compare outputs; the worst comes first.
 
     Args:
         graph: The float graph.
@@ -50,7 +50,7 @@ def within_drop(
     Args:
         worst: All layers, the most sensitive first.
         max_drop: In percentage points.
-        first: With all of them quantised.
+        first: With all of them quantized.
         place: Places Q/DQ for the layers that are given.
         check: Measures a placement.
 

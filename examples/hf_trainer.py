@@ -81,7 +81,7 @@ class SparsifyCallback(TrainerCallback):
 
 
 class Digits(Dataset[dict[str, Any]]):
-    """8x8 grey images, as a ViT takes them."""
+    """8x8 gray images, as a ViT takes them."""
 
     def __init__(self, part: slice) -> None:
         digits = load_digits()

@@ -233,7 +233,7 @@ def _totals(sad: Sad | None) -> SadTotals | None:
     total = sad.total
     return SadTotals(
         from_start=total.start,
-        from_start_normalised=total.start_normalised,
+        from_start_normalized=total.start_normalized,
         cumulative=total.flips,
         flips_per_weight=total.flips_per_weight,
     )

@@ -47,7 +47,9 @@ class SadTotals(BaseModel):
 
     from_start: int
     """Between the first mask and the last."""
-    from_start_normalised: float
+    from_start_normalized: float = Field(
+        validation_alias=AliasChoices("from_start_normalized", "from_start_normalised")  # codespell:ignore
+    )
     cumulative: int
     """Sum of the mask bits that flipped at each optimizer step."""
     flips_per_weight: float

@@ -53,7 +53,7 @@ _WORDS: dict[str, str] = {
     "companion": "quantization parameter: {}",
     "adapter": "low-rank adapter: {} is added to another weight, merge it first",
     "magnitude-vector": "weight norm's magnitudes: one factor for each output",
-    "depthwise": "one input channel: depthwise, or the stem of a grey-scale network",
+    "depthwise": "one input channel: depthwise, or the stem of a gray-scale network",
     "unknown-name": "not known to be a layer's weight: name it with --layer '{}=N:M'",
     "unknown-rank": "{}-D: no known operator",
     "stacked": "stacked weights: which axis is summed over is not known; verify the ONNX",

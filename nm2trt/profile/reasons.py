@@ -70,7 +70,7 @@ def _not_eligible(why_not: str) -> tuple[str, str]:
         ("not 2:4-legal", "train it with --pattern 2:4, or leave it dense on purpose"),
         ("for grouped convolutions", "leave it dense: TensorRT never considers sparse kernels for groups"),
         ("multiple of 4", "leave it dense, or pad the channels to a multiple of 4"),
-        ("float32", "export with --precision fp16, or quantise with nm2trt calibrate"),
+        ("float32", "export with --precision fp16, or quantize with nm2trt calibrate"),
         ("bfloat16", "export with --precision fp16"),
         ("zero point", "calibrate again with symmetric ranges (nm2trt calibrate)"),
         ("ConvTranspose", "leave it dense, or use resize and convolution"),
@@ -102,7 +102,7 @@ def _of_shape(row: LayerTimeRecord, products: Sequence[LayerGeometry], setting: 
         if one.quantized and not one.int8_out:
             found.append(
                 (
-                    "INT8 in, but not INT8 out: its output is not quantised",
+                    "INT8 in, but not INT8 out: its output is not quantized",
                     "put a QuantizeLinear right behind it (nm2trt calibrate does where the graph allows)",
                 )
             )

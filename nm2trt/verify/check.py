@@ -183,7 +183,7 @@ def _verdict(
 ) -> tuple[Verdict, str]:
     claimed = rules.claims is not None and layer.name in rules.claims
     if layer.zero_point:
-        return "zero-point", "quantised with a zero point that is not 0: stored zeros are not zeros"
+        return "zero-point", "quantized with a zero point that is not 0: stored zeros are not zeros"
     if not count.violations:
         return "conforms", ""
     if rules.claims is not None and not claimed and not matches(layer, tuple(rules.layer_patterns)):
