@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nm2trt.layers.config_json import ModelConfig
-from nm2trt.layers.reasons import Reason
 from nm2trt.layers.stream import Op
+from nm2trt.reasons import Reason
 
 _WEIGHT = re.compile(
     r"^(weight|weight_orig|weight_v|original\d*|weight_(ih|hh|hr)(_l\d+)?(_reverse)?|(in|q|k|v)_proj_weight"

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from nm2trt.artifacts import Document
+from nm2trt.reasons import Reason
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +26,9 @@ class PrunedLayer(BaseModel):
     pattern: str | None
     """None: left as it was."""
     reason: str
+    """Why it was pruned or left as it was, in words."""
+    why: Reason | None = None
+    """Why it can never be pruned, as data; None where that is not so."""
     not_checked: bool = False
     """It may be a weight, but nothing is known of it."""
     magnitude: float | None

@@ -144,7 +144,7 @@ def _notes(source: Path, decisions: Sequence[Decision], facts: CheckpointFacts |
     """What a checkpoint, which has no operators, leaves open."""
     if facts is None:
         unread = [layer for layer in open_source(source).layers() if layer.not_checked]
-        kinds = Counter(layer.reason.words().partition(": ")[0] for layer in unread if layer.reason)
+        kinds = Counter(layer.reason.summary() for layer in unread if layer.reason)
         words = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
         return [f"left as they are, since their operators are not read: {words}"] if unread else []
     notes = left_out_notes(open_source(source).left_out)
@@ -245,6 +245,7 @@ def _row(decision: Decision, before: dict[str, Magnitude], after: dict[str, Magn
         axis=layer.reduction_axis,
         pattern=None if decision.pattern is None else str(decision.pattern),
         reason=decision.reason,
+        why=decision.why,
         not_checked=layer.not_checked,
         magnitude=then.total if share and then else None,
         kept=_share(now.kept, now.total) if share and now else None,

@@ -84,7 +84,7 @@ def _dense_lines(layers: list[PrunedLayer]) -> list[str]:
     if unknown:
         tensors = "1 tensor" if len(unknown) == 1 else f"{len(unknown)} tensors"
         lines.append(f"{tensors} of two and more dimensions left as they are, since they may be no weights")
-    others = Counter(layer.reason.partition(": ")[0] for layer in dense if layer.axis is None)
+    others = Counter(layer.why.summary() if layer.why else layer.reason for layer in dense if layer.axis is None)
     if others:
         lines.append("not prunable: " + ", ".join(f"{count} {plain(reason)}" for reason, count in others.most_common()))
     return lines
