@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.estimate import EstimateConfig, estimate_network
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
+    from nm2trt.pipelines.inspect import InspectConfig, inspect_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
     from nm2trt.pipelines.recommend import recommend_layers
     from nm2trt.pipelines.refit import refit_build
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EstimateConfig",
     "ExportConfig",
+    "InspectConfig",
     "NMPattern",
     "PruneConfig",
     "Sparsifier",
@@ -30,6 +32,7 @@ __all__ = [
     "__version__",
     "estimate_network",
     "export_network",
+    "inspect_build",
     "prune_file",
     "recommend_layers",
     "refit_build",
@@ -40,12 +43,14 @@ __all__ = [
 _HOMES = {
     "EstimateConfig": "pipelines.estimate",
     "ExportConfig": "pipelines.export_config",
+    "InspectConfig": "pipelines.inspect",
     "NMPattern": "pattern",
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
     "estimate_network": "pipelines.estimate",
     "export_network": "pipelines.export",
+    "inspect_build": "pipelines.inspect",
     "prune_file": "pipelines.prune",
     "recommend_layers": "pipelines.recommend",
     "refit_build": "pipelines.refit",

@@ -12,6 +12,7 @@ import nm2trt
 NAMES = {
     "EstimateConfig",
     "ExportConfig",
+    "InspectConfig",
     "NMPattern",
     "PruneConfig",
     "Sparsifier",
@@ -19,6 +20,7 @@ NAMES = {
     "__version__",
     "estimate_network",
     "export_network",
+    "inspect_build",
     "prune_file",
     "recommend_layers",
     "refit_build",
