@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
     from nm2trt.pipelines.inspect import InspectConfig, inspect_build
+    from nm2trt.pipelines.package import PackageConfig, package_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
     from nm2trt.pipelines.recommend import recommend_layers
     from nm2trt.pipelines.refit import refit_build
@@ -26,6 +27,7 @@ __all__ = [
     "ExportConfig",
     "InspectConfig",
     "NMPattern",
+    "PackageConfig",
     "PruneConfig",
     "Sparsifier",
     "VerifyConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "estimate_network",
     "export_network",
     "inspect_build",
+    "package_build",
     "prune_file",
     "recommend_layers",
     "refit_build",
@@ -45,12 +48,14 @@ _HOMES = {
     "ExportConfig": "pipelines.export_config",
     "InspectConfig": "pipelines.inspect",
     "NMPattern": "pattern",
+    "PackageConfig": "pipelines.package",
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
     "estimate_network": "pipelines.estimate",
     "export_network": "pipelines.export",
     "inspect_build": "pipelines.inspect",
+    "package_build": "pipelines.package",
     "prune_file": "pipelines.prune",
     "recommend_layers": "pipelines.recommend",
     "refit_build": "pipelines.refit",
