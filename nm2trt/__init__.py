@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.estimate import EstimateConfig, estimate_network
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
+    from nm2trt.pipelines.inspect import InspectConfig, inspect_build
+    from nm2trt.pipelines.package import PackageConfig, package_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
     from nm2trt.pipelines.recommend import recommend_layers
     from nm2trt.pipelines.refit import refit_build
@@ -23,13 +25,17 @@ if TYPE_CHECKING:
 __all__ = [
     "EstimateConfig",
     "ExportConfig",
+    "InspectConfig",
     "NMPattern",
+    "PackageConfig",
     "PruneConfig",
     "Sparsifier",
     "VerifyConfig",
     "__version__",
     "estimate_network",
     "export_network",
+    "inspect_build",
+    "package_build",
     "prune_file",
     "recommend_layers",
     "refit_build",
@@ -40,12 +46,16 @@ __all__ = [
 _HOMES = {
     "EstimateConfig": "pipelines.estimate",
     "ExportConfig": "pipelines.export_config",
+    "InspectConfig": "pipelines.inspect",
     "NMPattern": "pattern",
+    "PackageConfig": "pipelines.package",
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
     "estimate_network": "pipelines.estimate",
     "export_network": "pipelines.export",
+    "inspect_build": "pipelines.inspect",
+    "package_build": "pipelines.package",
     "prune_file": "pipelines.prune",
     "recommend_layers": "pipelines.recommend",
     "refit_build": "pipelines.refit",

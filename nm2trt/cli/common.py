@@ -38,6 +38,23 @@ def output_option(metavar: str, text: str, *, required: bool = True, default: Pa
     )
 
 
+def option_group(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several arguments and options as one decorator; the command gathers their values with `**options`."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def given_options(context: click.Context) -> set[str]:
+    """Names of the parameters that the user wrote."""
+    usual = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    return {name for name in context.params if context.get_parameter_source(name) not in usual}
+
+
 force_option = click.option(
     "--force",
     is_flag=True,
