@@ -11,6 +11,7 @@ from nm2trt._version import __version__
 
 if TYPE_CHECKING:
     from nm2trt.pattern import NMPattern
+    from nm2trt.pipelines.calibrate import CalibrationConfig, calibrate_model
     from nm2trt.pipelines.estimate import EstimateConfig, estimate_network
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nm2trt.training import Sparsifier, sparsify
 
 __all__ = [
+    "CalibrationConfig",
     "EstimateConfig",
     "ExportConfig",
     "NMPattern",
@@ -28,6 +30,7 @@ __all__ = [
     "Sparsifier",
     "VerifyConfig",
     "__version__",
+    "calibrate_model",
     "estimate_network",
     "export_network",
     "prune_file",
@@ -38,12 +41,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CalibrationConfig": "pipelines.calibrate",
     "EstimateConfig": "pipelines.estimate",
     "ExportConfig": "pipelines.export_config",
     "NMPattern": "pattern",
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
+    "calibrate_model": "pipelines.calibrate",
     "estimate_network": "pipelines.estimate",
     "export_network": "pipelines.export",
     "prune_file": "pipelines.prune",

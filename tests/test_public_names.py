@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 import nm2trt
 
 NAMES = {
+    "CalibrationConfig",
     "EstimateConfig",
     "ExportConfig",
     "NMPattern",
@@ -17,6 +18,7 @@ NAMES = {
     "Sparsifier",
     "VerifyConfig",
     "__version__",
+    "calibrate_model",
     "estimate_network",
     "export_network",
     "prune_file",
