@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 
 from nm2trt.artifacts import DemoRow, Facts, NumericsRecord, RunDocument
-from nm2trt.pipelines.demo import Stages, commands
+from nm2trt.pipelines.demo_stages import Stages, commands
 from nm2trt.pipelines.export import failures
 from nm2trt.report import Badge, Drawing, KeyFigure, Prose, Section, Table, render_page
 from nm2trt.report.curves import Score, curves_svg
