@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
-from nm2trt.training.methods import PAPER_DECAY, Method
+from nm2trt.training.methods import PAPER_DECAY, STEP_BY_DEFAULT, Method
 from nm2trt.training.recipes import RECIPES, Recipe
 
 if sys.version_info >= (3, 11):
@@ -24,6 +25,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+_LOGGER = logging.getLogger(__name__)
 
 
 FILE = "config.toml"
@@ -50,6 +52,7 @@ class TrainConfig(BaseModel):
     init: Path | None = None
     """Weights to start from: safetensors, a torch file, or a run folder; None draws them from the seed."""
     method: Method = "sr-ste"
+    """Where it is left out and the optimizer is adamw, it is step."""
     """`asp` trains dense, prunes once by magnitude, and goes on with the mask held."""
     pattern: str = "2:4"
     """N kept of every M along the reduction axis. With "dense" it is only recorded (SAD)."""
@@ -94,6 +97,14 @@ class TrainConfig(BaseModel):
     device: Literal["auto", "cpu"] = "auto"
     """`auto` takes the accelerator that is there; a CPU never falls back silently, run.json names it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _step_under_adam(cls, values: Any) -> Any:
+        # Moving masks spoil Adam's second moments (Lu et al., ICML 2023).
+        if isinstance(values, dict) and "method" not in values and values.get("optimizer") == "adamw":
+            return {**values, "method": "step"}
+        return values
+
     @field_validator("data")
     @classmethod
     def _known_data(cls, value: str) -> str:
@@ -133,6 +144,8 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"freeze_epochs = {self.freeze_epochs} leaves nothing of {self.epochs} epochs to move masks"
             )
+        if self.method == "step" and self.optimizer != "adamw":
+            raise ValueError(f"step holds Adam's second moments, so it goes with optimizer adamw, not {self.optimizer}")
         if self.decay_warmup and self.method != "sr-ste":
             raise ValueError(f"decay_warmup goes with method sr-ste, not {self.method}")
         if self.method == "s-ste" and self.refresh_every != 1:
@@ -186,6 +199,8 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
     values.update(options)
     # An unknown name is told with the other mistakes.
     values = RECIPES.get(str(values.get("recipe")), {}) | values
+    if "method" not in values and values.get("optimizer") == "adamw":
+        _LOGGER.info("%s under AdamW; --method sr-ste has SR-STE", STEP_BY_DEFAULT)
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:

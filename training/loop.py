@@ -24,6 +24,7 @@ from nm2trt.training.batches import epoch_batches, evaluation_loader, train_load
 from nm2trt.training.blame import NetworkCalls, losses_of, points_of, workers_live
 from nm2trt.training.checkpoint import check_saveable
 from nm2trt.training.config import TrainConfig
+from nm2trt.training.entry import sparsify
 from nm2trt.training.history import History, Session
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
 from nm2trt.training.loss_record import EpochLosses
@@ -32,7 +33,7 @@ from nm2trt.training.methods import Method
 from nm2trt.training.optimizer import make_optimizer
 from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
-from nm2trt.training.sparsifier import Sparsifier, sparsify
+from nm2trt.training.sparsifier import Sparsifier
 from nm2trt.training.state import Parts, Position, position_of, restore, save_state
 from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
 
