@@ -28,6 +28,9 @@ T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 
 
+_TEACHER_WEIGHT = 0.67
+"""Huang et al., AAAI 2025."""
+
 FILE = "config.toml"
 """A run's effective configuration, in its folder."""
 
@@ -51,6 +54,14 @@ class TrainConfig(BaseModel):
     model: str = "resnet8"
     init: Path | None = None
     """Weights to start from: safetensors, a torch file, or a run folder; None draws them from the seed."""
+    hold_masks: bool = False
+    """Take the masks from the weights of `init` as they are and hold them: asp without its dense phase."""
+    teacher: Path | None = None
+    """A trained network to learn from: a run folder, or a checkpoint of the same network."""
+    teacher_weight: float = Field(default=_TEACHER_WEIGHT, ge=0, le=1)
+    """Of the divergence from the teacher's outputs in the loss; the task has the rest."""
+    teacher_temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits of both networks in that divergence."""
     method: Method = "sr-ste"
     """Where it is left out and the optimizer is adamw, it is step."""
     """`asp` trains dense, prunes once by magnitude, and goes on with the mask held."""
@@ -100,10 +111,12 @@ class TrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _step_under_adam(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "method" in values:
+            return values
+        if values.get("hold_masks"):
+            return {**values, "method": "asp"}
         # Moving masks spoil Adam's second moments (Lu et al., ICML 2023).
-        if isinstance(values, dict) and "method" not in values and values.get("optimizer") == "adamw":
-            return {**values, "method": "step"}
-        return values
+        return {**values, "method": "step"} if values.get("optimizer") == "adamw" else values
 
     @field_validator("data")
     @classmethod
@@ -153,19 +166,31 @@ class TrainConfig(BaseModel):
         if self.method != "asp":
             if self.dense_epochs is not None:
                 raise ValueError(f"dense_epochs goes with method asp, not {self.method}")
-        elif self.phases()[0] < 1 or self.phases()[1] < 1:
+        elif self.hold_masks and self.dense_epochs is not None:
+            raise ValueError("hold_masks takes the masks at once, so there are no dense_epochs")
+        elif min(self.phases()) < 1:
             raise ValueError(f"asp needs an epoch before pruning and one after, of {self.epochs} epochs")
         return self
 
     def phases(self) -> tuple[int, ...]:
         """Epochs of each learning rate cycle: one, or with `asp` two with the pruning between them."""
-        if self.method != "asp":
+        if self.method != "asp" or self.hold_masks:
             return (self.epochs,)
         before = self.epochs // 2 if self.dense_epochs is None else self.dense_epochs
         return before, self.epochs - before
 
     @model_validator(mode="after")
+    def _teacher_is_there(self) -> TrainConfig:
+        if self.teacher is None and (self.teacher_weight, self.teacher_temperature) != (_TEACHER_WEIGHT, 1.0):
+            raise ValueError("teacher_weight and teacher_temperature go with a teacher")
+        return self
+
+    @model_validator(mode="after")
     def _finetuning_has_weights(self) -> TrainConfig:
+        if self.hold_masks and self.init is None:
+            raise ValueError("hold_masks takes the masks from trained weights, give their checkpoint as init")
+        if self.hold_masks and self.method != "asp":
+            raise ValueError(f"hold_masks goes with method asp, not {self.method}; leave the method out")
         if self.recipe == "finetune" and self.init is None:
             raise ValueError("recipe finetune starts from a trained network, give its checkpoint as init")
         return self
@@ -173,7 +198,10 @@ class TrainConfig(BaseModel):
     def recorded(self) -> dict[str, Any]:
         """The configuration for the records: of paths of this machine, only the checkpoint's own name."""
         values = self.model_dump(mode="json", exclude={"data_dir"})
-        return values | {"init": self.init.name if self.init else None}
+        return values | {
+            "init": self.init.name if self.init else None,
+            "teacher": self.teacher.name if self.teacher else None,
+        }
 
     def to_toml(self) -> str:
         """The effective configuration, accepted again by `--config`."""
@@ -199,7 +227,7 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
     values.update(options)
     # An unknown name is told with the other mistakes.
     values = RECIPES.get(str(values.get("recipe")), {}) | values
-    if "method" not in values and values.get("optimizer") == "adamw":
+    if not {"method", "hold_masks"} & values.keys() and values.get("optimizer") == "adamw":
         _LOGGER.info("%s under AdamW; --method sr-ste has SR-STE", STEP_BY_DEFAULT)
     try:
         return TrainConfig.model_validate(values)
@@ -270,7 +298,9 @@ def _check_written(path: Path, options: Mapping[str, Any], *, trust: bool) -> No
         # `load_config` says so.
         return
     check_code(path, {name: str(values[name]) for name in ("model", "data") if name in values}, trust=trust)
-    paths = [f"{name} {values[name]}" for name in ("data_dir", "init") if name in values and name not in options]
+    paths = [
+        f"{name} {values[name]}" for name in ("data_dir", "init", "teacher") if name in values and name not in options
+    ]
     if paths and not trust and not was_written_here(path):
         raise InputError(
             f"was not written on this machine and names files outside its folder: {', '.join(paths)}",

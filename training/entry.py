@@ -50,6 +50,7 @@ def sparsify(
     dense_steps: int = 0,
     total_steps: int | None = None,
     decay_warmup: float = 0.0,
+    hold_masks: bool = False,
     example_inputs: Any = None,
 ) -> Sparsifier:
     """Make a network N:M sparse from now on, in any training loop.
@@ -75,6 +76,8 @@ def sparsify(
         dense_steps: Optimizer steps before the first masks are imposed; until then the network trains dense.
         total_steps: Optimizer steps of the whole training, for "step", "decaying-mask" and `decay_warmup`.
         decay_warmup: Share of all steps in which lambda grows from 0 to `decay`.
+        hold_masks: Take the masks from the weights as they are, also of another tool's checkpoint, and hold them from
+            the first step on. The method is "asp" then.
         example_inputs: A batch (a tensor, a tuple of positional or a dict of keyword arguments) that the network is run
             on once, to see how each weight is used. Without it the first forward pass of training is watched.
 
@@ -84,10 +87,12 @@ def sparsify(
 
     Raises:
         ConfigError: A wrong argument, a glob without a match, no layer that could be sparse, an optimizer that does
-            not own a layer's weight or whose steps cannot be seen.
+            not own a layer's weight or whose steps cannot be seen; with `hold_masks`, a layer that is not N:M already.
     """
     check_objects(model, optimizer)
     total_steps = None if total_steps is None else check_count(total_steps, "total_steps", 1)
+    if method is None and hold_masks:
+        method = "asp"
     if method is None:
         method = choose_method(optimizer, total_steps)
     settings = check_rule(
@@ -98,6 +103,7 @@ def sparsify(
             dense_steps=check_count(dense_steps, "dense_steps", 0),
             total_steps=total_steps,
             decay_warmup=decay_warmup,
+            hold_masks=bool(hold_masks),
         )
     )
     rule = SelectionRule(

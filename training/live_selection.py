@@ -11,6 +11,7 @@ from torch import nn
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.selectors import match_any
+from nm2trt.training.held_masks import take_masks
 from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.masked_weights import MaskedWeights, check_owned
 from nm2trt.training.precondition import check_adam
@@ -101,6 +102,8 @@ class LiveSelection:
         ]
         if self._weights.precondition is not None:
             check_adam(layers, self._hooks.optimizers)
+        if self._weights.rule.hold_masks:
+            take_masks(layers)
         for earlier in take_over([(one.module, one.parameter) for one in candidates]):
             earlier.retire()
         self._weights.add(zip(layers, [one.module for one in candidates], strict=True))

@@ -14,17 +14,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
-from torch.utils.data import DataLoader
 
 from nm2trt.data import DataSet
 from nm2trt.data.tasks import Task
-from nm2trt.errors import EXIT_BAD_VERDICT, ConfigError, InputError, Nm2trtError
+from nm2trt.errors import EXIT_BAD_VERDICT, ConfigError, Nm2trtError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.batches import epoch_batches, evaluation_loader, train_loader
-from nm2trt.training.blame import NetworkCalls, losses_of, points_of, workers_live
+from nm2trt.training.blame import NetworkCalls, losses_of, workers_live
 from nm2trt.training.checkpoint import check_saveable
 from nm2trt.training.config import TrainConfig
 from nm2trt.training.entry import sparsify
+from nm2trt.training.evaluation import evaluate
 from nm2trt.training.history import History, Session
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
 from nm2trt.training.loss_record import EpochLosses
@@ -35,6 +35,7 @@ from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
 from nm2trt.training.sparsifier import Sparsifier
 from nm2trt.training.state import Parts, Position, position_of, restore, save_state
+from nm2trt.training.teacher import Teacher
 from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
 
 _STEP_RECORDS_PER_EPOCH = 10
@@ -77,6 +78,7 @@ class Trainer:
         progress: Called after steps and epochs.
         batch_size: Samples per process and micro-batch, where the run was started with another number of processes;
             None takes the configuration's.
+        teacher: What the network is pulled towards, whole on each process; None trains by the task alone.
 
     Raises:
         ConfigError: No layer can take the pattern.
@@ -91,6 +93,7 @@ class Trainer:
         folder: Path,
         progress: Progress,
         batch_size: int | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._batch_size = config.batch_size if batch_size is None else batch_size
@@ -110,6 +113,8 @@ class Trainer:
         )
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self._teacher = teacher.place(self._accelerator.device, layout) if teacher else None
         pin = self._accelerator.device.type == "cuda"
         train = train_loader(
             data,
@@ -129,7 +134,7 @@ class Trainer:
         self._bare = make_optimizer(config, model)
         self._optimizer, self._train, self._test = self._accelerator.prepare(self._bare, train, test)
         check_saveable(self._accelerator.unwrap_model(self._model).state_dict(), f"model {config.model}")
-        self._prune_after = config.phases()[0] if config.method == "asp" else None
+        self._prune_after = config.phases()[0] if len(config.phases()) > 1 else None
         per_epoch = math.ceil(len(self._train) / config.accumulation)
         self._steps_per_epoch, self._steps = per_epoch, per_epoch * config.epochs
         self._sparsifier = self._sparsify("dense" if self._prune_after else config.method)
@@ -157,6 +162,7 @@ class Trainer:
             refresh_every=config.refresh_every,
             total_steps=self._steps,
             decay_warmup=config.decay_warmup,
+            hold_masks=config.hold_masks,
             example_inputs=example_BX,
         )
 
@@ -307,6 +313,8 @@ class Trainer:
             with self._accelerator.autocast():
                 output = self._calls.forward(self._model, x_BX)
                 loss = losses_of(self._task, output, y_B).mean()
+                if self._teacher is not None:
+                    loss = self._teacher.loss(output, self._teacher.logits(x_BX, self._calls), loss)
             self._calls.backward(self._accelerator, loss)
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -370,32 +378,3 @@ def _diverged(value: float, step: int, steps: int, epoch: int) -> DivergedError:
             hint="look at the network and its initial weights, not at --lr",
         )
     return DivergedError(f"the loss is {value} at step {step} of {steps}", where=f"epoch {epoch}", hint="lower --lr")
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: nn.Module, test: DataLoader[Any], task: Task, calls: NetworkCalls
-) -> tuple[float, float]:
-    """Score (a share) and mean loss over all samples, gathered from every process.
-
-    Raises:
-        InputError: The network or the task raised, or the score is no number.
-    """
-    model.eval()
-    sums = torch.zeros(3, dtype=_sum_dtype(accelerator.device), device=accelerator.device)
-    samples = 0
-    for x_BX, y_B in test:
-        output = calls.forward(model, x_BX)
-        found = points_of(task, output, y_B), losses_of(task, output, y_B)
-        points_B2, losses_B = accelerator.gather_for_metrics(found)
-        sums[:2] += points_B2.sum(dim=0).to(sums.dtype)
-        sums[2] += losses_B.sum().to(sums.dtype)
-        samples += len(losses_B)
-    points, possible, loss = sums.tolist()
-    if not possible or not math.isfinite(points / possible):
-        raise InputError(f"the score is {points} of {possible}", where=f"task {type(task).__name__}")
-    return points / possible, loss / samples
-
-
-def _sum_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -105,7 +105,7 @@ class MaskedWeights:
             self.remember(new)
             return
         with torch.no_grad():
-            split_all(new, impose=self.imposes, hold=False, count=False)
+            split_all(new, impose=self.imposes, hold=self.rule.hold_masks, count=False)
             self._soften(new)
             for layer in new:
                 layer.begin()

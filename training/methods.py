@@ -45,6 +45,7 @@ class MethodRule:
         dense_steps: Steps before masks are imposed.
         total_steps: Of the whole training; None where nothing depends on it.
         decay_warmup: Share of all steps in which lambda grows from 0.
+        hold_masks: With "asp": the masks are those that the weights have already.
     """
 
     method: str
@@ -53,6 +54,7 @@ class MethodRule:
     dense_steps: int = 0
     total_steps: int | None = None
     decay_warmup: float = 0.0
+    hold_masks: bool = False
 
     @property
     def keeps_residual(self) -> bool:
@@ -94,6 +96,12 @@ def check_rule(rule: MethodRule) -> MethodRule:
         raise ConfigError(
             "s-ste thresholds the weights of every step, so its masks cannot be held between steps",
             where=f"refresh_every = {rule.refresh_every}",
+        )
+    if rule.hold_masks and rule.method != "asp":
+        raise ConfigError(
+            f"holding the masks that the weights have is what method asp does, not {rule.method}",
+            where="hold_masks",
+            hint="leave the method out",
         )
     if rule.method == "step" and rule.dense_steps:
         raise ConfigError(

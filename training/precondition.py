@@ -123,9 +123,7 @@ class Precondition:
     def _have_settled(self) -> bool:
         return bool(self._changes) and sum(self._changes) / len(self._changes) < self._eps
 
-    def _switch(
-        self, steps: int, layers: Sequence[SparseLayer], optimizers: Iterable[torch.optim.Optimizer]
-    ) -> None:
+    def _switch(self, steps: int, layers: Sequence[SparseLayer], optimizers: Iterable[torch.optim.Optimizer]) -> None:
         self.switched_at, self._changes = steps, []
         for layer in layers:
             layer.variance_steps = 0

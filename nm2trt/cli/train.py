@@ -51,7 +51,24 @@ def _given(**options: Any) -> dict[str, Any]:
     metavar="CHECKPOINT",
     help="Weights to start from: safetensors, a torch state dict, or a run folder.",
 )
-@click.option("--method", metavar="NAME", help="sr-ste (default), ste, s-ste, decaying-mask, asp or dense.")
+@click.option(
+    "--hold-masks/--no-hold-masks",
+    default=None,
+    help="Take the masks from --init's weights as they are and hold them; for checkpoints that are N:M already.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    metavar="RUN|CHECKPOINT",
+    help="Learn from a trained network's outputs, too: a run, or a checkpoint of the same --model.",
+)
+@click.option("--teacher-weight", metavar="X", help="Share of the teacher in the loss; default 0.67.")
+@click.option("--teacher-temperature", metavar="X", help="Divides both networks' logits; default 1.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="sr-ste (default with sgd), step (default with adamw), ste, s-ste, decaying-mask, asp or dense.",
+)
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that stay dense.")
@@ -93,7 +110,9 @@ def _given(**options: Any) -> dict[str, Any]:
     help="Start RUN, or go on with it where it is there: for jobs that are restarted (torchrun --max-restarts, SLURM).",
 )
 @click.option(
-    "--trust", is_flag=True, help="When resuming: import the code that RUN names although it was not started here."
+    "--trust",
+    is_flag=True,
+    help="Import the code that RUN (resumed) or --teacher names though not started here.",
 )
 @output_option("RUN", "Folder to make.")
 @force_option
@@ -138,7 +157,7 @@ def command(
     settings = _settings(config, given, output, resume=resume, auto=auto_resume, trust=trust)
     try:
         with process_group_ends(), training_progress(settings.method) as progress:
-            document = train(settings, output, force=force, resume=resume, progress=progress)
+            document = train(settings, output, force=force, resume=resume, trust=trust, progress=progress)
     except KeyboardInterrupt:
         raise _interrupted(output) from None
     if not is_first_process():

@@ -260,5 +260,5 @@ def test_adamw_gets_step_by_default_and_is_told_so():
 @pytest.mark.parametrize("options", [{}, {"total_steps": 10, "dense_steps": 3}])
 def test_settings_that_do_not_go_with_step_are_refused(options):
     net = fresh()
-    with pytest.raises(ConfigError, match="total_steps|dense_steps"):
+    with pytest.raises(ConfigError, match=r"total_steps|dense_steps"):
         sparsify(net, adamw(net), "2:4", "step", **options)
