@@ -27,6 +27,9 @@ else:
 T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 
+_RENAMED = {"refresh_every": "mask_update_interval"}
+"""What settings were called before; older config.toml files and states are read on."""
+
 
 _TEACHER_WEIGHT = 0.67
 """Huang et al., AAAI 2025."""
@@ -71,7 +74,7 @@ class TrainConfig(BaseModel):
     """lambda of SR-STE; the paper's 2e-4."""
     decay_warmup: float = Field(default=0, ge=0, le=1)
     """Of sr-ste: share of all steps in which lambda grows from 0 to `decay`."""
-    refresh_every: int = Field(default=1, ge=1)
+    mask_update_interval: int = Field(default=1, ge=1)
     """Optimizer steps between new masks."""
     freeze_epochs: int = Field(default=0, ge=0)
     """Last epochs in which the masks are held."""
@@ -111,7 +114,10 @@ class TrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _step_under_adam(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "method" in values:
+        if not isinstance(values, dict):
+            return values
+        values = _with_new_names(values)
+        if "method" in values:
             return values
         if values.get("hold_masks"):
             return {**values, "method": "asp"}
@@ -161,8 +167,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"step holds Adam's second moments, so it goes with optimizer adamw, not {self.optimizer}")
         if self.decay_warmup and self.method != "sr-ste":
             raise ValueError(f"decay_warmup goes with method sr-ste, not {self.method}")
-        if self.method == "s-ste" and self.refresh_every != 1:
-            raise ValueError("s-ste finds new masks in every step, so refresh_every is 1")
+        if self.method == "s-ste" and self.mask_update_interval != 1:
+            raise ValueError("s-ste finds new masks in every step, so mask_update_interval is 1")
         if self.method != "asp":
             if self.dense_epochs is not None:
                 raise ValueError(f"dense_epochs goes with method asp, not {self.method}")
@@ -224,7 +230,7 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
             raise InputError("no such configuration file", where=path) from None
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"no readable TOML: {error}", where=path) from None
-    values.update(options)
+    values = _with_new_names(values) | _with_new_names(options)
     # An unknown name is told with the other mistakes.
     values = RECIPES.get(str(values.get("recipe")), {}) | values
     if not {"method", "hold_masks"} & values.keys() and values.get("optimizer") == "adamw":
@@ -235,6 +241,10 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
         mistakes = [_mistake(entry) for entry in error.errors()]
         count = "" if len(mistakes) == 1 else f"{len(mistakes)} mistakes: "
         raise ConfigError(count + "; ".join(mistakes), where=path or "", hint="see nm2trt train --help") from None
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
 _FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard", "fsdp"})

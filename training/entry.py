@@ -43,10 +43,10 @@ def sparsify(
     method: Method | None = None,
     *,
     decay: float = PAPER_DECAY,
-    layers: Mapping[str, str | NMPattern] | None = None,
+    layer_patterns: Mapping[str, str | NMPattern] | None = None,
     exclude: Sequence[str] = (),
     axes: Mapping[str, int] | None = None,
-    refresh_every: int = 1,
+    mask_update_interval: int = 1,
     dense_steps: int = 0,
     total_steps: int | None = None,
     decay_warmup: float = 0.0,
@@ -68,11 +68,11 @@ def sparsify(
             of all steps); "dense" (imposes nothing, records the SAD that magnitude masks would have). None takes
             "step" under Adam and AdamW where `total_steps` is given, and says so in a warning, else "sr-ste".
         decay: lambda of SR-STE and of "step" after its switch, 2e-4 in the paper; pruned weights shrink by it.
-        layers: Glob on module names -> pattern of these layers.
+        layer_patterns: Glob on module names -> pattern of these layers.
         exclude: Globs on module names that stay dense.
         axes: Glob on parameter names -> reduction axis, for weights that no rule knows, such as a mixture's experts in
             one parameter of [E, N, K].
-        refresh_every: Optimizer steps between new masks; in between, the last one is held.
+        mask_update_interval: Optimizer steps between new masks; in between, the last one is held.
         dense_steps: Optimizer steps before the first masks are imposed; until then the network trains dense.
         total_steps: Optimizer steps of the whole training, for "step", "decaying-mask" and `decay_warmup`.
         decay_warmup: Share of all steps in which lambda grows from 0 to `decay`.
@@ -99,7 +99,7 @@ def sparsify(
         MethodRule(
             method=method,
             decay=check_number(decay, "decay", "2e-4") * (method in WITH_DECAY),
-            refresh_every=check_count(refresh_every, "refresh_every", 1),
+            mask_update_interval=check_count(mask_update_interval, "mask_update_interval", 1),
             dense_steps=check_count(dense_steps, "dense_steps", 0),
             total_steps=total_steps,
             decay_warmup=decay_warmup,
@@ -107,7 +107,7 @@ def sparsify(
         )
     )
     rule = SelectionRule(
-        check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
+        check_pattern(pattern, "pattern"), check_patterns(layer_patterns), check_globs(exclude), check_axes(axes)
     )
     check_shards(model)
     network = _unwrapped(model)
@@ -123,7 +123,7 @@ def sparsify(
     try:
         selection.take_in(sparse)
     except BaseException:
-        sparsifier.remove()
+        sparsifier.remove_hooks()
         raise
     if example_inputs is None and not hasattr(model, "_orig_mod"):
         selection.watch_uses()

@@ -157,9 +157,9 @@ class Trainer:
             config.pattern,
             method,
             decay=config.decay,
-            layers=config.layers,
+            layer_patterns=config.layers,
             exclude=config.exclude,
-            refresh_every=config.refresh_every,
+            mask_update_interval=config.mask_update_interval,
             total_steps=self._steps,
             decay_warmup=config.decay_warmup,
             hold_masks=config.hold_masks,
@@ -168,7 +168,7 @@ class Trainer:
 
     def _prune_once(self) -> None:
         """The turn of `asp`: masks of the magnitudes of this moment, held from here on."""
-        self._sparsifier.remove()
+        self._sparsifier.remove_hooks()
         self._sparsifier = self._sparsify("asp")
 
     def _parts(self) -> Parts:
@@ -234,7 +234,7 @@ class Trainer:
                     self._save()
         finally:
             self._recorder.close()
-        self._sparsifier.remove()
+        self._sparsifier.remove_hooks()
         model = self._accelerator.unwrap_model(self._model)
         return Trained(
             state={name: value.cpu() for name, value in whole(model.state_dict()).items()},
@@ -256,7 +256,7 @@ class Trainer:
         position, epoch = self._position, self._position.epoch
         started = time.perf_counter()
         if epoch > self._config.epochs - self._config.freeze_epochs:
-            self._sparsifier.freeze()
+            self._sparsifier.freeze_masks()
         self._losses = EpochLosses(self._accelerator.device, position.loss_sum)
         self._model.train()
         with workers_live():
@@ -278,7 +278,7 @@ class Trainer:
             "seconds": time.perf_counter() - started,
         }
         # The steps of the run: the sparsifier's own count starts anew where `asp` prunes.
-        sad = replace(self._sparsifier.sad(), step=self._schedule.last_epoch)
+        sad = replace(self._sparsifier.record_sad(), step=self._schedule.last_epoch)
         self._history.record_epoch(epoch, sad, row)
         self._recorder.epoch(row, self._task.score_name, sad)
         self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: {self._task.score_name} {score:.2%}")

@@ -276,7 +276,7 @@ class MaskedWeights:
         elif self.frozen:
             self._close_held(dense_section)
         else:
-            split_all(self.layers, impose=True, hold=self.steps % self.rule.refresh_every != 0)
+            split_all(self.layers, impose=True, hold=self.steps % self.rule.mask_update_interval != 0)
         self._soften(self.layers)
         if self.imposes:
             self.remember(self.layers)

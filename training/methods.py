@@ -41,7 +41,7 @@ class MethodRule:
     Attributes:
         method: Its name.
         decay: lambda of SR-STE; 0 for methods without it.
-        refresh_every: Steps between new masks.
+        mask_update_interval: Steps between new masks.
         dense_steps: Steps before masks are imposed.
         total_steps: Of the whole training; None where nothing depends on it.
         decay_warmup: Share of all steps in which lambda grows from 0.
@@ -50,7 +50,7 @@ class MethodRule:
 
     method: str
     decay: float = 0.0
-    refresh_every: int = 1
+    mask_update_interval: int = 1
     dense_steps: int = 0
     total_steps: int | None = None
     decay_warmup: float = 0.0
@@ -92,10 +92,10 @@ def check_rule(rule: MethodRule) -> MethodRule:
         )
     if rule.decay_warmup and rule.method != "sr-ste":
         raise ConfigError(f"goes with method sr-ste, not {rule.method}", where="decay_warmup")
-    if rule.method == "s-ste" and rule.refresh_every != 1:
+    if rule.method == "s-ste" and rule.mask_update_interval != 1:
         raise ConfigError(
             "s-ste thresholds the weights of every step, so its masks cannot be held between steps",
-            where=f"refresh_every = {rule.refresh_every}",
+            where=f"mask_update_interval = {rule.mask_update_interval}",
         )
     if rule.hold_masks and rule.method != "asp":
         raise ConfigError(

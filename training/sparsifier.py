@@ -60,9 +60,9 @@ class Sparsifier:
         return self._weights.rule.decay
 
     @property
-    def refresh_every(self) -> int:
+    def mask_update_interval(self) -> int:
         """Optimizer steps between new masks."""
-        return self._weights.rule.refresh_every
+        return self._weights.rule.mask_update_interval
 
     @property
     def _layers(self) -> list[SparseLayer]:
@@ -127,7 +127,7 @@ class Sparsifier:
         return self._selection.report()
 
     @torch.no_grad()
-    def sad(self) -> Sad:
+    def record_sad(self) -> Sad:
         """Sparse architecture divergence per layer, and make this moment the new previous record.
 
         Sharded layers are counted over all their processes, so every one of these must call this.
@@ -139,15 +139,15 @@ class Sparsifier:
             layers.append(LayerSad(layer=layer.name, weights=weights, previous=previous, start=start, flips=flips))
         return Sad(step=self.steps, layers=layers)
 
-    def freeze(self) -> None:
+    def freeze_masks(self) -> None:
         """Hold the masks from here on: pruned weights get no gradient and stay zero.
 
         With "dense", which imposes no masks, the record goes on.
         """
         self._weights.freeze()
 
-    def unfreeze(self) -> None:
-        """Let the masks move again, and pruned weights grow from the values that `freeze` left them with.
+    def unfreeze_masks(self) -> None:
+        """Let the masks move again, and pruned weights grow from the values that `freeze_masks` left them with.
 
         Raises:
             ConfigError: The method is "asp", which keeps no such values.
@@ -192,7 +192,8 @@ class Sparsifier:
         named = check_patterns(
             layers
             if isinstance(layers, Mapping)
-            else dict.fromkeys(check_globs(layers, "layers"), self._selection.rule.pattern)
+            else dict.fromkeys(check_globs(layers, "layers"), self._selection.rule.pattern),
+            where="layers",
         )
         self._layers  # noqa: B018 -- lets the layers follow, or raises
         return self._selection.add(named)
@@ -269,7 +270,7 @@ class Sparsifier:
                 layer.residual.copy_(saved["residual"])
         self._weights.remember(layers)
 
-    def remove(self) -> None:
+    def remove_hooks(self) -> None:
         """Take the hooks off; the model keeps its N:M weights."""
         self._selection.stop_watching()
         self._hooks.remove()
@@ -292,7 +293,7 @@ class Sparsifier:
         weights.add([(layer.copied(memo), copy.deepcopy(owners[layer.name], memo)) for layer in layers], split=False)
         copied = Sparsifier(weights, hooks, selection)
         if self._weights.is_detached:
-            copied.remove()
+            copied.remove_hooks()
         return copied
 
     def __reduce__(self) -> Any:

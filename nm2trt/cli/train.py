@@ -72,7 +72,8 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that stay dense.")
-@click.option("--refresh-every", metavar="K", help="Optimizer steps between new masks; default 1.")
+@click.option("--mask-update-interval", metavar="K", help="Optimizer steps between new masks; default 1.")
+@click.option("--refresh-every", hidden=True)  # What it was called before.
 @click.option("--freeze-epochs", metavar="N", help="Hold the masks in the last N epochs; default 0.")
 @click.option("--dense-epochs", metavar="N", help="With asp: epochs before pruning; default half of them.")
 @click.option("--decay", metavar="X", help="lambda of SR-STE; default 2e-4, the paper's.")

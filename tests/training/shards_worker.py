@@ -64,7 +64,7 @@ def whole(tree):
 
 
 def record(name, model, sparsifier):
-    sad = sparsifier.sad()
+    sad = sparsifier.record_sad()
     RESULTS[name] = {
         "weights": whole(dict(model.state_dict())),
         "dense": whole(sparsifier.dense_weights()),
@@ -83,7 +83,7 @@ def one_process():
     held = net()
     record("step one", held, train(held, **STEP))
     thin = net((16, 1, 16, 2, 16, 4))
-    record("thin one", thin, train(thin, layers={"0": "2:4"}))
+    record("thin one", thin, train(thin, layer_patterns={"0": "2:4"}))
 
 
 def fsdp(rank, folder):
@@ -137,7 +137,7 @@ def thin(rank):
     """Weights of 1 and 2 rows on four processes, and of 16 rows for the rest."""
     model = net((16, 1, 16, 2, 16, 4))
     fully_shard(model)
-    record("thin", model, train(model, parts=4, part=rank, layers={"0": "2:4"}))
+    record("thin", model, train(model, parts=4, part=rank, layer_patterns={"0": "2:4"}))
 
 
 def uneven(rank):

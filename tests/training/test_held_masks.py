@@ -50,7 +50,7 @@ def test_masks_are_those_of_the_weights_and_stay(made):
         assert torch.equal(sparsifier.masks()[name], held[name])
         assert torch.equal(weight != 0, held[name])
         assert not torch.equal(weight, before[name])
-    assert sparsifier.sad().total.flips == 0
+    assert sparsifier.record_sad().total.flips == 0
 
 
 def test_the_update_is_sgd_on_the_kept_weights():
