@@ -65,7 +65,7 @@ class SparsifyCallback(TrainerCallback):
     ) -> None:
         """Hold the masks in the last part."""
         if state.global_step >= self.freeze_from * state.max_steps:
-            self.sparsifier.freeze()
+            self.sparsifier.freeze_masks()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any) -> None:
         """Put what was pruned beside the optimizer's state."""
@@ -74,7 +74,7 @@ class SparsifyCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any) -> None:
         """Log how often a weight changed sides."""
         if "loss" in objects["logs"]:
-            objects["logs"]["flips_per_weight"] = round(self.sparsifier.sad().total.flips_per_weight, 3)
+            objects["logs"]["flips_per_weight"] = round(self.sparsifier.record_sad().total.flips_per_weight, 3)
 
     def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
@@ -141,7 +141,7 @@ def main() -> None:
     for layer in callback.sparsifier.report():
         if layer.pattern is None:
             print(f"dense: {layer.name} {list(layer.shape)}: {layer.reason}")
-    sad = callback.sparsifier.sad().total
+    sad = callback.sparsifier.record_sad().total
     print(f"{len(callback.sparsifier.patterns())} weights are 2:4; {sad.flips_per_weight:.2f} flips a weight")
     print(f"test accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
 

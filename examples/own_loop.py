@@ -53,7 +53,7 @@ def main() -> None:
             optimizer.step()
         with torch.no_grad():
             accuracy = (model(x[test]).argmax(1) == y[test]).float().mean()
-        sad = sparsifier.sad().total
+        sad = sparsifier.record_sad().total
         print(f"epoch {epoch + 1:2}: accuracy {accuracy:.4f}, {sad.previous} mask bits moved")
 
     most = max(int((layer.weight != 0).unflatten(1, (-1, 4)).sum(2).max()) for layer in (model[2], model[5]))
