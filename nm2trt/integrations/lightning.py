@@ -63,6 +63,11 @@ class SparsifyCallback(Callback):
         """What `sparsify` returned; it stays on the model after training, so that another `fit` goes on from W."""
         return self._sparsity.sparsifier
 
+    @property
+    def state_key(self) -> str:
+        """Under which Lightning saves the state; subclasses resume from each other, and each module has its own."""
+        return f"nm2trt.SparsifyCallback{{module={self._module!r}}}"
+
     def write_sad(self, path: Path | str) -> None:
         """Write all SAD records so far, in the columns of `nm2trt train`'s sad.csv."""
         self._sparsity.write_sad(path)

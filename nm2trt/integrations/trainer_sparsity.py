@@ -45,7 +45,9 @@ class TrainerSparsity:
             mistakes.append(f"freeze_from = {freeze_from} is no share of the steps, from 0 to 1")
         if mistakes:
             raise ConfigError(
-                "; ".join(mistakes), where="SparsifyCallback", hint=f"options of sparsify are {', '.join(sorted(known))}"
+                "; ".join(mistakes),
+                where="SparsifyCallback",
+                hint=f"options of sparsify are {', '.join(sorted(known))}",
             )
         self._pattern = check_pattern(pattern, "pattern")
         self._method, self._freeze_from, self._options = method, freeze_from, dict(options)
