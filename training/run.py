@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +48,7 @@ from nm2trt.training.processes import (
     start_processes,
 )
 from nm2trt.training.run_folder import run_folder
-from nm2trt.training.sad import COLUMNS, Sad
+from nm2trt.training.sad import Sad, sad_csv
 from nm2trt.training.sharding import check_launch
 from nm2trt.training.state import FILE as STATE
 from nm2trt.training.state import read_state
@@ -162,7 +160,7 @@ def _write_files(folder: Path, config: TrainConfig, task: Task, trained: Trained
     content = checkpoint_bytes(trained.state, trained.patterns, config.method)
     write_atomic(folder / checkpoint.FILE, content)
     write_atomic(folder / "metrics.jsonl", "".join(json_row(row) for row in history.metrics))
-    write_atomic(folder / "sad.csv", _csv(history.sad))
+    write_atomic(folder / "sad.csv", sad_csv(history.sad))
     score = Score(task.score_name, better_of(task))
     title = f"{config.model} on {config.data}, {config.method}"
     if config.method != "dense":
@@ -174,14 +172,6 @@ def json_row(row: Mapping[str, Any]) -> str:
     """One line of metrics.jsonl; a number that is none becomes null, which JSON can hold."""
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def _csv(rows: Iterable[dict[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _document(

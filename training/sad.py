@@ -7,6 +7,8 @@ share per step).
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -87,3 +89,12 @@ class Sad:
                 layer.flips_per_weight,
             )
             yield dict(zip(COLUMNS, values, strict=True))
+
+
+def sad_csv(rows: Iterable[dict[str, object]]) -> str:
+    """sad.csv of rows as `Sad.rows` makes them."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
