@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import say_threads, stderr_console, threads_option
+from nm2trt.cli.common import say_threads, threads_option
 from nm2trt.cli.json_output import json_option, print_json
+from nm2trt.cli.render.progress import step_progress
 
 if TYPE_CHECKING:
     from nm2trt.artifacts.calibration import CalibrationDocument
@@ -111,7 +111,7 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
 
     settings = Settings(**options)
     say_threads()
-    with _watching() as progress:
+    with step_progress() as progress:
         document = calibrate_file(model, output, settings, builder=builder, sm=sm, force=force, progress=progress)
     if plot is not None:
         from nm2trt.report.calibration import write_ranges_png
@@ -169,22 +169,3 @@ def calibrate_file(
         progress=progress,
         compile_check=partial(compile_result, chosen=chosen, sm=target),
     )
-
-
-@contextmanager
-def _watching() -> Iterator[Callable[[str, int, int], None]]:
-    """Show what is being done, and how far it is, on a terminal."""
-    console = stderr_console()
-    if not console.is_terminal:
-        yield lambda *_: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("opening", total=None)
-
-        def move(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
-
-        yield move

@@ -275,9 +275,7 @@ def relative_error(agreement: Agreement) -> float:
     return float(10 ** (-agreement.sqnr_db / 20))
 
 
-def _open_samples(
-    graph: RunnableGraph, tensors: Sequence[PrunableTensor], config: DataConfig
-) -> tuple[Source, int]:
+def _open_samples(graph: RunnableGraph, tensors: Sequence[PrunableTensor], config: DataConfig) -> tuple[Source, int]:
     import onnx_ir as ir
 
     from nm2trt.calibration.graph import read_ports
@@ -369,6 +367,8 @@ def _problems(config: DataConfig, result: _Attempt) -> list[str]:
     problems = [one.problem for one in result.agreement.outputs if one.problem]
     if config.max_drop is not None and not result.drop <= config.max_drop:
         scored = result.agreement.drop_points is not None
-        what = f"the score drops by {result.drop:.2f} points" if scored else f"the outputs differ by {result.drop:.2f} %"
+        what = (
+            f"the score drops by {result.drop:.2f} points" if scored else f"the outputs differ by {result.drop:.2f} %"
+        )
         problems.append(f"{what}, more than --max-drop {config.max_drop:g}")
     return problems

@@ -143,7 +143,7 @@ class DataRecord(BaseModel):
     kept_dense: tuple[str, ...]
     """Layers that `--max-drop` left dense, the most sensitive first."""
     sensitivity: tuple[Sensitivity, ...]
-    """Each layer pruned alone, on calibration samples; empty where nothing asked for it. `nm2trt recommend` reads it."""
+    """Each layer pruned alone, on calibration samples; empty where nothing asked for it. Read by `nm2trt recommend`."""
     seconds: float
 
 

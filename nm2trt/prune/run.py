@@ -251,7 +251,7 @@ def _write(
 def _write_with_data(
     files: Sequence[StoredFile], decisions: Sequence[Decision], found: DataPruned
 ) -> tuple[dict[str, Magnitude], dict[str, Magnitude]]:
-    """Write what pruning with data chose; tensor name -> what the pattern and what the mask keep of the dense values."""
+    """Write what pruning with data chose; tensor name -> what pattern and mask keep of the dense values."""
     by_pattern, by_mask = {}, {}
     for weight, pattern, axis in _chosen(decisions):
         name = weight.layer.name

@@ -30,9 +30,7 @@ class ActivationStream:
         frontier_bytes: Bound on what is kept.
     """
 
-    def __init__(
-        self, graph: RunnableGraph, feeds: Feeds, *, frontier_bytes: int = FRONTIER_BYTES
-    ) -> None:
+    def __init__(self, graph: RunnableGraph, feeds: Feeds, *, frontier_bytes: int = FRONTIER_BYTES) -> None:
         self._graph, self._feeds = graph, feeds
         self._most = frontier_bytes
         self._kept: list[tuple[Feed, int]] | None = None

@@ -212,6 +212,4 @@ def _names_read(node: onnx.NodeProto) -> frozenset[str]:
 def _untyped_shape(name: str, array: Array) -> onnx.ValueInfoProto:
     """A graph input of any shape."""
     kind = helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype)
-    return onnx.ValueInfoProto(
-        name=name, type=onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=kind))
-    )
+    return onnx.ValueInfoProto(name=name, type=onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=kind)))

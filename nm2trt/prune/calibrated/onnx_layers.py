@@ -195,9 +195,7 @@ def _weight_side(node: Node, graph: RunnableGraph) -> int:
     return 1 if node.op_type == "Conv" or resolve(node.inputs[1], graph.path) is not None else 0
 
 
-def _layer_input(
-    proto: onnx.NodeProto, place: int, data: str, side: int, shape: tuple[int, ...]
-) -> LayerInput:
+def _layer_input(proto: onnx.NodeProto, place: int, data: str, side: int, shape: tuple[int, ...]) -> LayerInput:
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in proto.attribute}
     if proto.op_type == "Conv":
         return LayerInput(

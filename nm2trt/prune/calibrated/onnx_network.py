@@ -160,9 +160,7 @@ def _pruned(
     tensor: PrunableTensor, layer: LayerInput, stored: Array, gram: InputGram, how: PruneMethod
 ) -> PrunedColumns:
     try:
-        return prune_columns(
-            layer.columns(stored), gram, tensor.pattern, method=how.method, damping=how.damping
-        )
+        return prune_columns(layer.columns(stored), gram, tensor.pattern, method=how.method, damping=how.damping)
     except InputError as error:
         raise InputError(error.what, where=error.where or f"layer {tensor.names[0]}", hint=error.hint) from None
 

@@ -53,7 +53,7 @@ class ChannelMoments:
         self.count = total
 
     @property
-    def variance_C(self) -> Float64Array:
+    def variance(self) -> Float64Array:
         """Of the population, as a normalization in training takes it."""
         return self._squares_C / max(self.count, 1)
 
@@ -99,7 +99,7 @@ def new_statistics(graph: RunnableGraph, norm: NormNode, moments: ChannelMoments
         InputError: A value does not fit the type.
     """
     old = graph.weight(norm.variance)
-    variance_C = np.where(moments.variance_C > 0, moments.variance_C, old.astype(np.float64))
+    variance_C = np.where(moments.variance > 0, moments.variance, old.astype(np.float64))
     found = {}
     for name, values in ((norm.mean, moments.mean_C), (norm.variance, variance_C)):
         with np.errstate(over="ignore"):
