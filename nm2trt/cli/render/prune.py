@@ -109,12 +109,10 @@ def _data_lines(document: PruneDocument) -> list[str]:
     damped = sum(one.damped for one in outputs)
     if damped:
         lines.append(
-            f"damped: the Hessian of {damped} layers is singular (fewer samples than inputs, or inputs that depend on "
+            f"damped: the Hessian of {damped} layer{'' if damped == 1 else 's'} is singular (fewer samples than inputs, or inputs that depend on "
             "each other); more samples help"
         )
     lines += _norm_lines(document)
-    if found.kept_dense:
-        lines.append(f"kept dense by --max-drop {found.max_drop:g}: {', '.join(map(plain, found.kept_dense))}")
     if found.sensitivity:
         worst = ", ".join(f"{plain(one.layer)} ({one.sqnr_db:.1f} dB)" for one in found.sensitivity[:_MOST_UNKNOWN])
         lines.append(f"most sensitive layers, each pruned alone: {worst}")
