@@ -75,7 +75,8 @@ def _from_prune(raw: dict[str, Any]) -> tuple[dict[str, float], str]:
     """Each layer pruned alone where that was measured, else what pruning does to the layer's own output."""
     found = raw.get("calibrated") or {}
     if found.get("sensitivity"):
-        return _from_calibration(found), ""
+        # Noise over signal adds up over layers; a score of a few samples, which is there, too, is mostly 0.
+        return {str(one["layer"]): 10 ** (-float(one["sqnr_db"]) / 10) for one in found["sensitivity"]}, ""
     errors = {
         str(layer["name"]): float(layer["output"]["error"]) for layer in raw.get("layers") or () if layer.get("output")
     }

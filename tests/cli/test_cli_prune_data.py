@@ -87,10 +87,10 @@ def test_recommend_ranks_by_what_pruning_found(npz, tmp_path):
     assert result.returncode in (0, 1), result.stderr
     assert "stand-in" not in result.stdout
     steps = [step for step in json.loads(result.stdout)["steps"] if step["sensitivity"] is not None]
-    # Points of the score where there is one, never below 0.
-    costs = {entry["layer"]: max(0.0, entry["score_drop_points"]) for entry in found}
+    # Energy of the noise over that of the outputs.
+    costs = {entry["layer"]: 10 ** (-entry["sqnr_db"] / 10) for entry in found}
     assert steps
-    assert all(step["sensitivity"] == costs[step["added"]] for step in steps)
+    assert all(step["sensitivity"] == pytest.approx(costs[step["added"]]) for step in steps)
 
 
 def test_a_score_that_drops_too_far_is_a_failed_check(net, npz, tmp_path):

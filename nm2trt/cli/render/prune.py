@@ -108,9 +108,10 @@ def _data_lines(document: PruneDocument) -> list[str]:
     outputs = [layer.output for layer in document.layers if layer.output is not None]
     damped = sum(one.damped for one in outputs)
     if damped:
+        layers = f"{damped} layer{'' if damped == 1 else 's'}"
         lines.append(
-            f"damped: the Hessian of {damped} layer{'' if damped == 1 else 's'} is singular (fewer samples than inputs, or inputs that depend on "
-            "each other); more samples help"
+            f"damped: the Hessian of {layers} is singular (fewer samples than inputs, or inputs that depend on each "
+            "other); more samples help"
         )
     lines += _norm_lines(document)
     if found.sensitivity:
