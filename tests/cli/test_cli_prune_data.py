@@ -195,6 +195,27 @@ def test_batch_norm_in_the_graph_is_recalibrated(tmp_path):
     assert not np.allclose(stored["v"], 1)
 
 
+def test_fixed_batches_several_inputs_and_permutations(tmp_path):
+    rng, out = np.random.default_rng(0), tmp_path / "o.onnx"
+    fixed = nets.saved(nets.residual(batch=4), tmp_path / "fixed.onnx")
+    data = tmp_path / "d.npz"
+    np.savez(data, x=rng.standard_normal((30, 3, 8, 8)).astype(np.float32))
+    options = ("--permute", "--permute-seconds", "0.1", "--pattern", "1:4", "--json")
+    document = json.loads(nm2trt_inline("prune", fixed, "--data", data, *options, "-o", out).stdout)
+    # Whole batches of four only.
+    assert (document["verdict"], document["calibrated"]["samples"]) == ("pass", 24)
+    assert document["calibrated"]["agreement"]["samples"] == 4
+    assert document["permutation"]["outputs"] == "agree"
+    np.savez(data, x=rng.standard_normal((3, 3, 8, 8)).astype(np.float32))
+    few = nm2trt_inline("prune", fixed, "--data", data, "-o", tmp_path / "few.onnx")
+    assert_one_error_line(few, 3, "fewer than the network's fixed batch")
+    two = nets.saved(nets.two_inputs(), tmp_path / "two.onnx")
+    np.savez(data, ids=rng.integers(0, 11, (30, 6)), mask=np.ones((30, 6), np.float32))
+    result = nm2trt_inline("prune", two, "--data", data, "--layer", "w=2:4", "-o", tmp_path / "two-o.onnx", "--json")
+    (row,) = (row for row in json.loads(result.stdout)["layers"] if row["output"])
+    assert (row["name"], 0 < row["output"]["error"] <= row["output"]["magnitude_error"]) == ("w", True)
+
+
 def test_magnitude_without_data_loads_no_runtime(net, tmp_path):
     code = (
         "import sys; from nm2trt.cli.main import run; "
@@ -210,3 +231,12 @@ def test_magnitude_without_data_loads_no_runtime(net, tmp_path):
 def test_as_a_process_of_its_own(net, npz, tmp_path):
     result = nm2trt("prune", net, "--data", npz, "-o", tmp_path / "o.onnx", "-q")
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_without_onnx_runtime_the_line_says_what_installs_it(net, npz, tmp_path, monkeypatch):
+    import nm2trt.pipelines.prune_data as pipeline
+
+    monkeypatch.setattr(pipeline, "missing_modules", lambda _: ("onnxruntime", "sklearn"))
+    result = nm2trt_inline("prune", net, "--data", npz, "-o", tmp_path / "o.onnx")
+    assert_one_error_line(result, 4, "onnxruntime is not installed", "pip install 'nm2trt[calibrate]'")
+    assert left(tmp_path) == ["data.npz", "net.onnx"]

@@ -188,7 +188,8 @@ def _permutation_lines(document: PruneDocument) -> list[str]:
     gap = document.totals.kept_unstructured - document.totals.kept_unpermuted
     won = (
         f", {100 * (document.totals.kept - document.totals.kept_unpermuted) / gap:.1f} % of the gap to unstructured"
-        if gap > 0
+        # With data, a mask that keeps less magnitude may keep more of the outputs.
+        if gap > 0 and document.calibrated is None
         else ""
     )
     return [*lines, f"permuted: {len(moved)} groups of channels, {tensors} tensors{won}; {checked}"]

@@ -20,6 +20,7 @@ from nm2trt.errors import InputError
 from nm2trt.layers.onnx_reader import open_graph
 from nm2trt.library_errors import one_line
 from nm2trt.onnx_tools.convert_precision import convert
+from nm2trt.onnx_tools.writing import weights_size_bytes
 from nm2trt.ort import open_session
 from nm2trt.threads import settle_session
 
@@ -51,6 +52,12 @@ class RunnableGraph:
         self.path = path
         model = open_graph(path).model
         _refuse_quantized(model, path)
+        if weights_size_bytes(model) > _LARGEST_BYTES:
+            raise InputError(
+                "is larger than 2 GiB with its weights, which ONNX Runtime takes in one piece",
+                where=path,
+                hint="prune it without data",
+            )
         try:
             ir.external_data.load_to_model(model)
             LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -167,8 +174,6 @@ class PieceSession:
 def _opened(model: onnx.ModelProto, where: Path) -> Any:
     import onnxruntime
 
-    if model.ByteSize() > _LARGEST_BYTES:
-        raise InputError("is larger than 2 GiB with its weights, which ONNX Runtime takes in one piece", where=where)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     # The arena keeps what was freed.
