@@ -106,7 +106,7 @@ class Graph:
     def ports(self) -> list[Port]:
         """Inputs that a caller feeds."""
         initializers = self.model.graph.initializers
-        return _ports([value for value in self.model.graph.inputs if value.name not in initializers], self.path)
+        return read_ports([value for value in self.model.graph.inputs if value.name not in initializers], self.path)
 
     @cached_property
     def depths(self) -> dict[int | None, int]:
@@ -275,8 +275,12 @@ def _int(node: ir.Node, name: str, default: int) -> int:
     return int(node.attributes[name].as_int()) if name in node.attributes else default
 
 
-def _ports(values: Sequence[ir.Value], path: Path) -> list[Port]:
-    """Inputs with their batch axis: the free first one, or the axis that has its name in an input where none is."""
+def read_ports(values: Sequence[ir.Value], path: Path) -> list[Port]:
+    """Inputs with their batch axis: the free first one, or the axis that has its name in an input where none is.
+
+    Raises:
+        InputError: An input has no type or shape.
+    """
     names, shapes = set(), {}
     for value in values:
         if value.dtype is None or value.shape is None:

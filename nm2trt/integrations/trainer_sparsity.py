@@ -93,7 +93,7 @@ class TrainerSparsity:
             step: Optimizer steps that are done.
         """
         if self._freeze_from is not None and step >= self._freeze_from * self._total_steps:
-            self.sparsifier.freeze()
+            self.sparsifier.freeze_masks()
 
     def record(self, epoch: float) -> dict[str, float]:
         """Record SAD of every layer; where weights are sharded, every process must call this.
@@ -102,7 +102,7 @@ class TrainerSparsity:
             Of all layers together, per weight: mask bits that differ from the record before (`sad_previous`) and from
             the first masks (`sad_start`), and flips since the start (`flips_per_weight`).
         """
-        sad = self.sparsifier.sad()
+        sad = self.sparsifier.record_sad()
         self._rows.extend(sad.rows(epoch))
         total = sad.total
         return {

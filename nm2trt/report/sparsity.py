@@ -75,7 +75,7 @@ def _bars(axes: Axes, rows: Sequence[SparsityRow], *, named: bool) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.grid(visible=False)
     if named:
-        axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows], fontsize=6.5)
+        axes.set_yticks(range(len(rows)), [short_name(row.name) for row in rows], fontsize=6.5)
         for at, row in enumerate(rows):
             axes.text(
                 1.01, at, row.verdict, va="center", fontsize=6.5, color=ACCENT if row.bad else MUTED, clip_on=False
@@ -117,6 +117,6 @@ def _color(nonzeros: int, row: SparsityRow) -> tuple[float, float, float, float]
     return red, green, blue, strength
 
 
-def _short(name: str) -> str:
-    # The end of a name tells layers apart.
+def short_name(name: str) -> str:
+    """Cut the start of a long name: its end tells layers apart."""
     return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
