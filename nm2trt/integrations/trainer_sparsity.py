@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: when to sparsify, hold the masks, record SAD, and what a checkpoint needs."""
+"""What the callbacks of all trainers share: when to sparsify and hold masks, record SAD, and what a checkpoint needs."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ class TrainerSparsity:
         self._rows.extend(sad.rows(epoch))
         total = sad.total
         return {
-            "sad_previous": total.previous_normalised,
-            "sad_start": total.start_normalised,
+            "sad_previous": total.previous_normalized,
+            "sad_start": total.start_normalized,
             "flips_per_weight": total.flips_per_weight,
         }
 

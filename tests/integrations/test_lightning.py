@@ -133,7 +133,7 @@ def test_a_resumed_fit_ends_as_one_that_never_stopped(tmp_path, options):
 
 
 def test_the_checkpoint_verifies_and_sad_is_logged(tmp_path):
-    trainer, module, callback = fitted(tmp_path)
+    trainer, _module, callback = fitted(tmp_path)
     names = list(callback.sparsifier.patterns())
     assert names == ["net.0.weight", "net.2.weight"]
     result = nm2trt_inline("verify", tmp_path / "last.ckpt", "--require", "*net.0.weight", "--require", "*net.2.weight")
