@@ -23,7 +23,8 @@ def take_masks(layers: Sequence[SparseLayer]) -> None:
     illegal = []
     for layer in layers:
         kept = layer.weight() != 0
-        groups = kept.movedim(layer.axis, -1).unflatten(-1, (-1, layer.pattern.m)).sum(-1)
+        last = kept.movedim(layer.axis, -1)
+        groups = last.reshape(*last.shape[:-1], -1, layer.pattern.m).sum(-1)
         counts = torch.stack([(groups > layer.pattern.n).sum(), torch.tensor(groups.numel(), device=groups.device)])
         violations, total = sum_over_shards(counts, layer.parameter).tolist()
         if violations:

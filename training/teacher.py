@@ -43,7 +43,7 @@ class Teacher:
 
     def place(self, device: torch.device, memory_format: torch.memory_format) -> Teacher:
         """The same on a device, in a memory format."""
-        self.network.to(device=device, memory_format=memory_format)
+        self.network.to(device).to(memory_format=memory_format)
         return self
 
     @torch.no_grad()

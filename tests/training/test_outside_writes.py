@@ -499,7 +499,7 @@ def test_another_shape_is_refused():
 def test_assigned_parameters_that_no_optimizer_steps_are_refused():
     net, optimizer, sparsifier = started()
     net.load_state_dict(mlp(seed=4).state_dict(), assign=True)
-    for act in (optimizer.step, sparsifier.patterns, sparsifier.sad):
+    for act in (optimizer.step, sparsifier.patterns, sparsifier.record_sad):
         with pytest.raises(ConfigError, match=r"layer 0\.weight: its weight is no longer the model's"):
             act()
 

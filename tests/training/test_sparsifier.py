@@ -355,9 +355,9 @@ def test_an_optimizer_of_another_model_is_refused():
         ({"decay": -1.0}, "negative"),
         ({"pattern": "4:2"}, "4:2 keeps"),
         ({"pattern": "1:64"}, "no layer can be sparse"),
-        ({"layers": {"nope.*": "1:4"}}, "no layer matches 'nope"),
+        ({"layer_patterns": {"nope.*": "1:4"}}, "no layer matches 'nope"),
         ({"exclude": ["nope"]}, "no layer matches 'nope'"),
-        ({"layers": {"conv": "1:5"}}, "layer conv: reduction axis of 16 is no multiple of M = 5"),
+        ({"layer_patterns": {"conv": "1:5"}}, "layer conv: reduction axis of 16 is no multiple of M = 5"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):

@@ -50,7 +50,6 @@ def sgd(net):
         ({"axes": {"0.weight": "1"}}, "axes: {'0.weight': '1'} is no mapping"),
         ({"axes": {"9.weight": 1}}, "axes: no parameter matches '9.weight'"),
         ({"axes": {"0.weight": 2}}, "layer 0.weight: axis 2 of a weight of shape [24, 16]"),
-        ({"method": None}, "method: unknown method None"),
         ({"method": ["ste"]}, "method: unknown method ['ste']"),
     ],
 )
