@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,16 +31,9 @@ from nm2trt.cli.render.status import show_status
 @threads_option()
 @json_option
 def command(
-    path: Path,
-    pattern: str,
-    output: Path,
-    layers: tuple[str, ...],
-    exclude: tuple[str, ...],
-    permute: bool,
-    permute_seconds: float,
-    force: bool,
-    as_json: bool,
-) -> int:
+    path: Path, output: Path, *, layers: tuple[str, ...], permute: bool, permute_seconds: float, as_json: bool,
+    **options: Any,
+) -> int:  # fmt: skip
     """Prune a trained checkpoint or ONNX file once, by magnitude, to an N:M pattern.
 
     PATH is a .safetensors, .pt or .onnx file, or a folder that holds one (run, build, Hugging Face). OUT has the
@@ -61,13 +55,8 @@ def command(
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
     from nm2trt.pipelines.prune import PruneConfig, prune_file
 
-    config = PruneConfig(
-        pattern=pattern,
-        layer_patterns=dict(layer_pattern(text) for text in layers),
-        exclude=exclude,
-        permute_s=permute_seconds if permute else None,
-        force=force,
-    )
+    patterns, permute_s = dict(layer_pattern(text) for text in layers), permute_seconds if permute else None
+    config = PruneConfig(layer_patterns=patterns, permute_s=permute_s, **options)
     if permute:
         say_threads()
     with show_status("opening") as progress:
