@@ -11,6 +11,7 @@ from nm2trt._version import __version__
 
 if TYPE_CHECKING:
     from nm2trt.pattern import NMPattern
+    from nm2trt.pipelines.calibrate import CalibrationConfig, calibrate_model
     from nm2trt.pipelines.estimate import EstimateConfig, estimate_network
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nm2trt.training import Sparsifier, sparsify
 
 __all__ = [
+    "CalibrationConfig",
     "EstimateConfig",
     "ExportConfig",
     "InspectConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "Sparsifier",
     "VerifyConfig",
     "__version__",
+    "calibrate_model",
     "estimate_network",
     "export_network",
     "inspect_build",
@@ -48,6 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CalibrationConfig": "pipelines.calibrate",
     "EstimateConfig": "pipelines.estimate",
     "ExportConfig": "pipelines.export_config",
     "InspectConfig": "pipelines.inspect",
@@ -58,6 +62,7 @@ _HOMES = {
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
+    "calibrate_model": "pipelines.calibrate",
     "estimate_network": "pipelines.estimate",
     "export_network": "pipelines.export",
     "inspect_build": "pipelines.inspect",

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 import nm2trt
 
 NAMES = {
+    "CalibrationConfig",
     "EstimateConfig",
     "ExportConfig",
     "InspectConfig",
@@ -21,6 +22,7 @@ NAMES = {
     "Sparsifier",
     "VerifyConfig",
     "__version__",
+    "calibrate_model",
     "estimate_network",
     "export_network",
     "inspect_build",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,29 +18,29 @@ from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
 @click.option("--pattern", default="2:4", show_default=True, metavar="N:M", help="Pattern of the sparse networks.")
 @click.option("--epochs", default=30, show_default=True, metavar="N", help="Epochs of every training run.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 20), help="Runs of each method.")
-@click.option(
-    "--duration", "duration_s", default=4.0, show_default=True, metavar="S", help="Seconds of timing per batch size."
-)
+@click.option("--duration", default=4.0, show_default=True, metavar="S", help="Seconds of timing per batch size.")
 @output_option("DIR", "Folder for everything.", required=False, default=Path("nm2trt-demo"))
 @force_option
 @threads_option()
 @json_option
-def command(output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
+def command(
+    output: Path, *, seeds: int, duration: float, force: bool, as_json: bool, **options: str | int | Path | None
+) -> int:
     """Go end to end on bundled data: train, verify, export, compile, profile, report.
 
     Trains dense and SR-STE networks from the same seeds, checks and exports them, compiles engines where
     TensorRT or TensorRT-RTX is installed, times dense against sparse, and writes DIR/report.html.
     Every step is a command of its own; the report lists them.
     """
-    from nm2trt.pipelines.demo_run import DemoConfig, run_demo
+    from nm2trt.pipelines.demo import demo_settings, run_demo
 
-    config = DemoConfig(**options)
+    settings = demo_settings(output, options, seeds=seeds, duration_s=duration, force=force)
     notes = stderr_console()
     if notes.is_terminal:
         with notes.status("starting") as status:
-            document = run_demo(output, config, force=force, say=notes.print, doing=status.update)
+            document = run_demo(settings, output, force=force, say=notes.print, doing=status.update)
     else:
-        document = run_demo(output, config, force=force, say=lambda line: click.echo(line, err=True))
+        document = run_demo(settings, output, force=force, say=lambda line: click.echo(line, err=True))
     if as_json:
         print_json(document.to_json())
     else:

@@ -1,20 +1,17 @@
-"""The demo's findings on the terminal."""
+"""The demo's closing table for people."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.table import Table
+
+from nm2trt.artifacts import DemoDocument
 from nm2trt.cli.common import stdout_console
-
-if TYPE_CHECKING:
-    from nm2trt.pipelines.demo_run import DemoDocument
 
 
 def print_demo(document: DemoDocument, output: Path) -> None:
-    """Print the rows, the four facts, and where the report is."""
-    from rich.table import Table
-
+    """Print the closing table, the four facts, and where the report is."""
     console = stdout_console()
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

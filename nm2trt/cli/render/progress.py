@@ -44,3 +44,26 @@ def measuring_progress() -> Iterator[Callable[[str, float], None] | None]:
             bar.update(task, completed=share, description=what)
 
         yield move
+
+
+@contextmanager
+def counted_progress(first: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function (what, done, of) that says what is being done and moves a bar on stderr, if that is a terminal.
+
+    Args:
+        first: Shown until the function is called.
+    """
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(first, total=None)
+
+        def move(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        yield move
