@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.export_config import ExportConfig
     from nm2trt.pipelines.inspect import InspectConfig, inspect_build
     from nm2trt.pipelines.package import PackageConfig, package_build
+    from nm2trt.pipelines.profile import ProfileConfig, ProfileSources, profile_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
     from nm2trt.pipelines.recommend import recommend_layers
     from nm2trt.pipelines.refit import refit_build
@@ -30,6 +31,8 @@ __all__ = [
     "InspectConfig",
     "NMPattern",
     "PackageConfig",
+    "ProfileConfig",
+    "ProfileSources",
     "PruneConfig",
     "Sparsifier",
     "VerifyConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "export_network",
     "inspect_build",
     "package_build",
+    "profile_build",
     "prune_file",
     "recommend_layers",
     "refit_build",
@@ -53,6 +57,8 @@ _HOMES = {
     "InspectConfig": "pipelines.inspect",
     "NMPattern": "pattern",
     "PackageConfig": "pipelines.package",
+    "ProfileConfig": "pipelines.profile",
+    "ProfileSources": "pipelines.profile",
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
@@ -61,6 +67,7 @@ _HOMES = {
     "export_network": "pipelines.export",
     "inspect_build": "pipelines.inspect",
     "package_build": "pipelines.package",
+    "profile_build": "pipelines.profile",
     "prune_file": "pipelines.prune",
     "recommend_layers": "pipelines.recommend",
     "refit_build": "pipelines.refit",

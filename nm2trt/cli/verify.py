@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,16 +35,9 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(
-    paths: tuple[Path, ...],
-    pattern: str | None,
-    layers: tuple[str, ...],
-    exclude: tuple[str, ...],
-    require: tuple[str, ...],
-    strict: bool,
-    junit: Path | None,
-    plot: Path | None,
-    as_json: bool,
-) -> int:
+    paths: tuple[Path, ...], *, layers: tuple[str, ...], junit: Path | None, plot: Path | None, as_json: bool,
+    **options: Any,
+) -> int:  # fmt: skip
     """Check every layer of a checkpoint or ONNX file against an N:M pattern.
 
     PATH is a .safetensors, .pt, .npz or .onnx file, a run folder (its checkpoint), a build folder (its
@@ -64,13 +57,7 @@ def command(
     from nm2trt.pipelines.verify import VerifyConfig, draw_sparsity, verify_file
 
     _check_files(paths, junit, plot)
-    config = VerifyConfig(
-        pattern=pattern,
-        layer_patterns=dict(layer_pattern(text) for text in layers),
-        exclude=exclude,
-        require=require,
-        strict=strict,
-    )
+    config = VerifyConfig(layer_patterns=dict(layer_pattern(text) for text in layers), **options)
     with show_status("opening") as progress:
         results = [verify_file(path, config, progress=progress) for path in paths]
     if junit is not None:

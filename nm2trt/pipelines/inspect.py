@@ -73,7 +73,8 @@ def inspect_build(source: Path | str | None = None, config: InspectConfig | None
     config = config or InspectConfig()
     folder = None if source is None else Path(source)
     if folder is not None and folder.is_file():
-        folder, config = None, _with_file(folder, config)
+        config = _with_file(folder, config)
+        folder = None
     _check(folder, config)
     if folder is None:
         return _inspect_files(config)
