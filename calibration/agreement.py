@@ -34,24 +34,32 @@ class OutputChecker:
         batches: Gives the samples anew at every call.
         task: Scores outputs against labels (`nm2trt.data.Task`), or None.
         where: For error lines.
+        changed: What was done to the models that are compared, in a word.
     """
 
     def __init__(
-        self, reference: Path | onnx.ModelProto, batches: Callable[[], Iterable[Batch]], task: Any, where: object
+        self,
+        reference: Path | onnx.ModelProto,
+        batches: Callable[[], Iterable[Batch]],
+        task: Any,
+        where: object,
+        *,
+        changed: str = "quantized",
     ) -> None:
+        self._changed = changed
         self._reference = Runner(reference, where)
         self._batches = batches
         self._task = task
         self._where = where
         self._kept: list[dict[str, Array]] | None = []
 
-    def agreement(self, quantised: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
+    def agreement(self, quantized: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
         """Run all samples through both.
 
         Raises:
             InputError: There is no sample, or a model cannot run.
         """
-        runner = Runner(quantised, self._where)
+        runner = Runner(quantized, self._where)
         sums = _Sums()
         known = self._kept if self._kept else None
         for number, batch in enumerate(self._batches()):
@@ -64,7 +72,7 @@ class OutputChecker:
             raise InputError(
                 "no sample is left to hold out", where="--data", hint="give more samples, or fewer --samples"
             )
-        return sums.agreement(self._task)
+        return sums.agreement(self._task, self._changed)
 
     def _keep(self, outputs: dict[str, Array]) -> None:
         if self._kept is None:
@@ -95,9 +103,9 @@ class _Sums:
             first = next(iter(before))
             self.points += _points(before[first], after[first], batch.labels, task)
 
-    def agreement(self, task: Any) -> Agreement:
+    def agreement(self, task: Any, changed: str) -> Agreement:
         scored = task is not None and self.points[2] > 0
-        outputs = tuple(sums.record() for sums in self.outputs.values())
+        outputs = tuple(sums.record(changed) for sums in self.outputs.values())
         cosines = [one.cosine for one in outputs if one.cosine is not None]
         noises = [one.sqnr_db for one in outputs if one.sqnr_db is not None]
         agreements = [one.argmax_agreement for one in outputs if one.argmax_agreement is not None]
@@ -147,11 +155,11 @@ class _OutputSums:
             self.same += int(agree.sum())
             self.positions += agree.size
 
-    def record(self) -> OutputAgreement:
+    def record(self, changed: str) -> OutputAgreement:
         whole = merge_comparisons(self.compared)
         problem = ""
         if whole.structural is not None or whole.reason is Reason.NON_FINITE:
-            problem = describe_comparison(whole, other="quantized")
+            problem = describe_comparison(whole, other=changed)
         floats = self.rows > 0
         return OutputAgreement(
             name=whole.name,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.estimate import EstimateConfig, estimate_network
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
+    from nm2trt.pipelines.inspect import InspectConfig, inspect_build
+    from nm2trt.pipelines.package import PackageConfig, package_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
     from nm2trt.pipelines.recommend import recommend_layers
     from nm2trt.pipelines.refit import refit_build
@@ -25,7 +27,9 @@ __all__ = [
     "CalibrationConfig",
     "EstimateConfig",
     "ExportConfig",
+    "InspectConfig",
     "NMPattern",
+    "PackageConfig",
     "PruneConfig",
     "Sparsifier",
     "VerifyConfig",
@@ -33,6 +37,8 @@ __all__ = [
     "calibrate_model",
     "estimate_network",
     "export_network",
+    "inspect_build",
+    "package_build",
     "prune_file",
     "recommend_layers",
     "refit_build",
@@ -44,13 +50,17 @@ _HOMES = {
     "CalibrationConfig": "pipelines.calibrate",
     "EstimateConfig": "pipelines.estimate",
     "ExportConfig": "pipelines.export_config",
+    "InspectConfig": "pipelines.inspect",
     "NMPattern": "pattern",
+    "PackageConfig": "pipelines.package",
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
     "calibrate_model": "pipelines.calibrate",
     "estimate_network": "pipelines.estimate",
     "export_network": "pipelines.export",
+    "inspect_build": "pipelines.inspect",
+    "package_build": "pipelines.package",
     "prune_file": "pipelines.prune",
     "recommend_layers": "pipelines.recommend",
     "refit_build": "pipelines.refit",

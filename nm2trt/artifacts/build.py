@@ -144,6 +144,9 @@ class EngineRecord(BaseModel):
     note: str = ""
     """What went wrong without costing the engine: its inspector, or the end of the build process."""
     error: str | None = None
+    """Why there is no engine, in words."""
+    error_code: Literal["", "parser-refused"] = ""
+    """What kind of error it is: the ONNX parser refused operators, or anything else."""
 
 
 class CalibrationRecord(BaseModel):

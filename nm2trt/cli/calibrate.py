@@ -47,7 +47,7 @@ from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
     help="Store weights as floats behind Q/DQ, or as INT8 behind DQ (a quarter of the size).",
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in floating point.")
-@click.option("--sensitivity", is_flag=True, help="Quantise layer by layer and rank them.")
+@click.option("--sensitivity", is_flag=True, help="Quantize layer by layer and rank them.")
 @click.option(
     "--max-drop",
     type=float,
@@ -61,7 +61,7 @@ from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
     help="Take ranges from a calibration cache of TensorRT 7 to 10.",
 )
 @click.option(
-    "--resymmetrize", is_flag=True, help="Take a quantised model's own Q/DQ out first, and calibrate it anew."
+    "--resymmetrize", is_flag=True, help="Take a quantized model's own Q/DQ out first, and calibrate it anew."
 )
 @click.option("--preprocess", metavar="SPEC", help="For a folder of images: imagenet, or 'resize=256 crop=224 mean=..'")
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the files of the data set are.")
@@ -80,7 +80,7 @@ from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
 @threads_option()
 @json_option
 def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_json: bool, **options: Any) -> int:
-    """Quantise a float ONNX model to INT8 Q/DQ, keep its N:M pattern, and prove both.
+    """Quantize a float ONNX model to INT8 Q/DQ, keep its N:M pattern, and prove both.
 
     TensorRT 11 has no calibrators: INT8 is Q/DQ nodes in the ONNX file. Scales are per channel for weights
     and per tensor for activations, zero points 0, so a stored zero stays a zero. OUT.onnx gets them where TensorRT

@@ -42,11 +42,29 @@ from nm2trt.cli.json_output import json_option, print_json
     metavar="CHECKPOINT",
     help="Weights to start from: safetensors, a torch state dict, or a run folder.",
 )
-@click.option("--method", metavar="NAME", help="sr-ste (default), ste, s-ste, decaying-mask, asp or dense.")
+@click.option(
+    "--hold-masks/--no-hold-masks",
+    default=None,
+    help="Take the masks from --init's weights as they are and hold them; for checkpoints that are N:M already.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    metavar="RUN|CHECKPOINT",
+    help="Learn from a trained network's outputs, too: a run, or a checkpoint of the same --model.",
+)
+@click.option("--teacher-weight", metavar="X", help="Share of the teacher in the loss; default 0.67.")
+@click.option("--teacher-temperature", metavar="X", help="Divides both networks' logits; default 1.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="sr-ste (default with sgd), step (default with adamw), ste, s-ste, decaying-mask, asp or dense.",
+)
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that stay dense.")
-@click.option("--refresh-every", metavar="K", help="Optimizer steps between new masks; default 1.")
+@click.option("--mask-update-interval", metavar="K", help="Optimizer steps between new masks; default 1.")
+@click.option("--refresh-every", hidden=True)  # What it was called before.
 @click.option("--freeze-epochs", metavar="N", help="Hold the masks in the last N epochs; default 0.")
 @click.option("--dense-epochs", metavar="N", help="With asp: epochs before pruning; default half of them.")
 @click.option("--decay", metavar="X", help="lambda of SR-STE; default 2e-4, the paper's.")
@@ -84,7 +102,9 @@ from nm2trt.cli.json_output import json_option, print_json
     help="Start RUN, or go on with it where it is there: for jobs that are restarted (torchrun --max-restarts, SLURM).",
 )
 @click.option(
-    "--trust", is_flag=True, help="When resuming: import the code that RUN names although it was not started here."
+    "--trust",
+    is_flag=True,
+    help="Import the code that RUN (resumed) or --teacher names though not started here.",
 )
 @output_option("RUN", "Folder to make.")
 @force_option
@@ -109,7 +129,9 @@ def command(output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
 
     start = settle_start(output, given, **how)
     with process_group_ends(), training_progress(start.config.method) as progress:
-        document = train_network(start.config, output, force=force, resume=start.resume, progress=progress)
+        document = train_network(
+            start.config, output, force=force, resume=start.resume, trust=how["trust"], progress=progress
+        )
     if not is_first_process():
         return 0
     if as_json:

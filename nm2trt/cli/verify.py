@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nm2trt.cli.common import layer_pattern
+from nm2trt.cli.common import check_plot, layer_pattern
 from nm2trt.cli.json_output import json_option, print_json
 from nm2trt.cli.render.status import show_status
 
@@ -95,19 +95,9 @@ def _check_files(paths: tuple[Path, ...], junit: Path | None, plot: Path | None)
 def _check_plot(plot: Path, paths: tuple[Path, ...]) -> None:
     from nm2trt.errors import ConfigError
 
-    where = f"--plot {plot}"
     if len(paths) > 1:
-        raise ConfigError(f"draws one PATH, not {len(paths)}", where=where, hint="run once for each")
-    if plot.suffix.lower() != ".png":
-        raise ConfigError("is no .png", where=where, hint="name the file F.png")
-    if plot.is_dir():
-        raise ConfigError("is a folder", where=where, hint="name a file")
-    if not plot.parent.is_dir():
-        raise ConfigError("parent directory does not exist", where=where, hint="name a file in an existing folder")
-    if plot.exists():
-        with plot.open("rb") as file:
-            if file.read(8) != b"\x89PNG\r\n\x1a\n":
-                raise ConfigError("exists and is no PNG", where=where, hint="choose another name")
+        raise ConfigError(f"draws one PATH, not {len(paths)}", where=f"--plot {plot}", hint="run once for each")
+    check_plot(plot)
 
 
 def _print(documents: list[CheckResult], *, as_json: bool) -> None:

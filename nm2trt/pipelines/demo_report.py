@@ -40,7 +40,7 @@ def rows(stages: Stages) -> list[DemoRow]:
         DemoRow(what=f"{score}, SR-STE", value=_mean(sparse), detail=_spread(sparse), source="runs/sr-ste-*/run.json"),
         DemoRow(
             what="SAD",
-            value=f"{statistics.mean(one.from_start_normalised for one in sad):.3f} a weight",
+            value=f"{statistics.mean(one.from_start_normalized for one in sad):.3f} a weight",
             detail=f"first mask to last; {statistics.mean(one.flips_per_weight for one in sad):.2f} flips a weight",
             source="runs/sr-ste-*/sad.csv",
         ),

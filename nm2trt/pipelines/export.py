@@ -48,8 +48,6 @@ from nm2trt.verify.verify_schema import document_of
 Progress = Callable[[str], object]
 """Called with what is being done, in words."""
 
-_REFUSED = "the ONNX parser refused"
-
 
 def export_network(
     source: Path,
@@ -280,7 +278,7 @@ def _engines(
         engines = build_engines(
             folder, inputs, onnx=MODEL, batch=batch, chosen=chosen, sm=sm, settings=settings, progress=progress
         )
-    refused = next((engine for engine in engines if (engine.error or "").startswith(_REFUSED)), None)
+    refused = next((engine for engine in engines if engine.error_code == "parser-refused"), None)
     if refused is not None:
         raise InputError(str(refused.error), where=MODEL, hint="export the network with other operators")
     return engines

@@ -60,7 +60,7 @@ def settle_start(
         config: TOML file of settings.
         resume: Go on from the state in `output`.
         auto_resume: Go on where `output` holds a run, else start one.
-        trust: When resuming: import the code that `output` names although this machine did not write it.
+        trust: Import the code that a resumed `output` names although this machine did not write it.
 
     Raises:
         ConfigError: Settings are wrong, all of them in one line, or differ from those that the run was started with.
@@ -80,6 +80,7 @@ def train_network(
     *,
     force: bool = False,
     resume: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> RunDocument:
     """Train and leave a run folder: checkpoint, configuration, metrics, SAD, curves, run.json.
@@ -91,6 +92,7 @@ def train_network(
         output: Folder to make.
         force: Replace a folder that nm2trt wrote.
         resume: Go on from the state in `output`, to the same end as if the run had never stopped.
+        trust: Import the code that a teacher's run.json names although this machine did not write it.
         progress: Called after steps and epochs.
 
     Returns:
@@ -106,7 +108,7 @@ def train_network(
     output = Path(output)
     logger.debug("train %s on %s, %s", config.model, config.data, config.method)
     try:
-        return train(config, output, force=force, resume=resume, progress=progress or _ignore)
+        return train(config, output, force=force, resume=resume, trust=trust, progress=progress or _ignore)
     except KeyboardInterrupt:
         raise _interrupted(output) from None
 

@@ -37,7 +37,7 @@ def print_run(document: RunDocument, output: Path) -> None:
     if result.sad is not None:
         click.echo(
             f"SAD from the first mask to the last: {result.sad.from_start} bits "
-            f"({result.sad.from_start_normalised:.3f} a weight); {result.sad.flips_per_weight:.2f} flips a weight"
+            f"({result.sad.from_start_normalized:.3f} a weight); {result.sad.flips_per_weight:.2f} flips a weight"
         )
     click.echo(f"wrote {output}")
     if document.method != "dense":

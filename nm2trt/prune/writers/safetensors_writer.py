@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,10 @@ class SafetensorsFile:
             )
             for layer in layers
         ]
+
+    def write_others(self, values: Mapping[str, Array]) -> None:
+        """Refuse: a checkpoint has no graph that would read them."""
+        raise NotImplementedError(", ".join(values))
 
     def save(self) -> None:
         """Nothing is left to do: every write went to the file."""
