@@ -17,7 +17,9 @@ HEAVY_NAMES = frozenset({
     "nm2trt", "nm2trt_on_double", "runpy",  # commands
     "train", "finetune",  # training
     "build_engines", "build_engine", "start_builder", "requires_rtx", "export_run", "export_network",
-    "profile_build", "run_demo", "Worker",
+    "build_variants", "build_plan", "export_torch", "float32_model", "export_source", "exported", "TensorrtRtxBuilder",
+    "onnx_from_module",
+    "profile_build", "run_demo", "Worker", "fit_constants", "renew_engine_cache",
 })  # fmt: skip
 """Names whose use makes a test long. A name too many here costs a test in `make quick`, never one in `make test`."""
 
