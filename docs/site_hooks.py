@@ -13,7 +13,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 
 
-def on_config(config: Any, **_: Any) -> Any:
+def on_startup(**_: Any) -> None:
     """Lay the package out as a wheel holds it, because the API's reader cannot follow setuptools' package-dir."""
     site = _ROOT / "build" / "docs" / "nm2trt"
     shutil.rmtree(site, ignore_errors=True)
@@ -21,7 +21,6 @@ def on_config(config: Any, **_: Any) -> Any:
     shutil.copytree(_ROOT / "nm2trt", site, ignore=skip)
     for name in ("training", "calibration"):
         shutil.copytree(_ROOT / name, site / name, ignore=skip)
-    return config
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
