@@ -43,12 +43,12 @@ class InputGram:
     @property
     def groups(self) -> int:
         """Groups of the convolution."""
-        return self.gram_GCC.shape[0]
+        return len(self.gram_GCC)
 
     @property
     def columns(self) -> int:
         """Weights of one output."""
-        return self.gram_GCC.shape[1]
+        return len(self.gram_GCC[0])
 
     @property
     def column_norms_GC(self) -> Float64Array:  # noqa: N802 -- a value, read as one

@@ -145,7 +145,7 @@ def _inverse_factor(gram_CC: Float64Array, damping: float) -> tuple[Float64Array
     share = damping
     while True:
         try:
-            lower_CC = np.linalg.cholesky(scaled_CC + share * np.eye(len(scaled_CC)))
+            lower_CC: NDArray[Any] = np.linalg.cholesky(scaled_CC + share * np.eye(len(scaled_CC)))
             pivots = np.square(np.diagonal(lower_CC))
             if float(pivots.min()) > 1e-14 * float(pivots.max()):
                 break
@@ -168,7 +168,7 @@ def _is_singular(gram_CC: Float64Array, rows: int) -> bool:
     return bool(np.square(np.diagonal(lower_CC)).min() <= 2 * _SINGULAR * len(gram_CC))
 
 
-def _invert_lower(lower: Float64Array) -> Float64Array:
+def _invert_lower(lower: NDArray[Any]) -> Float64Array:
     """Invert a lower triangular matrix by halves, in a third of the work of a general inverse."""
     size = len(lower)
     if size <= _SMALL_TRIANGLE:
