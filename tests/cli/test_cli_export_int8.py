@@ -116,7 +116,7 @@ def test_a_missed_gate_is_exit_1_with_a_build_to_look_at(net, tmp_path):
         ((), 2, ("needs samples", "--samples F.npz or --data")),
         (("--data", "nowhere"), 2, ("unknown data",)),
         (("--samples", "no.npz"), 3, ("no such file",)),
-        (("--samples", "SAMPLES", "--exclude", "*"), 2, ("no layer to quantise",)),
+        (("--samples", "SAMPLES", "--exclude", "*"), 2, ("no layer to quantize",)),
         (("--method", "kl", "--placement", "all"), 2, ("unknown method",)),
     ],
 )
