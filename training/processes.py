@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from nm2trt.errors import ConfigError, Nm2trtError
 
@@ -42,8 +44,8 @@ def _fresh_store() -> dict[str, Any]:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0":
         return {}
-    store, rank, world_size = next(iter(dist.rendezvous("env://")))
-    return {"store": dist.PrefixStore(f"nm2trt/restart_{restarts}", store), "rank": rank, "world_size": world_size}
+    store, rank, world_size = next(iter(rendezvous("env://")))
+    return {"store": PrefixStore(f"nm2trt/restart_{restarts}", store), "rank": rank, "world_size": world_size}
 
 
 def process_count() -> int:
