@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import check_plot, layer_pattern, output_option, say_threads, stdout_console, threads_option
+from nm2trt.cli.common import (
+    check_plot,
+    layer_pattern,
+    option_group,
+    output_option,
+    say_threads,
+    stdout_console,
+    threads_option,
+)
 from nm2trt.cli.json_output import json_option, print_json
 from nm2trt.cli.render.status import show_status
 
@@ -16,59 +23,46 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.prune import PruneConfig, PruneDocument
     from nm2trt.pipelines.prune_data import DataConfig
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _data_options(function: F) -> F:
-    """Options of pruning with data."""
-    options = (
-        click.option(
-            "--data",
-            metavar="D",
-            help="ONNX: prune with samples: a data set of `nm2trt train`, an .npz or .npy, a folder of images, or "
-            "package.module:function.",
-        ),
-        click.option(
-            "--samples", type=click.Path(path_type=Path), metavar="F.npz", help="The same, as a file of arrays."
-        ),
-        click.option(
-            "--method",
-            metavar="obs|wanda|magnitude",
-            help="How weights are chosen. obs also changes what stays. Default: obs with data, else magnitude.",
-        ),
-        click.option(
-            "--damping", type=float, metavar="X", help="obs: share of the Hessian's mean diagonal added. Default: 0.01."
-        ),
-        click.option("--recalibrate-bn", is_flag=True, help="Take batch norm statistics behind pruned layers anew."),
-        click.option(
-            "--max-drop",
-            type=float,
-            metavar="X",
-            help="Keep the most sensitive layers dense until the score drops by at most X points (without labels: "
-            "until outputs differ by at most X %).",
-        ),
-        click.option("--sensitivity", is_flag=True, help="Prune layer by layer and rank them, for `nm2trt recommend`."),
-        click.option("--calibration-samples", type=int, metavar="N", help="Most samples to prune with. Default: 512."),
-        click.option(
-            "--held-out",
-            type=int,
-            metavar="N",
-            help="Most other samples to compare with the dense network. Default: 10000.",
-        ),
-        click.option("--batch-size", type=int, metavar="N", help="Samples run at once. Default: by their size."),
-        click.option(
-            "--preprocess", metavar="SPEC", help="For a folder of images: imagenet, or 'resize=256 crop=224'."
-        ),
-        click.option(
-            "--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set's files are."
-        ),
-        click.option(
-            "--plot", type=click.Path(path_type=Path), metavar="F.png", help="Draw the output error of every layer."
-        ),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+_data_options = option_group(
+    click.option(
+        "--data",
+        metavar="D",
+        help="ONNX: prune with samples: a data set of `nm2trt train`, an .npz or .npy, a folder of images, or "
+        "package.module:function.",
+    ),
+    click.option("--samples", type=click.Path(path_type=Path), metavar="F.npz", help="The same, as a file of arrays."),
+    click.option(
+        "--method",
+        metavar="obs|wanda|magnitude",
+        help="How weights are chosen. obs also changes what stays. Default: obs with data, else magnitude.",
+    ),
+    click.option(
+        "--damping", type=float, metavar="X", help="obs: share of the Hessian's mean diagonal added. Default: 0.01."
+    ),
+    click.option("--recalibrate-bn", is_flag=True, help="Take batch norm statistics behind pruned layers anew."),
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="Keep the most sensitive layers dense until the score drops by at most X points (without labels: "
+        "until outputs differ by at most X %).",
+    ),
+    click.option("--sensitivity", is_flag=True, help="Prune layer by layer and rank them, for `nm2trt recommend`."),
+    click.option("--calibration-samples", type=int, metavar="N", help="Most samples to prune with. Default: 512."),
+    click.option(
+        "--held-out",
+        type=int,
+        metavar="N",
+        help="Most other samples to compare with the dense network. Default: 10000.",
+    ),
+    click.option("--batch-size", type=int, metavar="N", help="Samples run at once. Default: by their size."),
+    click.option("--preprocess", metavar="SPEC", help="For a folder of images: imagenet, or 'resize=256 crop=224'."),
+    click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set's files are."),
+    click.option(
+        "--plot", type=click.Path(path_type=Path), metavar="F.png", help="Draw the output error of every layer."
+    ),
+)
+"""Options of pruning with data."""
 
 
 @click.command(name="prune")
@@ -123,6 +117,11 @@ def command(path: Path, output: Path, *, plot: Path | None, as_json: bool, **opt
     if config.permute_s is not None or config.data is not None:
         say_threads()
     document = _prune(path, output, config)
+    _show(document, plot, as_json=as_json)
+    return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
+
+
+def _show(document: PruneDocument, plot: Path | None, *, as_json: bool) -> None:
     if plot is not None and document.verdict == "pass":
         from nm2trt.pipelines.prune import draw_errors
 
@@ -133,7 +132,6 @@ def command(path: Path, output: Path, *, plot: Path | None, as_json: bool, **opt
         from nm2trt.cli.render.prune import print_document
 
         print_document(stdout_console(), document)
-    return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
 
 
 def _prune(path: Path, output: Path, config: PruneConfig) -> PruneDocument:

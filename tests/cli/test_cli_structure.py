@@ -6,8 +6,6 @@ from helpers import REPOSITORY
 
 CLI = REPOSITORY / "nm2trt" / "cli"
 LONGEST = 40
-STILL_LONG = {"export.py": {"command"}, "prune.py": {"_data_options", "command"}}
-"""File -> functions that are longer for now; each entry must still be needed."""
 BASE = {"_version", "artifacts", "cli", "errors", "extras", "pattern", "pipelines", "selectors", "threads"}
 """Children of nm2trt that the command line may import."""
 
@@ -40,7 +38,7 @@ def sources():
 
 def test_no_function_is_longer_than_forty_lines():
     found = {name: long_functions(text) for name, text in sources().items()}
-    assert {name: long for name, long in found.items() if long} == STILL_LONG
+    assert {name: long for name, long in found.items() if long} == {}
 
 
 def test_stages_are_imported_through_pipelines_only():
