@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nm2trt.artifacts.calibration import Agreement, OutputAgreement
 from nm2trt.calibration.feeds import Batch
-from nm2trt.calibration.sessions import Array, Runner
+from nm2trt.calibration.sessions import Array, Feed, Runner
 from nm2trt.data.tasks import better_of
 from nm2trt.errors import InputError
 from nm2trt.ort import OutputComparison, Reason, as_arrays, compare_outputs, describe_comparison, merge_comparisons
@@ -80,6 +80,36 @@ class OutputChecker:
         self._kept.append(outputs)
         if sum(array.nbytes for kept in self._kept for array in kept.values()) > _KEPT_BYTES:
             self._kept = None
+
+
+def compare_networks(
+    reference: Callable[[Feed], dict[str, Array]],
+    changed: Callable[[Feed], dict[str, Array]],
+    batches: Iterable[Batch],
+    task: Any,
+    words: str,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Agreement:
+    """Run samples through two networks, whatever runs them.
+
+    Args:
+        reference: Outputs by name of the network as it was given.
+        changed: The same of the other.
+        batches: Samples.
+        task: Scores the first output against labels, or None.
+        words: What was done to `changed`, in a word.
+        progress: Told how many samples are done.
+
+    Raises:
+        InputError: There is no sample.
+    """
+    sums = _Sums()
+    for batch in batches:
+        sums.add(reference(batch.feed), changed(batch.feed), batch, task)
+        progress(sums.samples)
+    if not sums.samples:
+        raise InputError("no sample is left to hold out", where="--data", hint="give more samples, or fewer --samples")
+    return sums.agreement(task, words)
 
 
 @dataclass(slots=True)

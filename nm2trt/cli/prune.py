@@ -22,15 +22,20 @@ from nm2trt.cli.render.status import show_status
 if TYPE_CHECKING:
     from nm2trt.pipelines.prune import PruneConfig, PruneDocument
     from nm2trt.pipelines.prune_data import DataConfig
+    from nm2trt.pipelines.torch_network import CheckpointConfig
 
 _data_options = option_group(
     click.option(
         "--data",
         metavar="D",
-        help="ONNX: prune with samples: a data set of `nm2trt train`, an .npz or .npy, a folder of images, or "
+        help="Prune with samples: a data set of `nm2trt train`, an .npz or .npy, a folder of images, or "
         "package.module:function.",
     ),
     click.option("--samples", type=click.Path(path_type=Path), metavar="F.npz", help="The same, as a file of arrays."),
+    click.option("--model", metavar="NAME", help="Of a checkpoint, with samples: its network, as `export` takes it."),
+    click.option("--input-shape", metavar="SHAPE", help="Of --model: one sample, such as 3x224x224."),
+    click.option("--input", "inputs", multiple=True, metavar="NAME=SHAPE", help="Of --model: one of several inputs."),
+    click.option("--classes", type=int, metavar="N", help="Of --model. Default: as its weights say."),
     click.option(
         "--method",
         metavar="obs|wanda|magnitude",
@@ -96,15 +101,16 @@ def command(path: Path, output: Path, *, plot: Path | None, as_json: bool, **opt
     (bins, Fourier and mel matrices, masks) and a checkpoint's tensors that are not known to be weights.
     One-shot pruning costs accuracy: measure it, or train on with `nm2trt train`.
 
-    --data keeps far more of an ONNX network's accuracy: layer by layer, on what the pruned network before it gives,
-    the inputs choose which weights go, and those that stay make up for them. OUT.prune.json says what each layer lost
-    and how the network compares with the dense one on held-out samples.
+    --data keeps far more of a network's accuracy (ONNX, runs, checkpoints with --model): layer by layer, on what the
+    pruned network before it gives, the inputs choose which weights go, and those that stay make up for them.
+    OUT.prune.json says what each layer lost and how the network compares with the dense one on held-out samples.
 
     --permute reorders the channels between layers, with all that produces and reads them, so that the network
     computes the same; ONNX Runtime checks that.
 
     \b
     nm2trt prune resnet50.onnx --data photos/ --preprocess imagenet --recalibrate-bn -o pruned.onnx
+    nm2trt prune runs/dense --data digits -o pruned.safetensors
     nm2trt prune encoder.onnx --samples inputs.npz --layer '*.ffn.*=1:4' -o pruned.onnx
 
     \b
@@ -155,6 +161,7 @@ def _config(options: dict[str, Any], plot: Path | None) -> PruneConfig:
         exclude=options["exclude"],
         permute_s=options["permute_seconds"] if options["permute"] else None,
         data=_data_config(options, plot),
+        network=_network(options),
         force=options["force"],
     )
     if plot is not None:
@@ -162,7 +169,22 @@ def _config(options: dict[str, Any], plot: Path | None) -> PruneConfig:
     return config
 
 
+_OF_NETWORK = ("model", "input_shape", "inputs", "classes")
+
+
+def _network(options: dict[str, Any]) -> CheckpointConfig | None:
+    if all(options[name] in (None, ()) for name in _OF_NETWORK):
+        return None
+    from nm2trt.pipelines.torch_network import CheckpointConfig
+
+    return CheckpointConfig(**{name: options[name] for name in _OF_NETWORK})
+
+
 _DATA_ONLY = {
+    "model": "--model",
+    "input_shape": "--input-shape",
+    "inputs": "--input",
+    "classes": "--classes",
     "damping": "--damping",
     "recalibrate_bn": "--recalibrate-bn",
     "max_drop": "--max-drop",
@@ -183,7 +205,7 @@ def _data_config(options: dict[str, Any], plot: Path | None) -> DataConfig | Non
     if data is not None and file is not None:
         raise ConfigError("--data and --samples both name samples", hint="give one of them")
     if data is None and file is None:
-        given = [option for name, option in _DATA_ONLY.items() if options[name] not in (None, False)]
+        given = [option for name, option in _DATA_ONLY.items() if options[name] not in (None, False, ())]
         given += ["--plot"] if plot is not None else []
         given += [f"--method {method}"] if method not in (None, "magnitude") else []
         if given:
@@ -196,5 +218,9 @@ def _data_config(options: dict[str, Any], plot: Path | None) -> DataConfig | Non
     from nm2trt.pipelines.prune_data import DataConfig
 
     names = {"calibration_samples": "samples"}
-    given_options = {names.get(name, name): options[name] for name in _DATA_ONLY if options[name] is not None}
+    given_options = {
+        names.get(name, name): options[name]
+        for name in _DATA_ONLY
+        if options[name] is not None and name not in _OF_NETWORK
+    }
     return DataConfig(data=data if data is not None else str(file), method=method or "obs", **given_options)

@@ -15,6 +15,7 @@ from nm2trt.prune import PermuteOptions, PrunedLayer, PruneDocument, Request, pr
 
 if TYPE_CHECKING:
     from nm2trt.pipelines.prune_data import DataConfig, StepProgress
+    from nm2trt.pipelines.torch_network import CheckpointConfig
     from nm2trt.prune.run import PruneWithData
 
 __all__ = ["PruneConfig", "PruneDocument", "PrunedLayer", "draw_errors", "prune_file"]
@@ -34,7 +35,9 @@ class PruneConfig:
     permute_s: float | None = None
     """ONNX: search for channel permutations first, for so many seconds of a usual core; None: do not."""
     data: DataConfig | None = None
-    """Prune with samples (ONNX); None: by magnitude."""
+    """Prune with samples (ONNX, and torch networks); None: by magnitude."""
+    network: CheckpointConfig | None = None
+    """With `data`, for a checkpoint: the network that it belongs to."""
     force: bool = False
     """Replace the output file."""
 
@@ -95,19 +98,36 @@ def _with_data(source: Path, output: Path, config: PruneConfig, steps: StepProgr
     from nm2trt.prune.prune_schema import document_path
 
     assert config.data is not None
-    if output.suffix.lower() != ".onnx":
-        raise InputError(
-            "pruning with data needs the graph, which a checkpoint does not hold",
-            where=source,
-            hint="export it to ONNX (`nm2trt export`), or leave out --data",
-        )
     document = document_path(output)
     if document.is_dir() or (document.exists() and not config.force):
         raise ConfigError(
             "the file for the document exists", where=document, hint="choose another -o, or replace it with --force"
         )
     check_machine()
+    if output.suffix.lower() != ".onnx":
+        return _with_torch(source, config, steps)
+    if config.network is not None and config.network.given:
+        raise ConfigError(f"{', '.join(config.network.given)}: for checkpoints only", where=source, hint="leave it out")
     return partial(prune_onnx_with_data, config=config.data, source=source, progress=steps or (lambda *_: None))
+
+
+def _with_torch(source: Path, config: PruneConfig, steps: StepProgress | None) -> PruneWithData:
+    from nm2trt.layers import open_source
+    from nm2trt.pipelines.prune_torch import prune_torch_with_data
+    from nm2trt.pipelines.torch_network import CheckpointConfig, load_export_source
+
+    assert config.data is not None
+    file = open_source(source).path
+    if file.suffix.lower() == ".onnx":
+        raise ConfigError("-o is no .onnx file", where=source, hint="name the output OUT.onnx")
+    if config.data.recalibrate_bn and file.suffix.lower() not in (".safetensors", ".json"):
+        raise InputError(
+            "batch norm statistics can be written into .safetensors only",
+            where=source,
+            hint="save it as .safetensors, or leave out --recalibrate-bn",
+        )
+    network = load_export_source(source, config.network or CheckpointConfig())
+    return partial(prune_torch_with_data, config=config.data, network=network, progress=steps or (lambda *_: None))
 
 
 def draw_errors(document: PruneDocument, output: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from nm2trt.artifacts.calibration import Agreement, Sensitivity
 from nm2trt.errors import ConfigError, InputError, MachineError
@@ -135,12 +135,6 @@ class _Attempt:
     network: PrunedNetwork
     agreement: Agreement
 
-    @property
-    def drop(self) -> float:
-        """Points of the score; without labels the relative error in per cent."""
-        points = self.agreement.drop_points
-        return 100 * relative_error(self.agreement) if points is None else points
-
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
@@ -190,30 +184,10 @@ class _Work:
     def search(self) -> _Attempt:
         """Prune; with --max-drop keep the fewest of the most sensitive layers dense that bring the drop within it."""
         first = self.attempt(())
-        limit = self.config.max_drop
-        too_much = limit is not None and not first.drop <= limit
-        if self.config.sensitivity or too_much:
-            self.ranking = self.rank(first.network)
-        if limit is None or not too_much or len(self.tensors) < 2:
-            return first
-        from nm2trt.calibration.sensitivity import find_fewest
-
-        order = [entry.layer for entry in self.ranking]
-        drops: dict[int, float] = {}
-        best: dict[int, _Attempt] = {}
-
-        def good(count: int) -> bool:
-            if count not in drops:
-                attempt = self.attempt(tuple(order[:count]))
-                drops[count] = attempt.drop
-                # Weights of one network at a time: the best so far, or the last.
-                if attempt.drop <= limit or not any(drops[known] <= limit for known in best):
-                    best.clear()
-                    best[count] = attempt
-            return drops[count] <= limit
-
-        kept = find_fewest(len(order) - 1, good)
-        return best[kept]
+        found, self.ranking = find_fewest_dense(
+            first, self.config, lambda: self.rank(first.network), self.attempt, len(self.tensors)
+        )
+        return found
 
     def attempt(self, dense: tuple[str, ...]) -> _Attempt:
         from nm2trt.prune.calibrated.onnx_graph import RunnableGraph
@@ -270,6 +244,93 @@ class _Work:
             yield batch
 
 
+class Attempt(Protocol):
+    """A network that was pruned but for some layers."""
+
+    @property
+    def agreement(self) -> Agreement:
+        """With the dense network, on held-out samples."""
+
+
+AnyAttempt = TypeVar("AnyAttempt", bound=Attempt)
+
+
+def find_fewest_dense(
+    first: AnyAttempt,
+    config: DataConfig,
+    rank: Callable[[], list[Sensitivity]],
+    attempt: Callable[[tuple[str, ...]], AnyAttempt],
+    layer_count: int,
+) -> tuple[AnyAttempt, list[Sensitivity]]:
+    """With `max_drop`, keep the fewest of the most sensitive layers dense that bring the drop within it.
+
+    Args:
+        first: All layers pruned.
+        config: `max_drop`, and whether layers are ranked anyway.
+        rank: Gives the layers, the most sensitive first.
+        attempt: Prunes anew but for some layers.
+        layer_count: How many can be pruned; one always is.
+
+    Returns:
+        The network, which misses `max_drop` where none is within it; and the ranking, empty where nobody needed it.
+    """
+    limit = config.max_drop
+    too_much = limit is not None and not drop_of(first.agreement) <= limit
+    ranking = rank() if config.sensitivity or too_much else []
+    if limit is None or not too_much or layer_count < 2:
+        return first, ranking
+    from nm2trt.calibration.sensitivity import find_fewest
+
+    order = [entry.layer for entry in ranking]
+    drops: dict[int, float] = {}
+    best: dict[int, AnyAttempt] = {}
+
+    def good(count: int) -> bool:
+        if count not in drops:
+            found = attempt(tuple(order[:count]))
+            drops[count] = drop_of(found.agreement)
+            # Weights of one network at a time: the best so far, or the last.
+            if drops[count] <= limit or not any(drops[known] <= limit for known in best):
+                best.clear()
+                best[count] = found
+        return drops[count] <= limit
+
+    return best[find_fewest(len(order) - 1, good)], ranking
+
+
+def drop_of(agreement: Agreement) -> float:
+    """Points of the score; without labels the relative error in per cent."""
+    points = agreement.drop_points
+    return 100 * relative_error(agreement) if points is None else points
+
+
+def make_record(
+    config: DataConfig,
+    *,
+    data: str,
+    samples: int,
+    norms: NormRecord | None,
+    agreement: Agreement,
+    kept_dense: tuple[str, ...],
+    sensitivity: Sequence[Sensitivity],
+    seconds: float,
+) -> DataRecord:
+    """What the document says of the samples and the whole network; see `DataRecord`."""
+    return DataRecord(
+        method=config.method,
+        damping=config.damping,
+        data=data,
+        samples=samples,
+        norms=norms,
+        agreement=agreement,
+        relative_error=relative_error(agreement),
+        max_drop=config.max_drop,
+        kept_dense=kept_dense,
+        sensitivity=tuple(sensitivity),
+        seconds=seconds,
+    )
+
+
 def relative_error(agreement: Agreement) -> float:
     """Norm of the differences over the norm of the reference's output, of the worst output."""
     return float(10 ** (-agreement.sqnr_db / 20))
@@ -318,17 +379,14 @@ def _found(work: _Work, result: _Attempt, decisions: Sequence[Decision], seconds
         for decision in decisions
     ]
     norms = NormRecord(recalibrated=network.norms, shared=network.norms_shared, total=network.norms_total)
-    record = DataRecord(
-        method=config.method,
-        damping=config.damping,
+    record = make_record(
+        config,
         data=work.source.words,
         samples=network.samples,
         norms=norms if config.recalibrate_bn else None,
         agreement=result.agreement,
-        relative_error=relative_error(result.agreement),
-        max_drop=config.max_drop,
         kept_dense=result.dense,
-        sensitivity=tuple(work.ranking),
+        sensitivity=work.ranking,
         seconds=seconds,
     )
     aliases = {name: tensor.names[0] for tensor in work.tensors for name in tensor.names}
@@ -341,7 +399,7 @@ def _found(work: _Work, result: _Attempt, decisions: Sequence[Decision], seconds
         errors=errors,
         statistics=network.statistics,
         record=record,
-        problems=_problems(config, result),
+        problems=find_problems(config, result.agreement),
         notes=[],
     )
 
@@ -363,12 +421,12 @@ def _layer_error(outcome: Any) -> LayerError:
     )
 
 
-def _problems(config: DataConfig, result: _Attempt) -> list[str]:
-    problems = [one.problem for one in result.agreement.outputs if one.problem]
-    if config.max_drop is not None and not result.drop <= config.max_drop:
-        scored = result.agreement.drop_points is not None
-        what = (
-            f"the score drops by {result.drop:.2f} points" if scored else f"the outputs differ by {result.drop:.2f} %"
-        )
+def find_problems(config: DataConfig, agreement: Agreement) -> list[str]:
+    """What makes a pruned network fail: outputs that are no numbers, a drop above `max_drop`."""
+    problems = [one.problem for one in agreement.outputs if one.problem]
+    drop = drop_of(agreement)
+    if config.max_drop is not None and not drop <= config.max_drop:
+        scored = agreement.drop_points is not None
+        what = f"the score drops by {drop:.2f} points" if scored else f"the outputs differ by {drop:.2f} %"
         problems.append(f"{what}, more than --max-drop {config.max_drop:g}")
     return problems

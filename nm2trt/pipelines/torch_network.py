@@ -1,4 +1,4 @@
-"""From a run, a checkpoint or an ONNX file to a network in PyTorch, for `nm2trt profile --backend torch-sparse`."""
+"""From a run, a checkpoint or an ONNX file to a network in PyTorch, to profile it or to prune it with data."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ def load_torch_network(source: Path, checkpoint: CheckpointConfig, shapes: Mappi
         InputError: The source cannot be used.
         MachineError: A package that the network's name asks for is not installed.
     """
-    from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs
     from nm2trt.export.loading import source_kind
 
     kind = source_kind(source)
@@ -64,11 +63,30 @@ def load_torch_network(source: Path, checkpoint: CheckpointConfig, shapes: Mappi
         from nm2trt.profile.torch_sparse.onnx_products import load_products
 
         return load_products(source, shapes=shapes)
+    return _from_export(load_export_source(source, checkpoint), "run" if kind == "run" else "checkpoint")
+
+
+def load_export_source(source: Path, checkpoint: CheckpointConfig) -> ExportSource:
+    """Load the network of a run folder, or of a checkpoint with its network's name.
+
+    Args:
+        source: Which of them it is, it tells itself.
+        checkpoint: For a checkpoint only.
+
+    Raises:
+        ConfigError: Options that do not fit the source; a checkpoint's network is not named.
+        InputError: The source cannot be used.
+        MachineError: A package that the network's name asks for is not installed.
+    """
     from nm2trt.export.checkpoint import load_checkpoint
+    from nm2trt.export.inputs import INPUT, InputSpec, parse_inputs
+    from nm2trt.export.loading import source_kind
     from nm2trt.export.source import load_run
 
-    if kind == "run":
-        return _from_export(load_run(source), "run")
+    if source_kind(source) == "run":
+        if checkpoint.given:
+            raise ConfigError(f"{', '.join(checkpoint.given)}: for checkpoints only", where=source, hint="leave it out")
+        return load_run(source)
     if checkpoint.model is None:
         raise ConfigError(
             "a checkpoint holds weights and no network",
@@ -78,8 +96,7 @@ def load_torch_network(source: Path, checkpoint: CheckpointConfig, shapes: Mappi
     specs = parse_inputs(checkpoint.inputs)
     if checkpoint.input_shape is not None:
         specs = (InputSpec(name=INPUT, shape=parse_shape(checkpoint.input_shape, "--input-shape")),)
-    loaded = load_checkpoint(source, checkpoint.model, inputs=specs, classes=checkpoint.classes)
-    return _from_export(loaded, "checkpoint")
+    return load_checkpoint(source, checkpoint.model, inputs=specs, classes=checkpoint.classes)
 
 
 def _from_export(loaded: ExportSource, kind: Literal["run", "checkpoint"]) -> TorchNetwork:

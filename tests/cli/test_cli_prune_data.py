@@ -153,7 +153,7 @@ def test_inputs_that_cannot_be_pruned_with_data(net, npz, tmp_path):
 
     save_file({"fc.weight": np.ones((8, 8), np.float32)}, tmp_path / "a.safetensors")
     result = nm2trt_inline("prune", tmp_path / "a.safetensors", "--data", npz, "-o", tmp_path / "b.safetensors")
-    assert_one_error_line(result, 3, "needs the graph", "export it to ONNX")
+    assert_one_error_line(result, 2, "holds weights and no network", "--model")
     (tmp_path / "a.safetensors").unlink()
     (tmp_path / "out.prune.json").write_text("mine")
     assert_one_error_line(nm2trt_inline("prune", net, "--data", npz, "-o", out), 2, "out.prune.json", "--force")

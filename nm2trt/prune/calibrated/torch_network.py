@@ -144,22 +144,23 @@ def relative_output_error(dense: nn.Module, pruned: nn.Module, batches: Batches)
     with as_in_inference(dense), as_in_inference(pruned):
         pairs = zip(run_batches(dense, batches, "held-out"), run_batches(pruned, batches, "held-out"), strict=True)
         for before, after in pairs:
-            for one, other in zip(_tensors(before), _tensors(after), strict=True):
+            for one, other in zip(output_tensors(before), output_tensors(after), strict=True):
                 difference += float((other.double() - one.double()).square().sum())
                 energy += float(one.double().square().sum())
     return difference / energy if energy else float(difference > 0)
 
 
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
+def output_tensors(output: Any) -> Iterator[torch.Tensor]:
+    """The floating-point tensors that a network gives, whatever it packs them in."""
     if isinstance(output, torch.Tensor):
         if output.is_floating_point():
             yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _tensors(value)
+            yield from output_tensors(value)
     elif isinstance(output, tuple | list):
         for value in output:
-            yield from _tensors(value)
+            yield from output_tensors(value)
 
 
 def _find_uses(model: nn.Module, batches: Batches) -> list[_Found]:

@@ -55,7 +55,7 @@ class StoredFile(Protocol):
         """Every use of every tensor; for prunable and other tensors alike."""
 
     def write_others(self, values: Mapping[str, Array]) -> None:
-        """Replace constants that are no weights of layers, by name; same shapes and types. ONNX only."""
+        """Replace constants that are no weights of layers, by name; same shapes. Not for .pt files."""
 
     def save(self) -> None:
         """Finish the file after the last write."""
