@@ -63,10 +63,10 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
 def check_layers(path: Path) -> str:
     """`checked`, or `refused` where the reader said so."""
     from nm2trt.errors import InputError
-    from nm2trt.verify import verify_path
+    from nm2trt.verify import json_of, verify_path
 
     try:
-        verify_path(path).to_json()
+        json_of([verify_path(path)])
     except InputError as error:
         if "\n" in str(error):
             raise AssertionError("the error is not one line") from error

@@ -10,7 +10,7 @@ from typing import Literal
 from nm2trt.errors import ConfigError
 from nm2trt.estimate.choice import Expectation, expects_sparse, hint_for
 from nm2trt.estimate.eligible import eligibility_of_layers
-from nm2trt.estimate.geometry import LayerGeometry, model_file, network_geometry
+from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.estimate.gpus import GpuSpec, Precision
 from nm2trt.estimate.kernel import (
     ELEMENT_BYTES,
@@ -21,6 +21,7 @@ from nm2trt.estimate.kernel import (
     fitted_constants,
     kernel_time,
 )
+from nm2trt.estimate.network_layers import model_file, network_geometry
 from nm2trt.estimate.ranges import names_for, spread_for, total_ranges
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import NMPattern

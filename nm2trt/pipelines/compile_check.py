@@ -41,7 +41,7 @@ def compile_result(
     """
     from nm2trt.artifacts.calibration import CompileRecord
     from nm2trt.engine import EngineJob
-    from nm2trt.evidence.log import read_builder_log
+    from nm2trt.evidence.files import read_builder_log
 
     profile = _profile(graph, shapes)
     if chosen.builder is None or profile is None:

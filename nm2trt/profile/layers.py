@@ -305,7 +305,7 @@ def _plain(precision: str) -> str | None:
 
 def network_of(source: Source, *, batch: int, shapes: Mapping[str, Sequence[int]]) -> Network:
     """Collect what the ONNX file tells; geometry stays empty where its shapes cannot be inferred."""
-    from nm2trt.estimate.geometry import layer_geometries
+    from nm2trt.estimate.network_layers import layer_geometries
     from nm2trt.onnx_tools.graph_compare import precision_of
     from nm2trt.verify import verify_path
 

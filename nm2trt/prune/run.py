@@ -25,8 +25,9 @@ from nm2trt.prune.prune_schema import (
     PruneDocument,
 )
 from nm2trt.prune.selection import Decision, Request, decide
+from nm2trt.prune.writers.open_file import open_stored
 from nm2trt.prune.writers.staging import Staged, file_is_onnx, staged_copy
-from nm2trt.prune.writers.stored import CheckpointFacts, StoredFile, StoredWeight, checkpoint_facts, open_stored
+from nm2trt.prune.writers.stored import CheckpointFacts, StoredFile, StoredWeight, checkpoint_facts
 from nm2trt.selectors import escape_glob
 from nm2trt.verify import left_out_notes, verify_path
 

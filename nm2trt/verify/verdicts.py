@@ -104,7 +104,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """All about one file. Plain, so that a verdict needs no pydantic; `to_json` writes it as a VerifyDocument."""
+    """All about one file. Plain, so that a verdict needs no pydantic; `json_of` writes it as a VerifyDocument."""
 
     source: str
     kind: Literal["checkpoint", "onnx"]
@@ -120,9 +120,3 @@ class CheckResult:
     layers: list[LayerVerdict]
     excluded: list[str]
     totals: Totals
-
-    def to_json(self) -> str:
-        """As `nm2trt verify --json` prints it."""
-        from nm2trt.verify.verify_schema import document_of
-
-        return document_of(self).to_json()

@@ -5,9 +5,9 @@ import pytest
 from estimate_graphs import save, two_of_four
 from onnx import helper
 
-from nm2trt.estimate.geometry import network_geometry
 from nm2trt.estimate.gpus import find_gpu
 from nm2trt.estimate.network import estimate_network
+from nm2trt.estimate.network_layers import network_geometry
 
 GPU = find_gpu("a100-pcie-80gb")
 

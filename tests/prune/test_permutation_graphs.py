@@ -12,7 +12,7 @@ from nm2trt.pattern import NMPattern
 from nm2trt.prune import Request
 from nm2trt.prune.permutation.permute import permute_file
 from nm2trt.prune.selection import decide
-from nm2trt.prune.writers.stored import open_stored
+from nm2trt.prune.writers.open_file import open_stored
 
 FLOAT = TensorProto.FLOAT
 PATTERN = NMPattern(2, 4)

@@ -26,7 +26,7 @@ from nm2trt.profile.layer_summary import summarized
 from nm2trt.profile.layers import Network, layers_record
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
-from nm2trt.profile.torch_sparse.experiment import BatchFound, Found, Variants
+from nm2trt.profile.torch_sparse.findings import BatchFound, Found, Variants
 from nm2trt.profile.torch_sparse.network import TorchNetwork, zero_share
 from nm2trt.profile.torch_sparse.reasons import why_not_faster
 from nm2trt.torch_sparse.conversion import ProductLayer
