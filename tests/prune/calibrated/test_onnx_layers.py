@@ -11,7 +11,7 @@ from nm2trt.pattern import NMPattern
 from nm2trt.prune.calibrated.onnx_graph import RunnableGraph
 from nm2trt.prune.calibrated.onnx_layers import find_prunable
 from nm2trt.prune.selection import Request, decide
-from nm2trt.prune.writers.stored import open_stored
+from nm2trt.prune.writers.open_file import open_stored
 
 
 def one_layer(folder, node, w, x_shape):
