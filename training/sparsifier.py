@@ -42,8 +42,8 @@ from nm2trt.training.methods import PAPER_DECAY, Method, MethodRule, check_rule,
 from nm2trt.training.sad import LayerSad, Sad
 from nm2trt.training.saved_layers import check_parts, check_saved, own_parts
 from nm2trt.training.selection_rule import SelectionRule
-from nm2trt.training.shards import as_sharded, check_shards, count_as_sharded, sum_over_shards
-from nm2trt.training.step_hooks import StepHooks
+from nm2trt.training.shards import as_sharded, check_master_weights, check_shards, count_as_sharded, sum_over_shards
+from nm2trt.training.step_hooks import StepHooks, optimizer_chain
 
 
 def sparsify(
@@ -108,6 +108,7 @@ def sparsify(
         check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
     )
     check_shards(model)
+    check_master_weights(optimizer_chain(optimizer))
     network = _unwrapped(model)
     selected = rule.select(network, example_inputs=example_inputs)
     sparse = [entry for entry in selected if entry.pattern is not None]
