@@ -16,7 +16,6 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 
-
 _WITHOUT_ZERO = (
     "shard with torch.distributed.fsdp.fully_shard (FSDP2), or train without ZeRO: DDP, and "
     "torch.distributed.optim.ZeroRedundancyOptimizer where the optimizer's state is too large"
@@ -69,7 +68,7 @@ def check_master_weights(chain: Sequence[object]) -> None:
     for one in chain:
         if type(one).__module__.startswith("deepspeed.runtime.") and not isinstance(one, torch.optim.Optimizer):
             raise ConfigError(
-                f"DeepSpeed's {type(one).__name__} steps flat copies of the weights, not the weights that are to be N:M",
+                f"DeepSpeed's {type(one).__name__} steps flat copies of the weights, which no projection reaches",
                 where="optimizer",
                 hint=_WITHOUT_ZERO,
             )

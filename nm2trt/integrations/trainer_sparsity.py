@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: when to sparsify, hold the masks, record SAD, and what a checkpoint needs."""
+"""What the callbacks of all trainers share: when to sparsify and hold the masks, SAD, and what a checkpoint needs."""
 
 from __future__ import annotations
 

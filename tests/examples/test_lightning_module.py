@@ -16,6 +16,8 @@ def example(monkeypatch, capsys):
     def run(folder, *options):
         script = str(REPOSITORY / "examples" / "lightning_module.py")
         monkeypatch.setattr(sys, "argv", [script, "-o", str(folder), *options])
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # seed_everything sets them for good
+            monkeypatch.setenv(name, "0")
         runpy.run_path(script, run_name="__main__")
         return capsys.readouterr().out.splitlines()
 

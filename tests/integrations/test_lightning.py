@@ -9,12 +9,12 @@ from torch import nn
 
 pytest.importorskip("lightning.pytorch", reason="missing: lightning (pip install 'nm2trt[lightning]')")
 
-from lightning.pytorch import LightningModule, Trainer  # noqa: E402
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from nm2trt.errors import ConfigError  # noqa: E402
-from nm2trt.integrations.lightning import SparsifyCallback  # noqa: E402
-from nm2trt.training import sparsify  # noqa: E402
+from nm2trt.errors import ConfigError
+from nm2trt.integrations.lightning import SparsifyCallback
+from nm2trt.training import sparsify
 
 X = torch.randn(48, 16, generator=torch.Generator().manual_seed(1))
 Y = (X[:, :4].sum(1) > 0).long()
@@ -133,7 +133,7 @@ def test_a_resumed_fit_ends_as_one_that_never_stopped(tmp_path, options):
 
 
 def test_the_checkpoint_verifies_and_sad_is_logged(tmp_path):
-    trainer, module, callback = fitted(tmp_path)
+    trainer, _, callback = fitted(tmp_path)
     names = list(callback.sparsifier.patterns())
     assert names == ["net.0.weight", "net.2.weight"]
     result = nm2trt_inline("verify", tmp_path / "last.ckpt", "--require", "*net.0.weight", "--require", "*net.2.weight")
