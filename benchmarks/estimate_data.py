@@ -14,8 +14,9 @@ from pathlib import Path
 
 import estimate_networks as networks
 
-from nm2trt.estimate.geometry import LayerGeometry, NetworkGeometry, network_geometry
+from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.estimate.gpus import GpuSpec, Precision, find_gpu
+from nm2trt.estimate.network_layers import NetworkGeometry, network_geometry
 
 UNET_TABLES = {"fp16": "fp16.csv", "int8": "int8_odd_layers.csv"}
 UNET_END_TO_END_MS = {"fp16": (5.09, 4.51), "int8": (2.96, 2.69)}

@@ -17,9 +17,9 @@ from pathlib import Path
 from nm2trt.artifacts import BuildDocument
 from nm2trt.serve import PackageRequest, package_triton
 from nm2trt.serve.address import Address
-from nm2trt.serve.client import open_client
 from nm2trt.serve.installed import find_triton
 from nm2trt.serve.load import load_requests, run_level
+from nm2trt.serve.open_client import open_client
 from nm2trt.serve.reference import Reference, read_limits
 from nm2trt.serve.samples import choose_samples
 from nm2trt.serve.server import choose_ports, start

@@ -31,8 +31,8 @@ from nm2trt.artifacts import BuildDocument
 from nm2trt.serve import PackageRequest, package_triton
 from nm2trt.serve.address import Address
 from nm2trt.serve.answers import RequestFailed
-from nm2trt.serve.client import open_client
 from nm2trt.serve.compare import compare_answer, output_scales
+from nm2trt.serve.open_client import open_client
 from nm2trt.serve.reference import Reference, read_limits
 from nm2trt.serve.samples import choose_samples
 

@@ -24,7 +24,7 @@ from nm2trt.integrations.huggingface import SparsifyCallback
 
 
 class Digits(Dataset[dict[str, Any]]):
-    """8x8 grey images, as a ViT takes them."""
+    """8x8 gray images, as a ViT takes them."""
 
     def __init__(self, part: slice) -> None:
         digits = load_digits()
@@ -85,7 +85,7 @@ def main() -> None:
     for layer in callback.sparsifier.report():
         if layer.pattern is None:
             print(f"dense: {layer.name} {list(layer.shape)}: {layer.reason}")
-    sad = callback.sparsifier.sad().total
+    sad = callback.sparsifier.record_sad().total
     print(f"{len(callback.sparsifier.patterns())} weights are 2:4; {sad.flips_per_weight:.2f} flips a weight")
     print(f"test accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
 

@@ -24,7 +24,7 @@ from nm2trt.integrations.lightning import SparsifyCallback
 
 
 class Digits(LightningModule):
-    """A small convolutional network for 8x8 grey images."""
+    """A network of digits; nothing in it knows about sparsity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,17 +40,17 @@ class Digits(LightningModule):
         )
 
     def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
-        """See Lightning."""
+        """Return the loss of one batch."""
         x_BCHW, y_B = batch
         return F.cross_entropy(self.network(x_BCHW), y_B)
 
     def validation_step(self, batch: list[torch.Tensor], _index: int) -> None:
-        """See Lightning."""
+        """Log the accuracy on one batch."""
         x_BCHW, y_B = batch
         self.log("accuracy", (self.network(x_BCHW).argmax(1) == y_B).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """See Lightning."""
+        """Give the optimizer that the callback watches."""
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 

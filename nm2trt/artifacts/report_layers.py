@@ -1,4 +1,4 @@
-"""The parts of report.json that look below the end-to-end time: layers, and behaviour under load."""
+"""The parts of report.json that look below the end-to-end time: layers, and behavior under load."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class LayerTimeRecord(BaseModel):
     """Whether a sparse kernel ran, checked by kernel names or log lines; None where neither was seen."""
     why_not: str = ""
     """Why TensorRT could not consider a sparse kernel; empty where it could or nothing is known."""
+    why_not_code: str = ""
+    """The code of that reason (nm2trt/reasons.py); empty where only words are known."""
     flops: int | None = None
     """Floating-point (or integer) operations of a call; a multiply-add counts two; zeros count like any value."""
     bytes: int | None = None

@@ -98,6 +98,8 @@ class WorkerAnswer(BaseModel):
     seconds: float = 0.0
     """Of parsing and building, without imports."""
     error: str | None = None
+    parser_refused: bool = False
+    """Whether the ONNX parser refused operators, which `error` then names."""
     errno: int | None = None
     """Set when the operating system refused a write."""
     filename: str = ""

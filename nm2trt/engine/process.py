@@ -62,6 +62,7 @@ def run_job(job: EngineJob, progress: Callable[[BuildProgress], None] | None = N
         log=job.log.name,
         note=scrub(answer.note, job.folder),
         error=None if error is None else scrub(error, job.folder),
+        error_code="parser-refused" if error is not None and answer.parser_refused else "",
     )
 
 

@@ -65,12 +65,10 @@ def check_pattern(old: Path, new: Path) -> CheckResult:
     Raises:
         InputError: A layer that was eligible for a sparse kernel is no longer; names the first and its first bad group.
     """
-    eligible = {node for node, words in legal_nodes(verify_path(old)).items() if words == ELIGIBLE}
+    eligible = {node for node, found in legal_nodes(verify_path(old)).items() if found == ELIGIBLE}
     checked = verify_path(new)
     broken = [
-        layer
-        for layer in checked.layers
-        if layer.tensorrt != ELIGIBLE and eligible.intersection(layer.node.split(", "))
+        layer for layer in checked.layers if not layer.is_eligible and eligible.intersection(layer.node.split(", "))
     ]
     if broken:
         first = broken[0]

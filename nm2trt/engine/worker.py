@@ -20,7 +20,7 @@ from typing import Any, TextIO, cast
 from nm2trt.artifacts import write_atomic
 from nm2trt.engine.job import Backend, EngineJob, RefitJob, WorkerAnswer
 from nm2trt.engine.timing_cache import TimingCacheFile, keep_timing_cache, start_timing_cache
-from nm2trt.engine.worker_log import explain
+from nm2trt.engine.worker_log import explain, refused_nodes
 from nm2trt.engine.worker_progress import progress_monitor
 from nm2trt.engine.worker_refit import refit
 from nm2trt.errors import Nm2trtError
@@ -130,7 +130,7 @@ def _logged(log: Path, work: Callable[[], WorkerAnswer]) -> WorkerAnswer:
         return answer
     sys.stdout.flush()
     text = log.read_text(encoding="utf-8", errors="replace")
-    return answer.model_copy(update={"error": explain(text, answer.error)})
+    return answer.model_copy(update={"error": explain(text, answer.error), "parser_refused": bool(refused_nodes(text))})
 
 
 def _backend(text: str) -> Backend:

@@ -17,6 +17,20 @@ _HARMLESS = re.compile(
 )
 
 
+def refused_nodes(log: str) -> list[str]:
+    """Every node that the ONNX parser refused, in words; empty where it refused none.
+
+    Args:
+        log: The whole log.
+    """
+    return list(
+        dict.fromkeys(
+            f"node {index} {name or '(no name)'} ({operator}): {reason.strip()}"
+            for index, name, operator, reason in _PARSER_ERROR.findall(log)
+        )
+    )
+
+
 def explain(log: str, fallback: str) -> str:
     """Find the errors in a builder's log: every node that the parser refused, else the first error lines.
 
@@ -24,11 +38,7 @@ def explain(log: str, fallback: str) -> str:
         log: The whole log.
         fallback: What to say when the log holds no error.
     """
-    refused = dict.fromkeys(
-        f"node {index} {name or '(no name)'} ({operator}): {reason.strip()}"
-        for index, name, operator, reason in _PARSER_ERROR.findall(log)
-    )
-    if refused:
+    if refused := refused_nodes(log):
         return "the ONNX parser refused " + "; ".join(refused)
     lines = dict.fromkeys(line.strip() for line in _ERROR_LINE.findall(log) if not _HARMLESS.search(line))
     return "; ".join([*lines][:3]) or fallback

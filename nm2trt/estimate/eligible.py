@@ -13,11 +13,10 @@ import numpy as np
 from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.layers import LayerWeight, Op
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
+from nm2trt.reasons import Reason
 from nm2trt.selectors import check_globs, match_any, selectable_names
 from nm2trt.verify import LayerVerdict, verify_path
 from nm2trt.verify.eligibility import structural_reason
-
-KEPT_DENSE = "kept dense by --exclude"
 
 
 def eligibility_of_layers(
@@ -27,8 +26,8 @@ def eligibility_of_layers(
     assume: NMPattern | None = None,
     dense_layers: Sequence[str] = (),
     watch: Callable[[LayerWeight], None] | None = None,
-) -> dict[str, str]:
-    """Say per layer (by its name) why it cannot get a sparse kernel; empty where nothing stands against it.
+) -> dict[str, Reason | None]:
+    """Say per layer (by its name) why it cannot get a sparse kernel; None where nothing stands against it.
 
     Args:
         path: The ONNX file whose weights are counted.
@@ -46,16 +45,16 @@ def eligibility_of_layers(
     if assume is None:
         checked = verify_path(path, TENSORRT_PATTERN, watch=watch).layers
         verdicts = {layer.name: layer for layer in checked}
-    reasons = {}
+    reasons: dict[str, Reason | None] = {}
     for layer in layers:
         if not layer.weight:
-            reasons[layer.name] = ""
+            reasons[layer.name] = None
             continue
         reason = structural_reason(weight_of(layer))
         if not reason and assume is not None and layer.channels % assume.m:
-            reason = f"{layer.channels} input channels: no multiple of {assume.m}"
+            reason = Reason("channels", str(layer.channels), str(assume.m))
         if not reason and layer.name in kept:
-            reason = KEPT_DENSE
+            reason = Reason("excluded")
         if not reason and assume is None:
             reason = _counted(verdicts.get(layer.weight))
         reasons[layer.name] = reason
@@ -75,19 +74,19 @@ def weight_of(layer: LayerGeometry) -> LayerWeight:
         reduction_axis=None if depthwise else 1,
         weight=lambda: np.zeros(0),
         groups=1 if batched else layer.groups,
-        why_not="depthwise: one input channel per group, nothing to prune along" if depthwise else "",
+        reason=Reason("depthwise-groups") if depthwise else None,
         node=layer.name,
     )
 
 
-def _counted(verdict: LayerVerdict | None) -> str:
+def _counted(verdict: LayerVerdict | None) -> Reason | None:
     if verdict is None:
-        return "its weights are computed in the graph: nothing to count"
+        return Reason("computed")
     if verdict.verdict == "zero-point":
-        return "zero point is not 0: stored zeros are not zeros"
+        return Reason("zero-point")
     if verdict.violations:
-        return f"not 2:4-legal: {verdict.violations} of {verdict.groups} groups hold more than 2 of 4"
-    return "" if verdict.groups else verdict.note or verdict.tensorrt
+        return Reason("not-legal", str(verdict.violations), str(verdict.groups))
+    return None if verdict.groups else verdict.reason or verdict.tensorrt_reason
 
 
 def names_of(layer: LayerGeometry) -> tuple[str, ...]:

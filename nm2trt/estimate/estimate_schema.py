@@ -10,6 +10,7 @@ from nm2trt.artifacts import Document
 from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.estimate.network import LayerEstimate, NetworkEstimate, Range
 from nm2trt.estimate.recommend import Plan
+from nm2trt.reasons import words_of
 
 MEASURED: Literal["estimate, nothing was measured"] = "estimate, nothing was measured"
 
@@ -56,6 +57,10 @@ class LayerRecord(BaseModel):
     share: float
     """Of the dense engine's layers."""
     outside_data: tuple[str, ...]
+    tensorrt_code: str = ""
+    """Code of the reason in `tensorrt` (nm2trt/reasons.py); empty for an eligible layer."""
+    why_code: str = ""
+    """Code of the reason in `why`."""
 
 
 class EstimateDocument(Document):
@@ -162,7 +167,9 @@ def _layer(layer: LayerEstimate, total_us: float) -> LayerRecord:
         expectation=layer.expectation,
         sparse_kernel_expected=layer.chosen,
         gain=round(layer.gain, 4),
-        why=layer.why,
+        why=words_of(layer.why),
+        tensorrt_code=layer.against.code if layer.against else "",
+        why_code=layer.why.code if layer.why else "",
         share=round(layer.dense.total_us / total_us, 5),
         outside_data=layer.outside,
     )

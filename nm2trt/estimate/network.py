@@ -10,12 +10,23 @@ from typing import Literal
 from nm2trt.errors import ConfigError
 from nm2trt.estimate.choice import Expectation, expects_sparse, hint_for
 from nm2trt.estimate.eligible import eligibility_of_layers
-from nm2trt.estimate.geometry import LayerGeometry, model_file, network_geometry
+from nm2trt.estimate.geometry import LayerGeometry
 from nm2trt.estimate.gpus import GpuSpec, Precision
-from nm2trt.estimate.kernel import ELEMENT_BYTES, KernelConstants, KernelTime, Spread, fitted_constants, kernel_time
+from nm2trt.estimate.kernel import (
+    ELEMENT_BYTES,
+    Bound,
+    KernelConstants,
+    KernelTime,
+    Spread,
+    fitted_constants,
+    kernel_time,
+)
+from nm2trt.estimate.network_layers import model_file, network_geometry
 from nm2trt.estimate.ranges import names_for, spread_for, total_ranges
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import NMPattern
+from nm2trt.reasons import GainCode, Reason, words_of
+from nm2trt.verify import ELIGIBLE
 
 NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
@@ -52,16 +63,21 @@ class LayerEstimate:
     sparse: KernelTime | None
     """With a sparse kernel; None where TensorRT does not consider one."""
     sparse_us: Range | None
-    tensorrt: str
-    """`eligible`, or why TensorRT does not consider a sparse kernel."""
+    against: Reason | None
+    """Why TensorRT does not consider a sparse kernel; None for an eligible layer."""
     expectation: Expectation | Literal[""]
     """Whether the builder would choose the sparse kernel; empty where it has no choice."""
     chosen: bool
     """The better guess where it is open."""
-    why: str
+    why: Reason | None
     """Why a sparse kernel is not expected, or gains little."""
     outside: tuple[str, ...]
     """What of this layer the constants were not fitted on."""
+
+    @property
+    def tensorrt(self) -> str:
+        """`eligible`, or why TensorRT does not consider a sparse kernel."""
+        return words_of(self.against) or ELIGIBLE
 
     @property
     def gain(self) -> float:
@@ -118,8 +134,8 @@ def estimate_network(
     Args:
         path: An ONNX file or a build folder.
         gpu: Where it would run.
-        precision: What the engine computes in. A quantised graph's own INT8 layers stay INT8; for "int8", every
-            product with weights in a graph without Q/DQ is taken for quantised, in and out.
+        precision: What the engine computes in. A quantized graph's own INT8 layers stay INT8; for "int8", every
+            product with weights in a graph without Q/DQ is taken for quantized, in and out.
         batch: As `network_geometry` takes it.
         shapes: As `network_geometry` takes it.
         assume: Take every layer that could hold this pattern for pruned; None: count the pattern in the weights.
@@ -141,7 +157,7 @@ def estimate_network(
     why_not = eligibility_of_layers(
         model_file(Path(path)), network.layers, assume=assume, dense_layers=dense_layers, watch=watch
     )
-    layers = tuple(_estimate(layer, why_not.get(layer.name, ""), gpu, precision, fitted) for layer in network.layers)
+    layers = tuple(_estimate(layer, why_not.get(layer.name), gpu, precision, fitted) for layer in network.layers)
     notes = network.notes
     if precision in ("int8", "fp8") and not any(layer.quantized for layer in network.layers):
         notes = (*notes, f"no Q/DQ in the graph: every layer with weights is taken for {precision.upper()}, in and out")
@@ -207,15 +223,15 @@ def _is_far(gpu: GpuSpec, fitted: KernelConstants) -> bool:
 
 
 def _estimate(
-    layer: LayerGeometry, why_not: str, gpu: GpuSpec, precision: NetworkPrecision, fitted: KernelConstants
+    layer: LayerGeometry, why_not: Reason | None, gpu: GpuSpec, precision: NetworkPrecision, fitted: KernelConstants
 ) -> LayerEstimate:
     kernel_precision, float_bytes = layer_precision(layer, precision)
     dense = kernel_time(layer, gpu, kernel_precision, constants=fitted, float_bytes=float_bytes)
-    if not why_not and layer.weight and kernel_precision not in _SPARSE_PRECISIONS:
-        why_not = "FP32 (TF32): TensorRT's sparse kernels need FP16 or INT8"
-    if not why_not and kernel_precision not in gpu.sparse:
-        why_not = f"{gpu.name} has no sparse Tensor Cores for {kernel_precision}"
-    eligible = bool(layer.weight) and not why_not
+    if why_not is None and layer.weight and kernel_precision not in _SPARSE_PRECISIONS:
+        why_not = Reason("tf32")
+    if why_not is None and kernel_precision not in gpu.sparse:
+        why_not = Reason("no-sparse-cores", gpu.name, kernel_precision)
+    eligible = bool(layer.weight) and why_not is None
     sparse = None
     if eligible:
         sparse = kernel_time(layer, gpu, kernel_precision, sparse=True, constants=fitted, float_bytes=float_bytes)
@@ -236,7 +252,7 @@ def _estimate(
         dense_us=_range(dense.total_us, spread_for(fitted, "dense", *names, far=far)),
         sparse=sparse,
         sparse_us=_range(sparse.total_us, spread_for(fitted, "sparse", *names, far=far)) if sparse else None,
-        tensorrt="eligible" if eligible else why_not or "no weights",
+        against=None if eligible else why_not or Reason("no-weights"),
         expectation=expectation,
         chosen=chosen,
         why=_why(layer, sparse, gain, int8_out=int8_out),
@@ -251,29 +267,31 @@ def layer_precision(layer: LayerGeometry, precision: NetworkPrecision) -> tuple[
     if layer.quantized:
         return "int8", 2.0
     if precision in ("int8", "fp8"):
-        # Products of two activations stay in FP16 in TensorRT's quantised transformers.
+        # Products of two activations stay in FP16 in TensorRT's quantized transformers.
         return ("fp16", 2.0) if layer.is_product and not layer.weight else (precision, 1.0)
     return precision, float(ELEMENT_BYTES[precision])
 
 
-def _why(layer: LayerGeometry, sparse: KernelTime | None, gain: float, *, int8_out: bool) -> str:
+_BOUND_CODES: dict[Bound, GainCode] = {
+    "launch": "launch-bound",
+    "memory": "memory-bound",
+    "on-chip": "on-chip-bound",
+    "compute": "compute-bound",
+}
+
+
+def _why(layer: LayerGeometry, sparse: KernelTime | None, gain: float, *, int8_out: bool) -> Reason | None:
     if sparse is None:
-        return ""
+        return None
     if not int8_out:
-        return "output is not INT8: no QuantizeLinear behind it"
+        return Reason("float-output")
     if layer.m <= FEW_ROWS:
-        return f"few rows: {layer.m}, so it waits for its weights; engines at batch 1 came out 0.84x to 1.2x"
+        return Reason("few-rows", str(layer.m))
     if hint_for(gain) == "likely":
-        return ""
+        return None
     if layer.n < 64:
-        return f"narrow: {layer.n} output channels, fewer than a sparse kernel's tile"
-    words = {
-        "launch": "launch-bound: the kernel is shorter than its launch",
-        "memory": "memory-bound: sparse weights hardly relieve it",
-        "on-chip": "bound on chip: activations come to the Tensor Cores dense",
-        "compute": "small gain: few multiply-adds for each activation",
-    }
-    return words[sparse.bound]
+        return Reason("narrow", str(layer.n))
+    return Reason(_BOUND_CODES[sparse.bound])
 
 
 def _range(value: float, spread: Spread) -> Range:

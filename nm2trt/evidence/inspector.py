@@ -8,13 +8,12 @@ DETAILED profiling verbosity. `trtexec --exportLayerInfo` and trex's graph.json 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from nm2trt.errors import InputError
 from nm2trt.evidence.names import metadata_nodes
-from nm2trt.evidence.recognize import FileKind, parse_json, recognize, restore_backslashes
+from nm2trt.evidence.recognize import parse_json, restore_backslashes
 
 _HINT = "write one with `trtexec --profilingVerbosity=detailed --dumpLayerInfo --exportLayerInfo=F.json`"
 
@@ -62,31 +61,6 @@ class Inspection:
     bindings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What in the file was passed over, and why."""
-
-
-def read_inspection(path: Path) -> Inspection:
-    """Read the layers of an engine, whatever the file is called.
-
-    Raises:
-        InputError: The file is missing, broken, or another one of TensorRT's files; the line says which.
-    """
-    from nm2trt.evidence.log import read_log
-
-    content = recognize(path)
-    if content.kind is FileKind.LAYERS:
-        found = parse_inspection(content.raw, where=path)
-        if not found.layers:
-            raise InputError("lists no layer", where=path, hint=_HINT)
-        return replace(found, notes=(*found.notes, *content.notes))
-    if content.kind is FileKind.LOG:
-        layers = read_log(path).layers
-        if layers:
-            detailed = any(layer.type for layer in layers)
-            return Inspection(layers=layers, detailed=detailed, notes=("layers are those that the log prints",))
-        raise InputError(
-            "is a log that prints no layers, not a layer file", where=path, hint=f"give it with --log, or {_HINT}"
-        )
-    raise content.refuse("a layer file", _HINT)
 
 
 def parse_inspection(raw: object, *, where: object = "") -> Inspection:

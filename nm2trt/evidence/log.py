@@ -8,17 +8,14 @@ told apart, so the largest count of each kind is a lower bound, and no layer is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from nm2trt.evidence.inspector import InspectedLayer
 from nm2trt.evidence.layer_dumps import LayerReader
-from nm2trt.evidence.recognize import FileKind, recognize
 from nm2trt.evidence.sparsity_lines import SparsityPass, SparsityReader
-from nm2trt.evidence.text import LogLine, normalize, read_lines
+from nm2trt.evidence.text import LogLine
 
-__all__ = ["BuildLog", "SparsityPass", "parse_log", "read_builder_log", "read_log"]
+__all__ = ["BuildLog", "BuildLogReader", "SparsityPass"]
 
 _COUNTS_RIGHT_FROM = (10, 14)
 """Releases of the newer family before this one may count chosen layers as zero; seen in 10.3."""
@@ -133,43 +130,3 @@ class BuildLogReader:
                 f"{self._sparsity.ignored} lines right behind the (Sparsity) lines were not taken for names of layers"
             )
         return BuildLog(passes=passes, layers=self._layers.finish(), version=version, notes=tuple(notes))
-
-
-def read_log(path: Path) -> BuildLog:
-    """Read a build log, line by line; of several builds in one file, the last.
-
-    Raises:
-        InputError: The file is missing or no log; the line says what it is.
-    """
-    from nm2trt.evidence.trtexec_log import read_trtexec_log
-
-    content = recognize(path)
-    if content.kind is not FileKind.LOG:
-        raise content.refuse("a log", _hint(content.kind))
-    return read_trtexec_log(content.lines()).build
-
-
-def read_builder_log(path: Path) -> BuildLog:
-    """Read the log of a build of nm2trt's own: a log whatever it holds, also nothing.
-
-    Raises:
-        InputError: The file is missing or no text.
-    """
-    from nm2trt.evidence.trtexec_log import read_trtexec_log
-
-    return read_trtexec_log(read_lines(path)).build
-
-
-def _hint(kind: FileKind) -> str:
-    if kind is FileKind.LAYERS:
-        return "give it with --layers"
-    if kind in (FileKind.PROFILE, FileKind.TIMES):
-        return "nm2trt profile reads it"
-    return "give the output of trtexec --verbose, or of the builder's logger"
-
-
-def parse_log(lines: Iterable[str]) -> BuildLog:
-    """Read a build log; never fails, whatever the text."""
-    from nm2trt.evidence.trtexec_log import read_trtexec_log
-
-    return read_trtexec_log(normalize(lines)).build

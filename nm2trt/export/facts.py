@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nm2trt.artifacts import Fact, FactState
-from nm2trt.verify import ELIGIBLE, UNREAD_VERDICTS, CheckResult
+from nm2trt.verify import UNREAD_VERDICTS, CheckResult
 
 _LISTED_NAMES = 3
-_NOT_LEGAL = "not 2:4-legal"
 
 
 def meant_sparse(checked: CheckResult) -> dict[str, str]:
@@ -52,12 +51,12 @@ def legal_fact(checked: CheckResult, patterns: Mapping[str, str]) -> Fact:
 def eligible_fact(checked: CheckResult) -> Fact:
     """Tell which layers TensorRT may consider for sparse kernels, and why not the others."""
     layers = [layer for layer in checked.layers if layer.verdict not in UNREAD_VERDICTS]
-    eligible = sum(layer.tensorrt == ELIGIBLE for layer in layers)
+    eligible = sum(layer.is_eligible for layer in layers)
     reasons: dict[str, list[str]] = {}
     for layer in layers:
-        if layer.tensorrt != ELIGIBLE:
+        if (against := layer.tensorrt_reason) is not None:
             # The count of illegal groups differs from layer to layer, and would list each by itself.
-            reason = _NOT_LEGAL if layer.tensorrt.startswith(_NOT_LEGAL) else layer.tensorrt
+            reason = against.summary() if against.code == "not-legal" else against.words()
             reasons.setdefault(reason, []).append(layer.name)
     details = "; ".join(f"{reason} ({_listed(names)})" for reason, names in reasons.items())
     return Fact(

@@ -34,7 +34,7 @@ SAD_FILE = "sad.csv"
 """In the Trainer's output folder."""
 
 
-class SparsifyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+class SparsifyCallback(TrainerCallback):
     """Keeps a network N:M around every optimizer step of a Trainer, and every checkpoint of it.
 
         Trainer(model, arguments, ..., callbacks=[SparsifyCallback("2:4", freeze_from=0.75)])
@@ -111,7 +111,7 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(found)
         if args.should_save:
-            self._sparsity.write_sad(Path(args.output_dir) / SAD_FILE)
+            self._sparsity.write_sad(_output_of(args) / SAD_FILE)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any) -> None:
         """Put what was pruned beside the optimizer's state."""
@@ -140,7 +140,12 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
 
 
 def _folder_of(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    return _output_of(args) / f"checkpoint-{state.global_step}"
+
+
+def _output_of(args: TrainingArguments) -> Path:
+    # The Trainer puts a folder of its own here where none was given.
+    return Path(args.output_dir or "trainer_output")
 
 
 def _load_renamed_weights(model: Any, folder: Path) -> None:

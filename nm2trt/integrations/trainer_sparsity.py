@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: when to sparsify and hold the masks, SAD, and what a checkpoint needs."""
+"""What the callbacks of all trainers share: when to sparsify and hold masks, SAD, and what a checkpoint needs."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TrainerSparsity:
             step: Optimizer steps that are done.
         """
         if self._freeze_from is not None and step >= self._freeze_from * self._total_steps:
-            self.sparsifier.freeze()
+            self.sparsifier.freeze_masks()
 
     def record(self, epoch: float) -> dict[str, float]:
         """Record SAD of every layer; where weights are sharded, every process must call this.
@@ -102,12 +102,12 @@ class TrainerSparsity:
             Of all layers together, per weight: mask bits that differ from the record before (`sad_previous`) and from
             the first masks (`sad_start`), and flips since the start (`flips_per_weight`).
         """
-        sad = self.sparsifier.sad()
+        sad = self.sparsifier.record_sad()
         self._rows.extend(sad.rows(epoch))
         total = sad.total
         return {
-            "sad_previous": total.previous_normalised,
-            "sad_start": total.start_normalised,
+            "sad_previous": total.previous_normalized,
+            "sad_start": total.start_normalized,
             "flips_per_weight": total.flips_per_weight,
         }
 

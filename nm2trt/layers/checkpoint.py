@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from nm2trt.layers.bitmask import BITMASK, BitmaskWeight, bitmask_weights
 from nm2trt.layers.config_json import ModelConfig
 from nm2trt.layers.naming import Guess, Neighbors, guess, transposed_linears
-from nm2trt.layers.reasons import Reason
 from nm2trt.layers.stream import LayerWeight
+from nm2trt.reasons import Reason
 
 _Array = NDArray[Any]
 
@@ -97,18 +97,16 @@ def layers_of(tensors: Sequence[StoredTensor], neighbors: Neighbors | None = Non
             found = Guess("other", None, Reason("mask"))
         elif tensor.name in packed_parts:
             found = Guess("other", None, Reason("companion", tensor.name.rpartition(".")[2]))
-        load, load_range, note = tensor.load, tensor.load_range, ""
+        load, load_range = tensor.load, tensor.load_range
+        reading: Reason | None = None
         if tensor.name in masks:
             tool, mask = masks[tensor.name]
             masked = _Masked(tensor, mask)
             load = masked
             load_range = masked.load_range if tensor.load_range and mask.load_range else None
-            note = f"checked with the mask that {tool} keeps in {mask.name}; the stored weights alone may be dense"
+            reading = Reason("masked", tool, mask.name)
         elif _PARAMETRIZED.search(tensor.name):
-            note = (
-                "stored as it is before a torch parametrization, whose mask is not in the file; save it after "
-                "torch.nn.utils.parametrize.remove_parametrizations or the sparsifier's squash_mask"
-            )
+            reading = Reason("before-parametrization")
         yield LayerWeight(
             name=tensor.name,
             op=found.op,
@@ -118,11 +116,10 @@ def layers_of(tensors: Sequence[StoredTensor], neighbors: Neighbors | None = Non
             weight=load,
             load_range=load_range,
             groups=found.groups,
-            why_not=found.reason.words() if found.reason else "",
             reason=found.reason,
             not_checked=found.unknown,
             zero_point=found.reduction_axis is not None and _has_zero_point(tensor, by_name),
-            note=note,
+            reading=reading,
         )
 
 
@@ -136,10 +133,9 @@ def _unpacked(weight: BitmaskWeight, around: Neighbors) -> LayerWeight:
         reduction_axis=found.reduction_axis,
         weight=weight.load,
         groups=found.groups,
-        why_not=found.reason.words() if found.reason else "",
         reason=found.reason,
         not_checked=found.unknown,
-        note=f"unpacked from its {BITMASK}",
+        reading=Reason("unpacked", BITMASK),
         packed=BITMASK,
     )
 
@@ -171,8 +167,8 @@ def _lone_mask(tensor: StoredTensor) -> LayerWeight:
         dtype=tensor.dtype,
         reduction_axis=1 if packed and tensor.shape[0] else found.reduction_axis,
         weight=(lambda: np.unpackbits(tensor.load()).reshape(shape)) if packed else tensor.load,
-        why_not="" if (packed and tensor.shape[0]) or found.reason is None else found.reason.words(),
-        note="a mask without its weight" + (", unpacked from bits, in rows of 8" if packed else ""),
+        reason=None if packed and tensor.shape[0] else found.reason,
+        reading=Reason("mask-bits" if packed else "mask-alone"),
         graph_dtype="mask",
     )
 

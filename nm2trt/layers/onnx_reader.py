@@ -16,6 +16,7 @@ from nm2trt.layers.stream import LayerSource, LayerWeight, Op
 from nm2trt.onnx_tools.constants import UNREADABLE, AnyNode, Constant, as_text, one_line, resolve
 from nm2trt.onnx_tools.lazy_file import read_model
 from nm2trt.onnx_tools.proto_graph import graph_nodes
+from nm2trt.reasons import Reason
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ class _Use:
     op: Op
     axis: int | None
     groups: int = 1
-    why_not: str = ""
+    reason: Reason | None = None
     nodes: list[str] = field(default_factory=list)
 
     def key(self) -> tuple[object, ...]:
@@ -97,7 +98,6 @@ def _unread_layer(found: UnreadConstant) -> LayerWeight:
         dtype=found.dtype,
         reduction_axis=None,
         weight=refuse,
-        why_not=found.reason.words(),
         reason=found.reason,
         not_checked=found.reason.code != "embedding",
         node=found.node,
@@ -116,7 +116,7 @@ def _layer(use: _Use) -> LayerWeight:
         weight=constant.value,
         load_range=constant.value_range if constant.in_ranges else None,
         groups=use.groups,
-        why_not=use.why_not,
+        reason=use.reason,
         zero_point=constant.zero_point,
         node=", ".join(use.nodes),
         graph_dtype=constant.graph_dtype,
@@ -188,7 +188,7 @@ def _conv(node: AnyNode, path: Path) -> _Use | None:
         return None
     groups = _int(node, "group", 1)
     if groups > 1 and weight.shape[1] == 1:
-        return _Use(weight, "conv", None, groups, "depthwise: one input channel per group, nothing to prune along")
+        return _Use(weight, "conv", None, groups, Reason("depthwise-groups"))
     return _Use(weight, "conv", 1, groups)
 
 
@@ -198,7 +198,7 @@ def _conv_transpose(node: AnyNode, path: Path) -> _Use | None:
         return None
     groups = _int(node, "group", 1)
     if groups > 1 and weight.shape[0] == groups:
-        return _Use(weight, "conv-transpose", None, groups, "depthwise: one input channel per group")
+        return _Use(weight, "conv-transpose", None, groups, Reason("depthwise-groups"))
     return _Use(weight, "conv-transpose", 0, groups)
 
 
@@ -219,7 +219,7 @@ def _matmul(node: AnyNode, path: Path) -> _Use | None:
         if weight is not None:
             rank = len(weight.shape)
             if rank < 2:
-                return _Use(weight, "matmul", None, why_not="1-D: a vector")
+                return _Use(weight, "matmul", None, reason=Reason("vector-operand"))
             return _Use(weight, "matmul", rank - axis_from_end)
     return None
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nm2trt.layers.reasons import Reason, ReasonCode
 from nm2trt.onnx_tools.constants import AnyNode, resolve
 from nm2trt.onnx_tools.tensors import as_text
+from nm2trt.reasons import Reason, ReasonCode
 
 if TYPE_CHECKING:
     from nm2trt.onnx_tools.proto_graph import Node, Value

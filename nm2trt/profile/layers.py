@@ -17,9 +17,10 @@ from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.layer_work import Work
 from nm2trt.evidence.matching import OnnxNodes, match_name, onnx_nodes
 from nm2trt.profile import statistics
-from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layer_summary import summarized
 from nm2trt.profile.reasons import Setting, why_not_faster
 from nm2trt.profile.runners.runner import LayerTimes, Runner
+from nm2trt.reasons import Reason, words_of
 
 if TYPE_CHECKING:
     from nm2trt.estimate.geometry import LayerGeometry
@@ -123,8 +124,8 @@ class Network:
     """What is known of the network behind the layers; everything may be empty."""
 
     geometry: tuple[LayerGeometry, ...] = ()
-    eligibility: Mapping[str, str] | None = None
-    """Weight name -> "eligible", or why not."""
+    eligibility: Mapping[str, Reason | None] | None = None
+    """Weight name -> why TensorRT considers no sparse kernel; None for an eligible one."""
     graph: OnnxNodes | None = None
     precision: str = ""
     work: Mapping[str, Work] = field(default_factory=dict)
@@ -160,7 +161,7 @@ def layers_record(
         _row(row, chosen, network, setting, total_ms, seed + at, is_pair=bool(sparse))
         for at, row in enumerate(matched(dense, sparse))
     ]
-    return summarised(rows, batch=setting.batch, source=source, calls=_calls([*dense, *sparse]), seed=seed)
+    return summarized(rows, batch=setting.batch, source=source, calls=_calls([*dense, *sparse]), seed=seed)
 
 
 def _calls(layers: Sequence[LayerTimes]) -> int:
@@ -186,7 +187,7 @@ def _row(
     own = () if is_pair else row.dense
     seen = [evidence[layer.name] for layer in row.sparse or own if layer.name in evidence]
     dense_ms, sparse_ms = (sum(map(_median, side)) if side else None for side in (row.dense, row.sparse))
-    eligible, why_not = _eligible(products, seen, network)
+    eligible, why_not, against = _eligible(products, seen, network)
     chosen = _chosen(seen, setting, weighted=bool(products) or _has_weights(seen))
     either = row.sparse or row.dense
     work = [network.work[layer.name] for layer in either if layer.name in network.work]
@@ -206,6 +207,7 @@ def _row(
         eligible=eligible,
         chosen=chosen,
         why_not=why_not,
+        why_not_code=against.code if against else "",
         flops=sum(one.flops for one in shapes or work) or None,
         bytes=_bytes(shapes, network.precision, sparse=False) or sum(one.bytes or 0 for one in work) or None,
         bytes_sparse=_bytes(shapes, network.precision, sparse=True),
@@ -244,18 +246,19 @@ def _has_weights(seen: Sequence[LayerEvidence]) -> bool:
 
 def _eligible(
     products: Sequence[LayerGeometry], seen: Sequence[LayerEvidence], network: Network
-) -> tuple[bool | None, str]:
+) -> tuple[bool | None, str, Reason | None]:
+    """Whether a sparse kernel was possible, why not in words, and as data where nm2trt itself knows it."""
     checked = [
         network.eligibility[one.weight] for one in products if network.eligibility and one.weight in network.eligibility
     ]
     if checked:
-        against = next((reason for reason in checked if reason != "eligible"), "")
-        return "eligible" in checked, "" if "eligible" in checked else against
+        against = None if None in checked else checked[0]
+        return against is None, words_of(against), against
     known = [one for one in seen if one.eligible is not None]
     if not known:
-        return None, ""
+        return None, "", None
     eligible = any(one.eligible for one in known)
-    return eligible, "" if eligible else known[0].why
+    return eligible, "" if eligible else known[0].why, None
 
 
 def _chosen(seen: Sequence[LayerEvidence], setting: Setting, *, weighted: bool) -> bool | None:
@@ -302,7 +305,7 @@ def _plain(precision: str) -> str | None:
 
 def network_of(source: Source, *, batch: int, shapes: Mapping[str, Sequence[int]]) -> Network:
     """Collect what the ONNX file tells; geometry stays empty where its shapes cannot be inferred."""
-    from nm2trt.estimate.geometry import layer_geometries
+    from nm2trt.estimate.network_layers import layer_geometries
     from nm2trt.onnx_tools.graph_compare import precision_of
     from nm2trt.verify import verify_path
 
@@ -312,7 +315,7 @@ def network_of(source: Source, *, batch: int, shapes: Mapping[str, Sequence[int]
     except (InputError, ConfigError):
         geometry = ()
     try:
-        eligibility = {one.name: one.tensorrt for one in verify_path(source.path).layers}
+        eligibility = {one.name: one.tensorrt_reason for one in verify_path(source.path).layers}
     except InputError:
         eligibility = {}
     return Network(

@@ -52,7 +52,7 @@ def why_not_faster(row: LayerTimeRecord, products: Sequence[LayerGeometry], sett
     if not row.weighted or row.sparse_ms is None:
         return []
     if row.eligible is False:
-        return [_not_eligible(row.why_not)]
+        return [_not_eligible(row)]
     if setting.sparse_kernels is False:
         return [("this backend has no sparse kernels", "profile engines with --backend tensorrt on the GPU")]
     if row.chosen and row.ratio is not None and row.ratio.value >= _NO_GAIN:
@@ -65,20 +65,20 @@ def why_not_faster(row: LayerTimeRecord, products: Sequence[LayerGeometry], sett
     return found
 
 
-def _not_eligible(why_not: str) -> tuple[str, str]:
-    rules = (
-        ("not 2:4-legal", "train it with --pattern 2:4, or leave it dense on purpose"),
-        ("for grouped convolutions", "leave it dense: TensorRT never considers sparse kernels for groups"),
-        ("multiple of 4", "leave it dense, or pad the channels to a multiple of 4"),
-        ("float32", "export with --precision fp16, or quantise with nm2trt calibrate"),
-        ("bfloat16", "export with --precision fp16"),
-        ("zero point", "calibrate again with symmetric ranges (nm2trt calibrate)"),
-        ("ConvTranspose", "leave it dense, or use resize and convolution"),
-    )
-    for sign, advice in rules:
-        if sign in why_not:
-            return why_not, advice
-    return why_not or "not eligible", "nm2trt verify says more"
+_ADVICE: dict[str, str] = {
+    "not-legal": "train it with --pattern 2:4, or leave it dense on purpose",
+    "grouped": "leave it dense: TensorRT never considers sparse kernels for groups",
+    "channels": "leave it dense, or pad the channels to a multiple of 4",
+    "float32": "export with --precision fp16, or quantize with nm2trt calibrate",
+    "bfloat16": "export with --precision fp16",
+    "zero-point": "calibrate again with symmetric ranges (nm2trt calibrate)",
+    "conv-transpose": "leave it dense, or use resize and convolution",
+}
+"""Code of the reason why a layer is not eligible -> what to try."""
+
+
+def _not_eligible(row: LayerTimeRecord) -> tuple[str, str]:
+    return row.why_not or "not eligible", _ADVICE.get(row.why_not_code, "nm2trt verify says more")
 
 
 def _of_shape(row: LayerTimeRecord, products: Sequence[LayerGeometry], setting: Setting) -> list[tuple[str, str]]:
@@ -102,7 +102,7 @@ def _of_shape(row: LayerTimeRecord, products: Sequence[LayerGeometry], setting: 
         if one.quantized and not one.int8_out:
             found.append(
                 (
-                    "INT8 in, but not INT8 out: its output is not quantised",
+                    "INT8 in, but not INT8 out: its output is not quantized",
                     "put a QuantizeLinear right behind it (nm2trt calibrate does where the graph allows)",
                 )
             )

@@ -18,6 +18,7 @@ from nm2trt.pattern import NMPattern
 from nm2trt.prune.fixed_values import fixed_reason
 from nm2trt.prune.magnitude import PRUNABLE_DTYPES, group_positions
 from nm2trt.prune.writers.stored import StoredWeight
+from nm2trt.reasons import Reason
 from nm2trt.selectors import check_globs, last_match
 from nm2trt.verify import as_named, matches, names_of, reduction_size
 
@@ -42,6 +43,9 @@ class Decision:
     pattern: NMPattern | None
     """None: stays dense."""
     reason: str
+    """In words."""
+    why: Reason | None = None
+    """The same as data, where the layer's reader gave it."""
 
 
 def decide(weights: Sequence[StoredWeight], request: Request, where: object) -> list[Decision]:
@@ -76,16 +80,17 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
     named = last_match(names_of(layer), request.layer_patterns)
     wanted = request.layer_patterns[named] if named is not None else request.pattern
 
-    def dense(reason: str) -> Decision:
-        return Decision(weight=weight, pattern=None, reason=reason)
+    def dense(reason: str, why: Reason | None = None) -> Decision:
+        return Decision(weight=weight, pattern=None, reason=reason, why=why)
 
     excluded = next((glob for glob in request.exclude if matches(layer, (glob,))), None)
     if excluded is not None:
         return dense(f"excluded by {excluded!r}")
     if layer.not_checked:
-        return dense(layer.why_not)
-    if layer.reduction_axis is None or layer.why_not or 0 in layer.shape:
-        return dense(layer.why_not or "empty" if 0 in layer.shape else layer.why_not or "no reduction axis")
+        return dense(layer.why_not, layer.reason)
+    if layer.reduction_axis is None or layer.reason is not None or 0 in layer.shape:
+        why = layer.reason or Reason("empty" if 0 in layer.shape else "no-axis")
+        return dense(why.words(), why)
     size = reduction_size(layer)
     if size % wanted.m:
         reason = f"reduction axis of {size} is {'shorter than' if size < wanted.m else 'no multiple of'} M = {wanted.m}"
@@ -101,9 +106,9 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
         return dense(f"{reason}; name it with --layer to prune it")
     if layer.zero_point:
         raise InputError(
-            f"weight {layer.name!r} is quantised with a zero point that is not 0, so zeroing it would not make zeros",
+            f"weight {layer.name!r} is quantized with a zero point that is not 0, so zeroing it would not make zeros",
             where=where,
-            hint=f"quantise it symmetrically, or leave it dense with --exclude {layer.name!r}",
+            hint=f"quantize it symmetrically, or leave it dense with --exclude {layer.name!r}",
         )
     if named is None and (reason := fixed_reason(weight.values(weight.read()), layer.reduction_axis)):
         return dense(f"{reason}; name it with --layer to prune it")

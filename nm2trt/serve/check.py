@@ -23,7 +23,7 @@ from nm2trt.serve.address import Address, Tls, read_grpc_address, read_headers, 
 from nm2trt.serve.answers import Failure, RequestFailed
 from nm2trt.serve.check_metadata import Described, check_metadata
 from nm2trt.serve.check_outputs import Tally, ask_all, output_problems, outputs_record, unanswered
-from nm2trt.serve.client import TIMEOUT_S, Client, open_client
+from nm2trt.serve.client import TIMEOUT_S, Client
 from nm2trt.serve.draw import InputRange, at_ends
 from nm2trt.serve.index_probe import probe_ranges
 from nm2trt.serve.load import (
@@ -34,6 +34,7 @@ from nm2trt.serve.load import (
     saturation,
     until_saturated,
 )
+from nm2trt.serve.open_client import open_client
 from nm2trt.serve.reference import Reference, read_limits
 from nm2trt.serve.samples import (
     Feed,
@@ -85,7 +86,7 @@ class CheckConfig:
     """Import code that build.json names although this machine did not write it."""
 
 
-Progress = Callable[[str], None]
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,11 @@ import numpy as np
 
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
+from nm2trt.reasons import Reason, words_of
 from nm2trt.selectors import last_match, match_any, selectable_names
 from nm2trt.verify.axes import other_grouping
 from nm2trt.verify.counting import GroupCount
-from nm2trt.verify.eligibility import eligibility, structural_reason
+from nm2trt.verify.eligibility import reason_against, structural_reason
 from nm2trt.verify.hints import BLIND, sparse_kernel_hint
 from nm2trt.verify.origins import KeptShare, origin_notes
 from nm2trt.verify.strongest import strongest_pattern
@@ -146,21 +147,24 @@ def check_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCo
     pattern = TENSORRT_PATTERN if wanted == "auto" else wanted
     axis = layer.reduction_axis
     if layer.not_checked:
-        return _unread(layer, pattern, "not-checked", layer.why_not), None
-    if axis is None or layer.why_not:
-        return _unread(layer, pattern, "not-prunable", layer.why_not or "no reduction axis"), None
+        return _unread(layer, pattern, "not-checked", layer.reason or Reason("no-axis")), None
+    if axis is None or layer.reason is not None:
+        return _unread(layer, pattern, "not-prunable", layer.reason or Reason("no-axis")), None
     if 0 in layer.shape:
-        return _unread(layer, pattern, "not-prunable", "empty: a dimension is 0"), None
+        return _unread(layer, pattern, "not-prunable", Reason("empty")), None
     size = reduction_size(layer)
     values = Values(layer)
     if wanted == "auto":
         pattern = strongest_pattern(values, axis, size) or pattern
     if size % pattern.m:
-        return _unread(layer, pattern, "indivisible", f"{size} along axis {axis}: no multiple of {pattern.m}"), None
+        return _unread(
+            layer, pattern, "indivisible", Reason("indivisible", f"{size} along axis {axis}", str(pattern.m))
+        ), None
     count = values.count(pattern, axis)
     verdict, note = _verdict(layer, values, count, pattern, rules)
+    reason = Reason("on-purpose") if verdict == "dense" and _is_dense_on_purpose(layer, rules) else None
     nonfinite = f"{count.nonfinite} NaN or infinite weights" if count.nonfinite else ""
-    note = "; ".join(filter(None, (note, layer.note, nonfinite)))
+    note = "; ".join(filter(None, (note or words_of(reason), words_of(layer.reading), nonfinite)))
     return (
         _layer_verdict(
             layer,
@@ -172,7 +176,8 @@ def check_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCo
             first_violation=_first_violation(count),
             density=count.nonzeros / (count.groups * pattern.m),
             nonfinite=count.nonfinite,
-            tensorrt=_tensorrt(layer, values, count, pattern),
+            reason=reason,
+            against=_reason_against(layer, values, count, pattern),
         ),
         count,
     )
@@ -181,13 +186,13 @@ def check_layer(layer: LayerWeight, rules: Rules) -> tuple[LayerVerdict, GroupCo
 def _verdict(
     layer: LayerWeight, values: Values, count: GroupCount, pattern: NMPattern, rules: Rules
 ) -> tuple[Verdict, str]:
-    claimed = rules.claims is not None and layer.name in rules.claims
+    claimed = _is_claimed(layer, rules)
     if layer.zero_point:
-        return "zero-point", "quantised with a zero point that is not 0: stored zeros are not zeros"
+        return "zero-point", "quantized with a zero point that is not 0: stored zeros are not zeros"
     if not count.violations:
         return "conforms", ""
-    if rules.claims is not None and not claimed and not matches(layer, tuple(rules.layer_patterns)):
-        return "dense", "left dense on purpose"
+    if _is_dense_on_purpose(layer, rules):
+        return "dense", ""
     meant = (
         claimed or count.nonzeros <= _SPARSE_DENSITY * count.groups * pattern.m or 2 * count.violations < count.groups
     )
@@ -200,14 +205,25 @@ def _verdict(
     return "violates", "the file says it is sparse" if claimed else ""
 
 
-def _tensorrt(layer: LayerWeight, values: Values, count: GroupCount, pattern: NMPattern) -> str:
+def _is_claimed(layer: LayerWeight, rules: Rules) -> bool:
+    return rules.claims is not None and layer.name in rules.claims
+
+
+def _is_dense_on_purpose(layer: LayerWeight, rules: Rules) -> bool:
+    """Whether the file names its sparse layers, and this is none of them."""
+    return (
+        rules.claims is not None and not _is_claimed(layer, rules) and not matches(layer, tuple(rules.layer_patterns))
+    )
+
+
+def _reason_against(layer: LayerWeight, values: Values, count: GroupCount, pattern: NMPattern) -> Reason | None:
     if reason := structural_reason(layer):
         return reason
     assert layer.reduction_axis is not None
     if pattern.tensorrt_legal and not count.violations:
-        return eligibility(layer, illegal_groups=0, groups=count.groups)
+        return reason_against(layer, illegal_groups=0, groups=count.groups)
     legal = count if pattern == TENSORRT_PATTERN else values.count(TENSORRT_PATTERN, layer.reduction_axis)
-    return eligibility(layer, illegal_groups=legal.violations, groups=legal.groups)
+    return reason_against(layer, illegal_groups=legal.violations, groups=legal.groups)
 
 
 def _first_violation(count: GroupCount) -> Violation | None:
@@ -249,9 +265,9 @@ def names_of(layer: LayerWeight | LayerVerdict) -> tuple[str, ...]:
     return selectable_names(layer.name, *layer.node.split(", ")) if layer.node else selectable_names(layer.name)
 
 
-def _unread(layer: LayerWeight, pattern: NMPattern, verdict: Verdict, note: str) -> LayerVerdict:
-    reason = structural_reason(layer) or f"not checked: {note}"
-    return _layer_verdict(layer, pattern, verdict, note, tensorrt=reason)
+def _unread(layer: LayerWeight, pattern: NMPattern, verdict: Verdict, reason: Reason) -> LayerVerdict:
+    against = structural_reason(layer) or Reason("not-checked", reason.words())
+    return _layer_verdict(layer, pattern, verdict, reason.words(), reason=reason, against=against)
 
 
 def _layer_verdict(
@@ -260,7 +276,8 @@ def _layer_verdict(
     verdict: Verdict,
     note: str,
     *,
-    tensorrt: str,
+    reason: Reason | None,
+    against: Reason | None,
     groups: int = 0,
     violations: int = 0,
     first_violation: Violation | None = None,
@@ -282,10 +299,12 @@ def _layer_verdict(
         first_violation=first_violation,
         density=density,
         nonfinite=nonfinite,
-        tensorrt=tensorrt,
-        hint=sparse_kernel_hint(layer) if tensorrt == ELIGIBLE else "",
+        tensorrt=words_of(against) or ELIGIBLE,
+        hint=sparse_kernel_hint(layer) if against is None else "",
         note=note,
-        reason=layer.reason if verdict in UNREAD_VERDICTS else None,
+        reason=reason,
+        tensorrt_reason=against,
+        reading=layer.reading if verdict not in UNREAD_VERDICTS else None,
         packed=layer.packed,
     )
 
@@ -325,7 +344,11 @@ def _problems(verdicts: list[LayerVerdict], excluded: list[str], rules: Rules) -
 
 
 def _unchecked(layers: Sequence[LayerVerdict]) -> str:
-    return f"{_tensors(len(layers))} not checked, first {layers[0].name} ({layers[0].note.partition(': ')[0]})"
+    return f"{_tensors(len(layers))} not checked, first {layers[0].name} ({_summary(layers[0])})"
+
+
+def _summary(layer: LayerVerdict) -> str:
+    return layer.reason.summary() if layer.reason else layer.note
 
 
 def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
@@ -339,7 +362,7 @@ def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
 def as_named(layer: LayerWeight, globs: Sequence[str]) -> LayerWeight:
     """The layer as a weight, where it is not known to be one but the user names it."""
     if layer.not_checked and layer.reduction_axis is not None and matches(layer, globs):
-        return replace(layer, not_checked=False, why_not="", reason=None)
+        return replace(layer, not_checked=False, reason=None)
     return layer
 
 
@@ -374,7 +397,7 @@ def _totals(verdicts: list[LayerVerdict], weights: int, zeros: int) -> Totals:
         layers=len(verdicts),
         prunable=len(verdicts) - counts["not-prunable"] - counts["not-checked"],
         verdicts=dict(sorted(counts.items())),
-        eligible=sum(layer.tensorrt == ELIGIBLE for layer in verdicts),
+        eligible=sum(layer.is_eligible for layer in verdicts),
         weights=weights,
         zeros=zeros,
         weights_in_conforming=sum(

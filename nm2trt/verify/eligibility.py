@@ -9,45 +9,41 @@ from __future__ import annotations
 
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN
-from nm2trt.verify.verdicts import ELIGIBLE
+from nm2trt.reasons import Reason
 
 _GOOD_DTYPES = ("float16", "int8")
 
 
-def structural_reason(layer: LayerWeight) -> str:
-    """Why no weights of this operator and shape could get a sparse kernel; empty where nothing stands against it."""
+def structural_reason(layer: LayerWeight) -> Reason | None:
+    """Why no weights of this operator and shape could get a sparse kernel; None where nothing stands against it."""
     if layer.op == "conv-transpose":
-        return "ConvTranspose: TensorRT has no sparse kernels for it"
+        return Reason("conv-transpose")
     if layer.groups > 1:
-        return f"{layer.groups} groups: TensorRT does not consider sparse kernels for grouped convolutions"
+        return Reason("grouped", str(layer.groups))
     if layer.reduction_axis is None:
-        return layer.why_not or "nothing to prune along"
+        return layer.reason or Reason("nothing-to-prune")
     if layer.op == "matmul" and layer.reduction_axis == len(layer.shape) - 1:
-        return "weight on the left of MatMul: unverified"
+        return Reason("left-operand")
     if layer.op == "matmul" and any(size != 1 for size in layer.shape[:-2]):
-        return "batched MatMul: unverified"
+        return Reason("batched-matmul")
     size = layer.shape[layer.reduction_axis]
-    if size % TENSORRT_PATTERN.m:
-        return f"{size} input channel{'' if size == 1 else 's'}: no multiple of {TENSORRT_PATTERN.m}"
-    return ""
+    return Reason("channels", str(size), str(TENSORRT_PATTERN.m)) if size % TENSORRT_PATTERN.m else None
 
 
-def dtype_reason(layer: LayerWeight) -> str:
-    """Why the type in a strongly typed graph stands against a sparse kernel; empty for checkpoints."""
+def dtype_reason(layer: LayerWeight) -> Reason | None:
+    """Why the type in a strongly typed graph stands against a sparse kernel; None for checkpoints."""
     dtype = layer.graph_dtype
     if not dtype or dtype in _GOOD_DTYPES:
-        return ""
+        return None
     if dtype == "mask":
-        return "mask: the weights are in another file"
+        return Reason("mask-only")
     if dtype in ("float32", "float64"):
-        return f"{dtype}: TensorRT's sparse kernels need FP16 or INT8; export --precision fp16"
-    if dtype == "bfloat16":
-        return "bfloat16: unverified; NVIDIA documents sparse kernels for FP16 and INT8"
-    return f"{dtype}: TensorRT's sparse kernels need FP16 or INT8"
+        return Reason("float32", dtype)
+    return Reason("bfloat16") if dtype == "bfloat16" else Reason("engine-dtype", dtype)
 
 
-def eligibility(layer: LayerWeight, *, illegal_groups: int, groups: int) -> str:
-    """Return `eligible` or the first reason against it.
+def reason_against(layer: LayerWeight, *, illegal_groups: int, groups: int) -> Reason | None:
+    """Return the first reason why TensorRT considers no sparse kernel, or None for an eligible layer.
 
     Args:
         layer: The layer.
@@ -57,7 +53,7 @@ def eligibility(layer: LayerWeight, *, illegal_groups: int, groups: int) -> str:
     if reason := structural_reason(layer):
         return reason
     if layer.zero_point:
-        return "zero point is not 0: stored zeros are not zeros"
+        return Reason("zero-point")
     if illegal_groups:
-        return f"not 2:4-legal: {illegal_groups} of {groups} groups hold more than 2 of 4"
-    return dtype_reason(layer) or ELIGIBLE
+        return Reason("not-legal", str(illegal_groups), str(groups))
+    return dtype_reason(layer)

@@ -70,13 +70,16 @@ def origin_notes(verdicts: list[LayerVerdict], kept: KeptShare, kind: str, sourc
     """
     notes = []
     for tool, hint in _HINTS.items():
-        count = sum(f"the mask that {tool} keeps" in layer.note for layer in verdicts)
+        count = sum(
+            layer.reading is not None and layer.reading.code == "masked" and layer.reading.detail == tool
+            for layer in verdicts
+        )
         if count:
             layers = "1 layer" if count == 1 else f"{count} layers"
             notes.append(
                 f"from {tool}: {layers} checked with their masks applied, which the stored weights may lack; {hint}"
             )
-    if any(layer.note.startswith("a mask without its weight") for layer in verdicts):
+    if any(layer.reading is not None and layer.reading.code in ("mask-alone", "mask-bits") for layer in verdicts):
         notes.append(
             "a file of masks, as MaskLLM writes them: the verdict is about the masks; multiply them into the weights "
             "(tensor name without .mask), then verify those"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from nm2trt.layers.reasons import Reason
+from nm2trt.reasons import Reason
 
 Verdict = Literal[
     "conforms", "violates", "wrong-axis", "dense", "indivisible", "not-prunable", "not-checked", "zero-point"
@@ -65,9 +65,18 @@ class LayerVerdict:
     note: str
     """The verdict's reason in words; may be empty."""
     reason: Reason | None = None
-    """Why the weight was not read, as data; None where it was, or where its reader gave words only."""
+    """Why the weight was not read, or is left dense on purpose, as data; None otherwise."""
+    tensorrt_reason: Reason | None = None
+    """`tensorrt` as data; None for an eligible layer, and in documents from before this field."""
+    reading: Reason | None = None
+    """What the reader did to the stored values, such as applying a mask, as data; None where nothing."""
     packed: str = ""
     """Format in which the file holds the weight packed; empty for plain values."""
+
+    @property
+    def is_eligible(self) -> bool:
+        """Whether TensorRT may consider a sparse kernel."""
+        return self.tensorrt == ELIGIBLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +104,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """All about one file. Plain, so that a verdict needs no pydantic; `to_json` writes it as a VerifyDocument."""
+    """All about one file. Plain, so that a verdict needs no pydantic; `json_of` writes it as a VerifyDocument."""
 
     source: str
     kind: Literal["checkpoint", "onnx"]
@@ -111,9 +120,3 @@ class CheckResult:
     layers: list[LayerVerdict]
     excluded: list[str]
     totals: Totals
-
-    def to_json(self) -> str:
-        """As `nm2trt verify --json` prints it."""
-        from nm2trt.verify.verify_schema import document_of
-
-        return document_of(self).to_json()

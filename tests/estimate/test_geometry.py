@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from nm2trt.errors import ConfigError, InputError
-from nm2trt.estimate.geometry import Traffic, layer_geometries, network_geometry
+from nm2trt.estimate.geometry import Traffic
+from nm2trt.estimate.network_layers import layer_geometries, network_geometry
 
 
 def torch_flops(model, *inputs):

@@ -103,7 +103,7 @@ def test_the_trainer_does_what_a_loop_with_sparsify_does(tmp_path, options, monk
     assert callback.sparsifier.steps == sparsifier.steps == 12 // count
     for (name, ours), (_, plain) in zip(trainer.model.state_dict().items(), net.state_dict().items(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6, msg=name)
-    assert callback.sparsifier.sad().total.flips == sparsifier.sad().total.flips > 0
+    assert callback.sparsifier.record_sad().total.flips == sparsifier.record_sad().total.flips > 0
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True, "gradient_accumulation_steps": 2}])
@@ -139,7 +139,7 @@ def test_sad_stands_in_the_history_and_in_sad_csv(tmp_path):
     for entry, row in zip(entries, rows, strict=True):
         assert entry["sad_start"] == pytest.approx(float(row["sad_start_normalised"]))
         assert entry["step"] == int(row["step"])
-    assert entries[-1]["flips_per_weight"] == pytest.approx(callback.sparsifier.sad().total.flips_per_weight)
+    assert entries[-1]["flips_per_weight"] == pytest.approx(callback.sparsifier.record_sad().total.flips_per_weight)
 
 
 def test_every_checkpoint_folder_verifies_and_loads(tmp_path):

@@ -104,7 +104,7 @@ def test_the_trainer_does_what_a_loop_with_sparsify_does(tmp_path, options):
     assert callback.sparsifier.steps == sparsifier.steps == 12 // count == trainer.global_step
     for (name, ours), (_, plain) in zip(module.net.state_dict().items(), net.state_dict().items(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7, msg=name)
-    assert callback.sparsifier.sad().total.flips == sparsifier.sad().total.flips > 0
+    assert callback.sparsifier.record_sad().total.flips == sparsifier.record_sad().total.flips > 0
 
 
 @pytest.mark.parametrize("options", CIRCUMSTANCES)
@@ -133,7 +133,7 @@ def test_a_resumed_fit_ends_as_one_that_never_stopped(tmp_path, options):
 
 
 def test_the_checkpoint_verifies_and_sad_is_logged(tmp_path):
-    trainer, _, callback = fitted(tmp_path)
+    trainer, _module, callback = fitted(tmp_path)
     names = list(callback.sparsifier.patterns())
     assert names == ["net.0.weight", "net.2.weight"]
     result = nm2trt_inline("verify", tmp_path / "last.ckpt", "--require", "*net.0.weight", "--require", "*net.2.weight")

@@ -12,7 +12,7 @@ from nm2trt.pattern import NMPattern
 from nm2trt.prune import Request
 from nm2trt.prune.permutation.permute import permute_file
 from nm2trt.prune.selection import decide
-from nm2trt.prune.writers.stored import open_stored
+from nm2trt.prune.writers.open_file import open_stored
 
 FLOAT = TensorProto.FLOAT
 PATTERN = NMPattern(2, 4)
@@ -304,7 +304,7 @@ def test_a_rotated_copy_ties_all_channels(tmp_path):
     assert not changed
 
 
-def test_quantised_weights_move_with_their_scales(tmp_path):
+def test_quantized_weights_move_with_their_scales(tmp_path):
     net = Net()
     for name, channels in (("a", 3), ("y", 16)):
         out = 16 if name == "a" else 8

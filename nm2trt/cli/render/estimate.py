@@ -103,9 +103,9 @@ def _cells(layer: LayerEstimate, share: float) -> tuple[str, ...]:
 
 def _verdict(layer: LayerEstimate) -> str:
     if layer.sparse is None:
-        return "" if not layer.geometry.weight else f"no: {layer.tensorrt.partition(': ')[0]}"
+        return "" if not layer.geometry.weight or layer.against is None else f"no: {layer.against.summary()}"
     words = layer.expectation
-    return f"{words}: {layer.why.partition(': ')[0]}" if layer.why and words != "likely" else words
+    return f"{words}: {layer.why.summary()}" if layer.why and words != "likely" else words
 
 
 def layer_name(layer: LayerEstimate) -> str:
@@ -159,11 +159,14 @@ def summary_lines(estimate: NetworkEstimate) -> list[str]:
 
 
 def _why_none(estimate: NetworkEstimate) -> str:
-    reasons = Counter(layer.tensorrt.partition(": ")[0] for layer in estimate.layers if layer.geometry.weight)
+    against = [layer.against for layer in estimate.layers if layer.geometry.weight and layer.against is not None]
+    reasons = Counter(reason.summary() for reason in against)
     if not reasons:
         return "why none     no layer has weights"
     said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-    hint = "; --assume 2:4 asks what pruning would bring" if "not 2:4-legal" in reasons else ""
+    hint = (
+        "; --assume 2:4 asks what pruning would bring" if any(reason.code == "not-legal" for reason in against) else ""
+    )
     return f"why none     {said}{hint}"
 
 

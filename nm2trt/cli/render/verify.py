@@ -24,7 +24,6 @@ _WORST_FIRST = (
     "conforms",
     "not-prunable",
 )
-_ON_PURPOSE = "left dense on purpose"
 _UNREAD = ("not-prunable", "not-checked")
 _MOST_UNCHECKED = 8
 _WIDE = 105
@@ -70,7 +69,7 @@ def _print_rich(console: Console, document: CheckResult) -> None:
 
 
 def plain_lines(document: CheckResult) -> list[str]:
-    """The same without colours and without folding: columns as wide as their longest cell."""
+    """The same without colors and without folding: columns as wide as their longest cell."""
     lines = []
     rows = [_COLUMNS, *(_cells(layer) for layer in worst_first(document.layers) if layer.verdict not in _UNREAD)]
     if len(rows) > 1:
@@ -117,7 +116,8 @@ def _cells(layer: LayerVerdict) -> tuple[str, ...]:
         layer.verdict,
         "" if layer.density is None else f"{layer.density:.3f}",
         f"{layer.violations:,} of {layer.groups:,}" if layer.groups else "",
-        _short(layer.tensorrt) + (f", hint: {layer.hint}" if layer.hint else ""),
+        (layer.tensorrt_reason.summary() if layer.tensorrt_reason else layer.tensorrt)
+        + (f", hint: {layer.hint}" if layer.hint else ""),
     )
 
 
@@ -137,19 +137,25 @@ def detail_lines(document: CheckResult) -> list[str]:
     for layer in worst_first(document.layers):
         bad = layer.verdict in ("violates", "wrong-axis", "zero-point")
         if not bad and (
-            not layer.note or layer.packed or layer.note == _ON_PURPOSE or layer.verdict in ("indivisible", *_UNREAD)
+            not layer.note or layer.packed or layer.reason is not None or layer.verdict in ("indivisible", *_UNREAD)
         ):
             continue
         parts = [part for part in (layer.note, first_violation_words(layer) if bad else "") if part]
         lines.append(f"{plain(layer.name)}: {'; '.join(parts)}")
     reasons = Counter(
-        layer.tensorrt for layer in document.layers if ": " in layer.tensorrt and layer.verdict == "conforms"
+        layer.tensorrt
+        for layer in document.layers
+        if layer.tensorrt_reason is not None and layer.tensorrt_reason.explained and layer.verdict == "conforms"
     )
     lines += [f"TensorRT, {count} conforming: {reason}" for reason, count in reasons.most_common()]
     packed = Counter(layer.packed for layer in document.layers if layer.packed)
     lines += [f"{count} unpacked from their {kind}" for kind, count in packed.items()]
     lines += _unchecked_lines([layer for layer in document.layers if layer.verdict == "not-checked"])
-    unprunable = Counter(_short(layer.note) for layer in document.layers if layer.verdict == "not-prunable")
+    unprunable = Counter(
+        layer.reason.summary() if layer.reason else layer.note
+        for layer in document.layers
+        if layer.verdict == "not-prunable"
+    )
     if unprunable:
         words = ", ".join(f"{count} {reason}" for reason, count in unprunable.most_common())
         lines.append(f"not prunable: {words}")
@@ -190,10 +196,6 @@ def summary_line(document: CheckResult) -> str:
 def plain(text: str) -> str:
     """Make control characters visible, so that a tensor's name cannot steer the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _short(reason: str) -> str:
-    return reason.partition(": ")[0]
 
 
 def first_violation_words(layer: LayerVerdict) -> str:

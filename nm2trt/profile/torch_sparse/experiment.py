@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
 from nm2trt.artifacts import ReportDocument, RunnerRecord
-from nm2trt.artifacts.report import DeviceState, ExecutionMode, VariantName
+from nm2trt.artifacts.report import ExecutionMode, VariantName
 from nm2trt.errors import EXIT_BAD_VERDICT, InputError, MachineError, Nm2trtError
 from nm2trt.profile.config import ProfileConfig
 from nm2trt.profile.device_state import driver_version, gpu_state
-from nm2trt.profile.layers import LayerTable
-from nm2trt.profile.measure import LONGEST_SHARE, Measurement, measure
+from nm2trt.profile.measure import LONGEST_SHARE, measure
 from nm2trt.profile.statistics import MIN_ROUNDS
+from nm2trt.profile.torch_sparse.findings import BatchFound, Found, Variants
 from nm2trt.profile.torch_sparse.network import (
     DTYPES,
     Feeds,
@@ -27,6 +27,7 @@ from nm2trt.profile.torch_sparse.network import (
     placed,
     tensors_of,
 )
+from nm2trt.profile.torch_sparse.report_builder import report_document
 from nm2trt.profile.torch_sparse.runner import TorchLayerProfiler, TorchSparseRunner, quiet_call
 from nm2trt.torch_sparse.backends import BackendName, BackendState, describe_state, detect_backends
 from nm2trt.torch_sparse.conversion import (
@@ -60,51 +61,6 @@ class WrongOutputsError(Nm2trtError):
     exit_code = EXIT_BAD_VERDICT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variants:
-    """The same network three times, on the GPU."""
-
-    dense: nn.Module
-    """Dense weights, the network as it was given."""
-    control: nn.Module
-    """The sparse weights, products rewritten, dense kernels."""
-    sparse: nn.Module
-    """The sparse weights, packed for 2:4 kernels."""
-    layers: tuple[ProductLayer, ...]
-    """Products with the reason against each; rows for one sample."""
-    backend: BackendName
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchFound:
-    """One batch size in one mode."""
-
-    batch: int
-    mode: ExecutionMode
-    measured: Measurement
-    enqueue_ms: Mapping[VariantName, float | None]
-    sparse_kernels: int
-    """Launches of kernels with sparse names in one call of the sparse variant."""
-    before: DeviceState | None
-    after: DeviceState | None
-
-
-@dataclass(slots=True)
-class Found:
-    """Everything that was measured."""
-
-    record: RunnerRecord
-    batches: list[BatchFound] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    """Modes that could not run, with the reason."""
-    tables: dict[VariantName, LayerTable] = field(default_factory=dict)
-    layers: tuple[ProductLayer, ...] = ()
-    layers_batch: int = 0
-    sparse_shares: dict[str, float] = field(default_factory=dict)
-    """Product -> share of its time that kernels with sparse names took."""
-    relative_error: float = 0.0
-
-
 def profile_torch_sparse(
     network: TorchNetwork,
     config: ProfileConfig,
@@ -125,8 +81,6 @@ def profile_torch_sparse(
         MachineError: No GPU, or none of torch's 2:4 backends runs on it.
         WrongOutputsError: The packed network computes something else than its dense form.
     """
-    from nm2trt.profile.torch_sparse.report_builder import report_document
-
     backend = choose_backend(detect_backends())
     variants = make_variants(network, config, backend, dense=dense)
     found = measure_variants(variants, network, config, progress)

@@ -59,7 +59,7 @@ def load_products(path: Path, *, shapes: Mapping[str, Sequence[int]]) -> TorchNe
         InputError: The file cannot be read, or holds no such product with floating-point weights.
         ConfigError: Dynamic dimensions are left without a value.
     """
-    from nm2trt.estimate.geometry import layer_geometries, model_file
+    from nm2trt.estimate.network_layers import layer_geometries, model_file
     from nm2trt.layers import open_source
 
     file = model_file(path)

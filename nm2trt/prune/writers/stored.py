@@ -5,7 +5,7 @@ Every format is patched in place, so that what is not pruned keeps its bytes: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,6 @@ from nm2trt.errors import InputError
 from nm2trt.layers import LayerWeight, open_source
 from nm2trt.layers.bitmask import UNPACK_HINT
 from nm2trt.layers.naming import Neighbors
-from nm2trt.layers.sources import file_kind
 from nm2trt.prune.magnitude import Layout, moved
 
 Array = NDArray[Any]
@@ -53,6 +52,9 @@ class StoredFile(Protocol):
     @property
     def weights(self) -> Sequence[StoredWeight]:
         """Every use of every tensor; for prunable and other tensors alike."""
+
+    def write_others(self, values: Mapping[str, Array]) -> None:
+        """Replace constants that are no weights of layers, by name; same shapes. Not for .pt files."""
 
     def save(self) -> None:
         """Finish the file after the last write."""
@@ -94,43 +96,6 @@ def checkpoint_facts(model: Path) -> CheckpointFacts | None:
             hint=UNPACK_HINT,
         )
     return CheckpointFacts(neighbors, classifiers_of(layers))
-
-
-def _facts_of(path: Path) -> CheckpointFacts:
-    found = checkpoint_facts(path)
-    if found is None:
-        raise InputError("holds no tensors", where=path)
-    return found
-
-
-def open_stored(path: Path, facts: CheckpointFacts | None = None) -> StoredFile:
-    """Open a file for editing in place.
-
-    Args:
-        path: .safetensors, .pt / .pth / .bin or .onnx; a copy that may be changed.
-        facts: Of the whole checkpoint that `path` is a file of; read from `path` by default.
-
-    Raises:
-        InputError: The format cannot be written, or the file cannot be read.
-    """
-    kind = file_kind(path)
-    if kind == "safetensors":
-        from nm2trt.prune.writers.safetensors_writer import SafetensorsFile
-
-        return SafetensorsFile(path, facts or _facts_of(path))
-    if kind == "torch":
-        from nm2trt.prune.writers.torch_writer import TorchFile
-
-        return TorchFile(path, facts or _facts_of(path))
-    if kind == "onnx":
-        from nm2trt.prune.writers.onnx_writer import OnnxFile
-
-        return OnnxFile(path)
-    raise InputError(
-        f"{kind} files are checked but not written" if kind == "npz" else "is no checkpoint and no ONNX file",
-        where=path,
-        hint="pass a .safetensors, .pt or .onnx file",
-    )
 
 
 def as_integers(array: Array) -> Array:
