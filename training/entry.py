@@ -31,9 +31,9 @@ from nm2trt.training.methods import (
     warn_of_adam,
 )
 from nm2trt.training.selection_rule import SelectionRule
-from nm2trt.training.shards import check_shards
+from nm2trt.training.shards import check_master_weights, check_shards
 from nm2trt.training.sparsifier import Sparsifier
-from nm2trt.training.step_hooks import StepHooks
+from nm2trt.training.step_hooks import StepHooks, optimizer_chain
 
 
 def sparsify(
@@ -110,6 +110,7 @@ def sparsify(
         check_pattern(pattern, "pattern"), check_patterns(layer_patterns), check_globs(exclude), check_axes(axes)
     )
     check_shards(model)
+    check_master_weights(optimizer_chain(optimizer))
     network = _unwrapped(model)
     selected = rule.select(network, example_inputs=example_inputs)
     sparse = [entry for entry in selected if entry.pattern is not None]

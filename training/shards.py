@@ -16,6 +16,11 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 
+_WITHOUT_ZERO = (
+    "shard with torch.distributed.fsdp.fully_shard (FSDP2), or train without ZeRO: DDP, and "
+    "torch.distributed.optim.ZeroRedundancyOptimizer where the optimizer's state is too large"
+)
+
 
 def is_dtensor(tensor: object) -> bool:
     """Whether a tensor is a DTensor."""
@@ -38,13 +43,34 @@ def check_shards(model: nn.Module) -> None:
             raise ConfigError(
                 "DeepSpeed's ZeRO-3 has partitioned the weights into flat pieces, in which N:M groups have no meaning",
                 where=f"parameter {name}",
-                hint="use ZeRO-1 or 2, or shard with torch.distributed.fsdp.fully_shard (FSDP2)",
+                hint=_WITHOUT_ZERO,
             )
         if parameter.is_meta and parameter.dim() >= 2:
             raise ConfigError(
                 "is on the meta device and has no values yet",
                 where=f"parameter {name}",
                 hint="call to_empty() and initialize or load the weights, then sparsify",
+            )
+
+
+def check_master_weights(chain: Sequence[object]) -> None:
+    """Refuse DeepSpeed's optimizers that step flat copies of the weights (ZeRO-1 to 3, its fp16 and bf16 optimizers).
+
+    What is put back into a parameter for such a step is not what the step updates, and is overwritten after it
+    (deepspeed/runtime/zero/stage_1_and_2.py: `single_partition_of_fp32_groups` are clones).
+
+    Args:
+        chain: The optimizer and those inside of it.
+
+    Raises:
+        ConfigError: One of them is of that kind.
+    """
+    for one in chain:
+        if type(one).__module__.startswith("deepspeed.runtime.") and not isinstance(one, torch.optim.Optimizer):
+            raise ConfigError(
+                f"DeepSpeed's {type(one).__name__} steps flat copies of the weights, which no projection reaches",
+                where="optimizer",
+                hint=_WITHOUT_ZERO,
             )
 
 

@@ -1,7 +1,7 @@
 """`examples/hf_trainer.py` as a user runs it: 2:4 in every checkpoint of the Trainer, and resumable."""
 
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -12,12 +12,17 @@ from safetensors.torch import load_file
 pytest.importorskip("transformers", reason="missing: transformers (pip install 'nm2trt[huggingface]')")
 
 
-def example(folder, *options):
-    script = REPOSITORY / "examples" / "hf_trainer.py"
-    command = [sys.executable, script, "-o", folder, "--epochs", "3", *options]
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+@pytest.fixture
+def example(monkeypatch, capsys):
+    """The script as `python examples/hf_trainer.py` runs it, without a second import of its libraries."""
+
+    def run(folder, *options):
+        script = str(REPOSITORY / "examples" / "hf_trainer.py")
+        monkeypatch.setattr(sys, "argv", [script, "-o", str(folder), "--epochs", "3", *options])
+        runpy.run_path(script, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 def most_kept(weight):
@@ -28,7 +33,7 @@ def most_kept(weight):
     )
 
 
-def test_the_trainers_checkpoints_are_sparse_and_resumable(tmp_path):
+def test_the_trainers_checkpoints_are_sparse_and_resumable(tmp_path, example):
     printed = example(tmp_path / "run")
     assert "12 weights are 2:4" in printed
     checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))

@@ -1,6 +1,6 @@
 """`examples/lightning_module.py` as a user runs it: trained, 2:4 in Lightning's checkpoint, and resumable."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -9,14 +9,22 @@ from helpers import REPOSITORY, nm2trt_inline
 pytest.importorskip("lightning", reason="missing: lightning (pip install 'nm2trt[lightning]')")
 
 
-def example(folder, *options):
-    command = [sys.executable, REPOSITORY / "examples" / "lightning_module.py", "-o", folder, *options]
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout.splitlines()
+@pytest.fixture
+def example(monkeypatch, capsys):
+    """The script as `python examples/lightning_module.py` runs it, without a second import of its libraries."""
+
+    def run(folder, *options):
+        script = str(REPOSITORY / "examples" / "lightning_module.py")
+        monkeypatch.setattr(sys, "argv", [script, "-o", str(folder), *options])
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # seed_everything sets them for good
+            monkeypatch.setenv(name, "0")
+        runpy.run_path(script, run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
-def test_the_checkpoint_is_sparse_trained_and_resumable(tmp_path):
+def test_the_checkpoint_is_sparse_trained_and_resumable(tmp_path, example):
     assert "2 weights are 2:4 after 22 steps" in example(tmp_path, "--epochs", "1")
     printed = example(tmp_path, "--epochs", "3", "--resume")
     assert "2 weights are 2:4 after 66 steps" in printed

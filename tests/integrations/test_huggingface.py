@@ -137,7 +137,7 @@ def test_sad_stands_in_the_history_and_in_sad_csv(tmp_path):
     rows = [row for row in csv.DictReader((tmp_path / "sad.csv").open()) if row["layer"] == "total"]
     assert len(entries) == len(rows) == 4
     for entry, row in zip(entries, rows, strict=True):
-        assert entry["sad_start"] == pytest.approx(float(row["sad_start_normalised"]))
+        assert entry["sad_start"] == pytest.approx(float(row["sad_start_normalized"]))
         assert entry["step"] == int(row["step"])
     assert entries[-1]["flips_per_weight"] == pytest.approx(callback.sparsifier.record_sad().total.flips_per_weight)
 

@@ -141,7 +141,7 @@ def test_the_checkpoint_verifies_and_sad_is_logged(tmp_path):
     callback.write_sad(tmp_path / "sad.csv")
     rows = [row for row in csv.DictReader((tmp_path / "sad.csv").open()) if row["layer"] == "total"]
     assert [float(row["epoch"]) for row in rows] == [1, 2, 3, 4]
-    assert float(trainer.callback_metrics["sad_start"]) == pytest.approx(float(rows[-1]["sad_start_normalised"]))
+    assert float(trainer.callback_metrics["sad_start"]) == pytest.approx(float(rows[-1]["sad_start_normalized"]))
 
 
 def test_with_several_optimizers_one_has_to_be_named(tmp_path):
