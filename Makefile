@@ -5,18 +5,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/check
 
-.PHONY: help demo test check format triton tensorrt-double peers test-gpu gpu a100 clean
+.PHONY: help demo test quick docs check format triton tensorrt-double peers test-gpu gpu a100 clean
 
 help:
 	@echo "make demo    end to end on bundled data, ends in build/demo/report.html"
-	@echo "make test    format, lint, types, import rules, then every test"
+	@echo "make test    format, lint, spelling, types, import rules, then every test"
+	@echo "make quick   unit tests of every package: no process, no training, no engine; under two minutes"
+	@echo "make docs    the documentation site with the API reference, into build/site"
 	@echo "make check   only the checks that run no test"
 	@echo "make test-gpu  the tests that need a GPU and TensorRT; packs what they saw into build/gpu-evidence.tar.gz"
 	@echo "make gpu     on a GPU machine with torch alone: 2:4 kernels timed, training's cost, into build/gpu.tar.gz"
 	@echo "make peers   install other pruning tools and trained networks into build/peers, and check what becomes of them"
 	@echo "make triton  Triton's server for nm2trt serve, from a package, into build/triton; make test needs it too"
 	@echo "make a100    on a GPU machine: networks x precisions x batches, dense against sparse, into build/a100.tar.gz"
-	@echo "make format  put the code into the house format"
+	@echo "make format  format the code with ruff"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "nm2trt needs Python 3.10 or newer; set PYTHON=python3.x")'
@@ -51,11 +53,19 @@ test: check triton tensorrt-double
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/tensorrt_double/run_marked.py
 
+quick: $(STAMP)
+	$(BIN)/pytest --quick --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet --site-dir $(abspath build/site)
+
 # Type and import checkers cannot follow the editable mapping of training/ and calibration/,
 # so they read the wheel's own layout, unpacked into a folder.
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	rm -rf $(TYPECHECK) build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(TYPECHECK) .
 	cd $(TYPECHECK) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p nm2trt

@@ -219,7 +219,7 @@ def describe_machine(folder: Path) -> None:
         (folder / name).write_text(found, encoding="utf-8")
 
 
-def summarise(folder: Path, steps: list[dict[str, object]]) -> None:
+def summarize(folder: Path, steps: list[dict[str, object]]) -> None:
     """Write summary.json and index.html: a row for each network, precision and batch."""
     from nm2trt.artifacts import ReportDocument
     from nm2trt.report import KeyFigure, Section, Table, render_page
@@ -342,7 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_samples(network, plan.samples(network))
         for step in plan.steps(network):
             done.append(run(step, logs, ledger))
-            summarise(plan.folder, done)
+            summarize(plan.folder, done)
     packed = archive(plan.folder)
     failed = sum(one["exit"] != 0 for one in done)
     print(f"{len(done) - failed} of {len(done)} steps ended well; {packed}")

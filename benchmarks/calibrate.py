@@ -2,7 +2,7 @@
 
     python benchmarks/calibrate.py MODEL.onnx --data fashion-mnist [--samples 128,512,2048] [--batch-size 64]
 
-Every tool runs in a process of its own, on the same batches. Time is processor time of quantising alone, no imports
+Every tool runs in a process of its own, on the same batches. Time is processor time of quantizing alone, no imports
 and no checking; memory is the process's peak above what it had after imports. All results are checked by the same
 code on the same held-out samples. Model Optimizer's ONNX path is run where `modelopt.onnx` can be imported (put it on
 PYTHONPATH).
@@ -28,7 +28,7 @@ _SKIPPED = 77
 
 
 class Reader:
-    """The samples as onnxruntime's quantiser asks for them."""
+    """The samples as onnxruntime's quantizer asks for them."""
 
     def __init__(self, source, size) -> None:
         self._make = lambda: (batch.feed for batch in source.calibration(size))
@@ -95,7 +95,7 @@ def by_modelopt(model, source, size, method, out):
 
 
 def child(arguments: argparse.Namespace) -> None:
-    """Quantise with one tool and print what it took."""
+    """Quantize with one tool and print what it took."""
     tool, method = arguments.tool.split()
     if tool == "modelopt":
         try:

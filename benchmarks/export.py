@@ -3,7 +3,7 @@
     python benchmarks/export.py [--only resnet18 "bert, 4 layers" cost] [--missing] [--builder auto] [--repeats 3]
                                 [--write docs/export.md]
 
-Random weights (BatchNorm statistics and zero-initialised heads drawn, too), pruned by nm2trt's own `prune`, exported
+Random weights (BatchNorm statistics and zero-initialized heads drawn, too), pruned by nm2trt's own `prune`, exported
 by `nm2trt export` in fp32 and fp16 with every check. Prints Markdown: nodes, seconds, error, eligible layers, size of
 the plan. Then ("cost"), for resnet50 and in turn in one process: loading a checkpoint and a bare torch.onnx.export,
 beside `nm2trt export` of the same checkpoint with all checks and no engine. Goal: below 1.5.

@@ -6,7 +6,7 @@
 
 The autograd variant works as the paper's published code does: a Function whose forward sorts every group and masks the
 weight, and whose backward adds decay * (1 - mask) * weight; it was written for this benchmark. Every variant has a
-model and an optimizer of its own, the same seed and the same batch; ratios are medians of the ratio of two neighbouring
+model and an optimizer of its own, the same seed and the same batch; ratios are medians of the ratio of two neighboring
 steps. Each figure stands twice, by the clock and in processor time of all threads: on a machine with other work only
 the second means something, and it counts what threads spend waiting for each other, too. Goal: ours at most 1.03 at
 batch 128; the mask pass at no less than a quarter of the copy's speed for 2:4 on float32.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nm2trt.artifacts.calibration import Agreement, OutputAgreement
 from nm2trt.calibration.feeds import Batch
-from nm2trt.calibration.sessions import Array, Runner
+from nm2trt.calibration.sessions import Array, Feed, Runner
 from nm2trt.data.tasks import better_of
 from nm2trt.errors import InputError
 from nm2trt.ort import OutputComparison, Reason, as_arrays, compare_outputs, describe_comparison, merge_comparisons
@@ -34,24 +34,32 @@ class OutputChecker:
         batches: Gives the samples anew at every call.
         task: Scores outputs against labels (`nm2trt.data.Task`), or None.
         where: For error lines.
+        changed: What was done to the models that are compared, in a word.
     """
 
     def __init__(
-        self, reference: Path | onnx.ModelProto, batches: Callable[[], Iterable[Batch]], task: Any, where: object
+        self,
+        reference: Path | onnx.ModelProto,
+        batches: Callable[[], Iterable[Batch]],
+        task: Any,
+        where: object,
+        *,
+        changed: str = "quantized",
     ) -> None:
+        self._changed = changed
         self._reference = Runner(reference, where)
         self._batches = batches
         self._task = task
         self._where = where
         self._kept: list[dict[str, Array]] | None = []
 
-    def agreement(self, quantised: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
+    def agreement(self, quantized: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
         """Run all samples through both.
 
         Raises:
             InputError: There is no sample, or a model cannot run.
         """
-        runner = Runner(quantised, self._where)
+        runner = Runner(quantized, self._where)
         sums = _Sums()
         known = self._kept if self._kept else None
         for number, batch in enumerate(self._batches()):
@@ -64,7 +72,7 @@ class OutputChecker:
             raise InputError(
                 "no sample is left to hold out", where="--data", hint="give more samples, or fewer --samples"
             )
-        return sums.agreement(self._task)
+        return sums.agreement(self._task, self._changed)
 
     def _keep(self, outputs: dict[str, Array]) -> None:
         if self._kept is None:
@@ -72,6 +80,36 @@ class OutputChecker:
         self._kept.append(outputs)
         if sum(array.nbytes for kept in self._kept for array in kept.values()) > _KEPT_BYTES:
             self._kept = None
+
+
+def compare_networks(
+    reference: Callable[[Feed], dict[str, Array]],
+    changed: Callable[[Feed], dict[str, Array]],
+    batches: Iterable[Batch],
+    task: Any,
+    words: str,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Agreement:
+    """Run samples through two networks, whatever runs them.
+
+    Args:
+        reference: Outputs by name of the network as it was given.
+        changed: The same of the other.
+        batches: Samples.
+        task: Scores the first output against labels, or None.
+        words: What was done to `changed`, in a word.
+        progress: Told how many samples are done.
+
+    Raises:
+        InputError: There is no sample.
+    """
+    sums = _Sums()
+    for batch in batches:
+        sums.add(reference(batch.feed), changed(batch.feed), batch, task)
+        progress(sums.samples)
+    if not sums.samples:
+        raise InputError("no sample is left to hold out", where="--data", hint="give more samples, or fewer --samples")
+    return sums.agreement(task, words)
 
 
 @dataclass(slots=True)
@@ -95,9 +133,9 @@ class _Sums:
             first = next(iter(before))
             self.points += _points(before[first], after[first], batch.labels, task)
 
-    def agreement(self, task: Any) -> Agreement:
+    def agreement(self, task: Any, changed: str) -> Agreement:
         scored = task is not None and self.points[2] > 0
-        outputs = tuple(sums.record() for sums in self.outputs.values())
+        outputs = tuple(sums.record(changed) for sums in self.outputs.values())
         cosines = [one.cosine for one in outputs if one.cosine is not None]
         noises = [one.sqnr_db for one in outputs if one.sqnr_db is not None]
         agreements = [one.argmax_agreement for one in outputs if one.argmax_agreement is not None]
@@ -147,11 +185,11 @@ class _OutputSums:
             self.same += int(agree.sum())
             self.positions += agree.size
 
-    def record(self) -> OutputAgreement:
+    def record(self, changed: str) -> OutputAgreement:
         whole = merge_comparisons(self.compared)
         problem = ""
         if whole.structural is not None or whole.reason is Reason.NON_FINITE:
-            problem = describe_comparison(whole, other="quantized")
+            problem = describe_comparison(whole, other=changed)
         floats = self.rows > 0
         return OutputAgreement(
             name=whole.name,

@@ -1,4 +1,4 @@
-"""Runs samples through the float graph and gathers statistics of the tensors that will be quantised, batch by batch."""
+"""Runs samples through the float graph and gathers statistics of the tensors that will be quantized, batch by batch."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ from nm2trt.onnx_tools.opset import raise_opset
 from nm2trt.selectors import match_any, selectable_names
 
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
-QUANTISED_OPS = (
+QUANTIZED_OPS = (
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm"),
     *("ConvInteger", "MatMulInteger"),
 )
 OLDEST_OPSET = 13
-"""Quantisation per channel came with it."""
+"""Quantization per channel came with it."""
 _OPSET_FLOAT16 = 19
-"""Quantisation of float16 came with it."""
+"""Quantization of float16 came with it."""
 _LARGEST_BYTES = 2**31 - 2**20
 
 
@@ -84,8 +84,8 @@ class Graph:
         path: Where it came from, for error lines.
 
     Raises:
-        InputError: The model is quantised, of an opset before 13, in a type that cannot be quantised, or has nothing
-            to quantise.
+        InputError: The model is quantized, of an opset before 13, in a type that cannot be quantized, or has nothing
+            to quantize.
     """
 
     def __init__(self, proto: onnx.ModelProto, path: Path) -> None:
@@ -99,14 +99,14 @@ class Graph:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Every layer that could be quantised, in the graph's order."""
+        """Every layer that could be quantized, in the graph's order."""
         return [layer for index in range(len(self.nodes)) if (layer := self._layer(index)) is not None]
 
     @cached_property
     def ports(self) -> list[Port]:
         """Inputs that a caller feeds."""
         initializers = self.model.graph.initializers
-        return _ports([value for value in self.model.graph.inputs if value.name not in initializers], self.path)
+        return read_ports([value for value in self.model.graph.inputs if value.name not in initializers], self.path)
 
     @cached_property
     def depths(self) -> dict[int | None, int]:
@@ -126,7 +126,7 @@ class Graph:
         return model
 
     def bytes_without(self) -> bytes:
-        """Serialise the float model."""
+        """Serialize the float model."""
         content: bytes = self.proto.SerializeToString()
         return content
 
@@ -176,14 +176,14 @@ def open_float_graph(path: Path) -> Graph:
     """Open an ONNX file for calibration.
 
     Raises:
-        InputError: It is no ONNX model, is quantised already, or holds nothing to quantise.
+        InputError: It is no ONNX model, is quantized already, or holds nothing to quantize.
     """
     proto = load_proto(path)
-    refuse_quantised(proto, path)
+    refuse_quantized(proto, path)
     graph = Graph(proto, path)
     if not graph.layers:
         raise InputError(
-            "has no convolution or matrix product with a constant weight in float32 or float16: nothing to quantise",
+            "has no convolution or matrix product with a constant weight in float32 or float16: nothing to quantize",
             where=path,
         )
     return graph
@@ -208,28 +208,28 @@ def load_proto(path: Path) -> onnx.ModelProto:
     return raise_opset(proto, OLDEST_OPSET, path)
 
 
-def refuse_quantised(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse a model that is quantised already; a zero point that is not 0 is named.
+def refuse_quantized(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse a model that is quantized already; a zero point that is not 0 is named.
 
     Raises:
         InputError: It is.
     """
-    quantised = [node for node in proto.graph.node if node.op_type in QUANTISED_OPS]
-    if not quantised:
+    quantized = [node for node in proto.graph.node if node.op_type in QUANTIZED_OPS]
+    if not quantized:
         return
     asymmetric = first_asymmetric(proto)
-    hint = "calibrate the float model, or take the quantisation out and calibrate anew with --resymmetrize"
-    first = quantised[0]
+    hint = "calibrate the float model, or take the quantization out and calibrate anew with --resymmetrize"
+    first = quantized[0]
     if asymmetric is not None:
         node, zero_point = asymmetric
         raise InputError(
-            f"is quantised already, and asymmetrically: {node.op_type} {node.name or node.output[0]!r} has zero point "
+            f"is quantized already, and asymmetrically: {node.op_type} {node.name or node.output[0]!r} has zero point "
             f"{zero_point}, and TensorRT takes only 0",
             where=path,
             hint=hint,
         )
     raise InputError(
-        f"is quantised already: {len(quantised)} nodes, first {first.op_type} {first.name or first.output[0]!r}",
+        f"is quantized already: {len(quantized)} nodes, first {first.op_type} {first.name or first.output[0]!r}",
         where=path,
         hint=hint,
     )
@@ -275,8 +275,12 @@ def _int(node: ir.Node, name: str, default: int) -> int:
     return int(node.attributes[name].as_int()) if name in node.attributes else default
 
 
-def _ports(values: Sequence[ir.Value], path: Path) -> list[Port]:
-    """Inputs with their batch axis: the free first one, or the axis that has its name in an input where none is."""
+def read_ports(values: Sequence[ir.Value], path: Path) -> list[Port]:
+    """Inputs with their batch axis: the free first one, or the axis that has its name in an input where none is.
+
+    Raises:
+        InputError: An input has no type or shape.
+    """
     names, shapes = set(), {}
     for value in values:
         if value.dtype is None or value.shape is None:
@@ -316,7 +320,7 @@ def _check_opset(model: ir.Model, path: Path) -> None:
         )
     if ir.DataType.FLOAT16 in types and version < _OPSET_FLOAT16:
         raise InputError(
-            f"is float16 of opset {version}, and float16 is quantised since opset {_OPSET_FLOAT16}",
+            f"is float16 of opset {version}, and float16 is quantized since opset {_OPSET_FLOAT16}",
             where=path,
             hint="calibrate the float32 model and export the result with --precision fp16",
         )

@@ -17,13 +17,13 @@ from nm2trt.errors import ConfigError, InputError
 _IMAGENET = "resize=256 crop=224 mean=0.485,0.456,0.406 std=0.229,0.224,0.225"
 _HINT = (
     "write KEY=VALUE pairs: resize=N (shorter side) or size=HxW, crop=N, mean=R,G,B, std=R,G,B (of 0..1), "
-    "colour=rgb|bgr|grey, layout=nchw|nhwc"
+    "color=rgb|bgr|gray, layout=nchw|nhwc"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """From a file's pixels to the network's input, in this order: resize, crop, scale to 0..1, standardise."""
+    """From a file's pixels to the network's input, in this order: resize, crop, scale to 0..1, standardize."""
 
     text: str
     """As given, for the record."""
@@ -35,12 +35,12 @@ class Preprocessing:
     """Side of the square cut out of the middle."""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    colour: str = "rgb"
+    color: str = "rgb"
     layout: str = "nchw"
 
     @classmethod
     def parse(cls, text: str) -> Preprocessing:
-        """Read `imagenet` or pairs like `resize=256 crop=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 colour=bgr`.
+        """Read `imagenet` or pairs like `resize=256 crop=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 color=bgr`.
 
         Raises:
             ConfigError: A key is unknown or a value is not for it.
@@ -54,7 +54,7 @@ class Preprocessing:
                 raise ConfigError(f"unknown {key!r}", where="--preprocess", hint=_HINT) from None
             except ValueError:
                 raise ConfigError(f"{pair!r} cannot be read", where="--preprocess", hint=_HINT) from None
-        channels = 1 if fields.get("colour") == "grey" else 3
+        channels = 1 if fields.get("color") == "gray" else 3
         for key in ("mean", "std"):
             if key in fields and len(fields[key]) not in (1, channels):
                 raise ConfigError(f"{key} has {len(fields[key])} values", where="--preprocess", hint=f"give {channels}")
@@ -66,7 +66,7 @@ class Preprocessing:
         """Turn a PIL image into float32 [C, H, W] or [H, W, C]."""
         from torchvision.transforms.v2 import functional
 
-        image = image.convert("L" if self.colour == "grey" else "RGB")
+        image = image.convert("L" if self.color == "gray" else "RGB")
         if self.size is not None:
             image = functional.resize(image, list(self.size))
         elif self.resize is not None:
@@ -74,7 +74,7 @@ class Preprocessing:
         if self.crop is not None:
             image = functional.center_crop(image, [self.crop])
         x_HWC = np.asarray(image, np.float32).reshape(image.height, image.width, -1) / 255
-        if self.colour == "bgr":
+        if self.color == "bgr":
             x_HWC = x_HWC[..., ::-1]
         x_HWC = (x_HWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(x_HWC if self.layout == "nhwc" else x_HWC.transpose(2, 0, 1), np.float32)
@@ -177,6 +177,6 @@ _READERS: dict[str, Any] = {
     "crop": _positive,
     "mean": _floats,
     "std": _floats,
-    "colour": _choice("rgb", "bgr", "grey"),
+    "color": _choice("rgb", "bgr", "gray"),
     "layout": _choice("nchw", "nhwc"),
 }

@@ -37,7 +37,7 @@ def weight_scales(weight: NDArray[Any], axis: int) -> NDArray[np.float32]:
     return np.maximum(scales, np.finfo(np.float32).tiny)
 
 
-def quantised_weight(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> NDArray[np.int8]:
+def quantized_weight(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> NDArray[np.int8]:
     """Round to INT8, half to even, as QuantizeLinear does; 0 stays 0."""
     shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
     scaled = weight.astype(np.float32) / scales.astype(np.float32).reshape(shape)
@@ -61,7 +61,7 @@ def insert(
         placement: Where.
         scales: Tensor -> scale, larger than 0.
         storage: How weights are stored.
-        only: Quantise the inputs and weights of these nodes alone (for sensitivity); None: the whole placement.
+        only: Quantize the inputs and weights of these nodes alone (for sensitivity); None: the whole placement.
         note: Written into the file's metadata.
     """
     model = graph.fresh()
@@ -69,11 +69,11 @@ def insert(
     nodes = list(model.graph)
     for layer in placement.layers:
         if only is None or layer.node in only:
-            _quantise_weight(writer, nodes, graph, layer, storage)
+            _quantize_weight(writer, nodes, graph, layer, storage)
     for tensor, edges in placement.edges.items():
         kept = [edge for edge in edges if only is None or edge[0] in only]
         if kept:
-            _quantise_activation(writer, nodes, tensor, kept, scales[tensor])
+            _quantize_activation(writer, nodes, tensor, kept, scales[tensor])
     if note:
         model.metadata_props[CALIBRATION_KEY] = json.dumps(dict(note), sort_keys=True)
     _drop_unused(model)
@@ -131,7 +131,7 @@ class _Writer:
         return node
 
 
-def _quantise_weight(writer: _Writer, nodes: list[ir.Node], graph: Graph, layer: Layer, storage: Storage) -> None:
+def _quantize_weight(writer: _Writer, nodes: list[ir.Node], graph: Graph, layer: Layer, storage: Storage) -> None:
     node = nodes[layer.node]
     value = node.inputs[layer.weight_input]
     assert value is not None
@@ -153,14 +153,14 @@ def _quantise_weight(writer: _Writer, nodes: list[ir.Node], graph: Graph, layer:
         )
         added, stored = [q], q.outputs[0]
     else:
-        stored = writer.heir(base, quantised_weight(array, scale_array, layer.channel_axis))
-    dq = writer.node("DequantizeLinear", [stored, scale, zero], f"{base}_dequantised", value, dtype, layer.channel_axis)
+        stored = writer.heir(base, quantized_weight(array, scale_array, layer.channel_axis))
+    dq = writer.node("DequantizeLinear", [stored, scale, zero], f"{base}_dequantized", value, dtype, layer.channel_axis)
     writer.graph.insert_before(node, [*added, dq])
     writer.pairs[str(value.name), layer.channel_axis] = dq.outputs[0]
     node.replace_input_with(layer.weight_input, dq.outputs[0])
 
 
-def _quantise_activation(
+def _quantize_activation(
     writer: _Writer, nodes: list[ir.Node], tensor: str, edges: list[tuple[int, int]], scale_of: float
 ) -> None:
     value = writer.values[tensor]
@@ -168,7 +168,7 @@ def _quantise_activation(
     scale = writer.constant(f"{tensor}_scale", _typed(np.asarray(scale_of, np.float32), dtype))
     zero = writer.constant(f"{tensor}_zero_point", np.zeros((), np.int8))
     q = writer.node("QuantizeLinear", [value, scale, zero], f"{tensor}_int8", value, ir.DataType.INT8, None)
-    dq = writer.node("DequantizeLinear", [q.outputs[0], scale, zero], f"{tensor}_dequantised", value, dtype, None)
+    dq = writer.node("DequantizeLinear", [q.outputs[0], scale, zero], f"{tensor}_dequantized", value, dtype, None)
     producer = value.producer()
     if producer is not None:
         writer.graph.insert_after(producer, [q, dq])

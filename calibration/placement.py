@@ -1,8 +1,8 @@
 """Where Q/DQ pairs go. Each rule is a function of its own; a placement is what they agree on.
 
-Sources: NVIDIA's TensorRT documentation on explicit quantisation (inputs of convolutions and matrix products; the skip
+Sources: NVIDIA's TensorRT documentation on explicit quantization (inputs of convolutions and matrix products; the skip
 input of a residual addition, so that convolution, addition and ReLU become one INT8 kernel), the A100 profiles of
-TensorRT's engine explorer (quantising the skip input took ResNet-18 from 0.88 to 0.55 ms, quantising around the global
+TensorRT's engine explorer (quantizing the skip input took ResNet-18 from 0.88 to 0.55 ms, quantizing around the global
 pool to 0.50), and for sparse kernels the observation that a sparse INT8 product is only chosen when its output stays
 INT8 (NVIDIA/Model-Optimizer pull request 1664).
 """
@@ -21,31 +21,31 @@ GRAPH_OUTPUT = -1
 """Node index in an edge that leads to the graph's own output."""
 
 Edge = tuple[int, int]
-"""(node, input): who reads the dequantised tensor. (GRAPH_OUTPUT, k): output k of the graph."""
+"""(node, input): who reads the dequantized tensor. (GRAPH_OUTPUT, k): output k of the graph."""
 
 _EPILOGUE = ("Relu", "Clip")
 _TRANSPARENT = (
     *("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Gather"),
     *("Split", "Expand", "DepthToSpace", "SpaceToDepth"),
 )
-"""Quantisation commutes with these, so TensorRT moves a Q behind them up to their producer."""
+"""Quantization commutes with these, so TensorRT moves a Q behind them up to their producer."""
 
 
 @dataclass(slots=True)
 class Placement:
-    """Which tensors are quantised, for whom, and why."""
+    """Which tensors are quantized, for whom, and why."""
 
     layers: tuple[Layer, ...]
-    """Those that compute in INT8: their weights are quantised, too."""
+    """Those that compute in INT8: their weights are quantized, too."""
     edges: dict[str, list[Edge]] = field(default_factory=dict)
-    """Tensor -> who reads it dequantised."""
+    """Tensor -> who reads it dequantized."""
     rules: dict[str, list[str]] = field(default_factory=dict)
     """Tensor -> names of the rules that placed it."""
     one_scale: list[set[str]] = field(default_factory=list)
     """Sets of tensors that share a scale."""
 
     def add(self, tensor: str, edge: Edge, rule: str) -> None:
-        """Quantise `tensor` for one reader."""
+        """Quantize `tensor` for one reader."""
         edges = self.edges.setdefault(tensor, [])
         if edge not in edges:
             edges.append(edge)
@@ -54,7 +54,7 @@ class Placement:
             rules.append(rule)
 
     def has(self, tensor: str, edge: Edge) -> bool:
-        """Tell whether that reader gets it dequantised."""
+        """Tell whether that reader gets it dequantized."""
         return edge in self.edges.get(tensor, ())
 
 
@@ -69,7 +69,7 @@ class Rule:
 
 
 def layer_inputs(graph: Graph, placement: Placement, _sparse: Collection[str]) -> None:
-    """Quantise the activation that each chosen Conv, ConvTranspose, Gemm and MatMul reads."""
+    """Quantize the activation that each chosen Conv, ConvTranspose, Gemm and MatMul reads."""
     for layer in placement.layers:
         value = graph.nodes[layer.node].inputs[layer.data_input]
         if value is not None and value.name:
@@ -77,7 +77,7 @@ def layer_inputs(graph: Graph, placement: Placement, _sparse: Collection[str]) -
 
 
 def residual_skips(graph: Graph, placement: Placement, _sparse: Collection[str]) -> None:
-    """Quantise the skip input of each addition whose other input comes straight out of a chosen convolution.
+    """Quantize the skip input of each addition whose other input comes straight out of a chosen convolution.
 
     That other input stays as it is: convolution, addition and activation then fuse into one INT8 kernel. Where both
     come out of convolutions (a projection shortcut), the one with more layers behind it is the main branch.
@@ -98,9 +98,9 @@ def residual_skips(graph: Graph, placement: Placement, _sparse: Collection[str])
 
 
 def global_pool_inputs(graph: Graph, placement: Placement, _sparse: Collection[str]) -> None:
-    """Quantise what global pooling reads: GlobalAveragePool, or ReduceMean over the image's axes.
+    """Quantize what global pooling reads: GlobalAveragePool, or ReduceMean over the image's axes.
 
-    Its output is quantised by the rule of the layer behind it, so the pool lies between two Q/DQ pairs.
+    Its output is quantized by the rule of the layer behind it, so the pool lies between two Q/DQ pairs.
     """
     for index, node in enumerate(graph.nodes):
         value = node.inputs[0] if node.inputs else None
@@ -109,7 +109,7 @@ def global_pool_inputs(graph: Graph, placement: Placement, _sparse: Collection[s
 
 
 def concat_scales(graph: Graph, placement: Placement, _sparse: Collection[str]) -> None:
-    """Give all inputs of a Concat whose output is quantised one Q/DQ scale, the output's.
+    """Give all inputs of a Concat whose output is quantized one Q/DQ scale, the output's.
 
     Then concatenating is copying INT8 values. Works backwards, so that a Concat of Concats shares one scale.
     """
@@ -131,7 +131,7 @@ def concat_scales(graph: Graph, placement: Placement, _sparse: Collection[str]) 
 
 
 def sparse_outputs(graph: Graph, placement: Placement, sparse: Collection[str]) -> None:
-    """Quantise the output of each N:M layer for every reader that is not INT8 already.
+    """Quantize the output of each N:M layer for every reader that is not INT8 already.
 
     The output is taken behind what TensorRT fuses into the layer: batch norm, bias, the residual addition, ReLU. A
     product that has to end in FP16 is computed by a dense kernel.
@@ -203,7 +203,7 @@ def output_of(graph: Graph, layer: Layer) -> ir.Value:
 
 
 def ends_in_int8(graph: Graph, placement: Placement, value: ir.Value) -> bool:
-    """Tell whether everything that reads a tensor reads it quantised, also behind operators that only move values."""
+    """Tell whether everything that reads a tensor reads it quantized, also behind operators that only move values."""
     outputs = [k for k, output in enumerate(graph.model.graph.outputs) if output is value]
     readers = list(consumers(value))
     if not outputs and not readers:

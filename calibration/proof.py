@@ -27,11 +27,11 @@ def sparse_weights(result: CheckResult) -> set[str]:
 def layer_records(
     graph: Graph, placement: Placement, before: CheckResult, after: CheckResult, why_not: Mapping[str, str]
 ) -> tuple[LayerRecord, ...]:
-    """Describe every layer that could have been quantised.
+    """Describe every layer that could have been quantized.
 
     Args:
         graph: The float graph.
-        placement: What was quantised.
+        placement: What was quantized.
         before: `nm2trt verify` on the float model.
         after: The same on the result.
         why_not: Layer name -> why it stayed in floating point.
@@ -76,7 +76,7 @@ def pattern_problems(records: Sequence[LayerRecord]) -> list[str]:
 def tensor_ranges(
     placement: Placement, scales: Mapping[str, float], statistics: Mapping[str, TensorStatistics]
 ) -> tuple[TensorRange, ...]:
-    """Describe the range of every quantised activation."""
+    """Describe the range of every quantized activation."""
     found = []
     for tensor in placement.edges:
         stats, reach = statistics.get(tensor), scales[tensor] * LEVELS
@@ -97,7 +97,7 @@ def tensor_ranges(
 def chosen_layers(
     graph: Graph, exclude: tuple[str, ...], kept_float: Sequence[Layer] = ()
 ) -> tuple[tuple[Layer, ...], dict[str, str]]:
-    """Split the layers into those to quantise, and names with reasons of the others."""
+    """Split the layers into those to quantize, and names with reasons of the others."""
     why_not = {layer.name: "left out by --exclude" for layer in graph.layers if layer.matches(exclude)}
     why_not |= {layer.name: "kept in floating point by --max-drop" for layer in kept_float}
     return tuple(layer for layer in graph.layers if layer.name not in why_not), why_not

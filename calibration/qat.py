@@ -1,4 +1,4 @@
-"""Quantisation-aware fine-tuning: a network learns around INT8 rounding, and its masks hold while it does.
+"""Quantization-aware fine-tuning: a network learns around INT8 rounding, and its masks hold while it does.
 
 The layers of a torch module compute as the Q/DQ graph will: weights rounded per output channel, activations per tensor,
 zero point 0, gradients passed straight through (torch's own fake_quantize operators). Nothing is renamed or wrapped:
@@ -7,7 +7,7 @@ weights around the optimizer's step see an ordinary module. A zero rounds to a z
 weights holds in INT8, too.
 
 Ranges of activations come from samples before fine-tuning and stay fixed, as NVIDIA advises for TensorRT. Why not a
-library: torchao's quantisation-aware training replaces nn.Linear alone (0.18), torch.ao's modules are deprecated, and
+library: torchao's quantization-aware training replaces nn.Linear alone (0.18), torch.ao's modules are deprecated, and
 Model Optimizer's masks get lost on the way (NVIDIA/Model-Optimizer issue 122).
 """
 
@@ -28,7 +28,7 @@ from nm2trt.calibration.settings import Settings
 from nm2trt.calibration.statistics import TensorStatistics
 from nm2trt.errors import ConfigError, InputError
 
-QUANTISED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+QUANTIZED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class QuantAware:
@@ -61,7 +61,7 @@ class QuantAware:
         exclude: Iterable[str] = (),
     ) -> None:
         self.module = module
-        self._layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, QUANTISED_MODULES)}
+        self._layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, QUANTIZED_MODULES)}
         if unknown := sorted(set(exclude) - self._layers.keys()):
             raise ConfigError(f"{unknown[0]!r} is no layer", where="exclude", hint=f"choose {', '.join(self._layers)}")
         for name in exclude:
@@ -131,7 +131,7 @@ def qdq_from_quant_aware(
     return calibrate(Path(model), Path(output), settings, layer_ranges=aware.ranges, **options)
 
 
-def fake_quantised_weight(weight: torch.Tensor) -> torch.Tensor:
+def fake_quantized_weight(weight: torch.Tensor) -> torch.Tensor:
     """Round a weight [out, ...] as Q and DQ do, one scale per output channel; differentiable."""
     with torch.no_grad():
         largest = weight.detach().flatten(1).abs().amax(dim=1)
@@ -141,18 +141,18 @@ def fake_quantised_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -LEVELS, LEVELS)
 
 
-def fake_quantised(x: torch.Tensor, reach: float) -> torch.Tensor:
+def fake_quantized(x: torch.Tensor, reach: float) -> torch.Tensor:
     """Round an activation as Q and DQ do, clipped to `reach`; differentiable."""
     return torch.fake_quantize_per_tensor_affine(x, reach / LEVELS, 0, -LEVELS - 1, LEVELS)
 
 
 def _forward(layer: nn.Module, reach: float, x: torch.Tensor) -> torch.Tensor:
-    x = fake_quantised(x, reach)
+    x = fake_quantized(x, reach)
     if isinstance(layer, nn.Linear):
-        return nn.functional.linear(x, fake_quantised_weight(layer.weight), layer.bias)
+        return nn.functional.linear(x, fake_quantized_weight(layer.weight), layer.bias)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     convolve: Callable[..., torch.Tensor] = layer._conv_forward  # noqa: SLF001 -- torch's own hook for subclasses
-    return convolve(x, fake_quantised_weight(layer.weight), layer.bias)
+    return convolve(x, fake_quantized_weight(layer.weight), layer.bias)
 
 
 def _observe(name: str, statistics: TensorStatistics, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:

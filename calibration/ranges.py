@@ -1,6 +1,6 @@
 """How large a value INT8 should reach: four ways to choose it from a histogram of magnitudes.
 
-Quantisation is symmetric with zero point 0, so one number per tensor is chosen, the range: magnitudes up to it are
+Quantization is symmetric with zero point 0, so one number per tensor is chosen, the range: magnitudes up to it are
 rounded to 127 steps, larger ones are clipped.
 """
 

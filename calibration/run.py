@@ -37,7 +37,7 @@ from nm2trt.calibration.sessions import Runner, with_outputs
 from nm2trt.calibration.settings import Settings
 from nm2trt.calibration.sources import open_data
 from nm2trt.calibration.statistics import TensorStatistics
-from nm2trt.calibration.stripping import without_quantisation
+from nm2trt.calibration.stripping import without_quantization
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.layers.sources import foreign_error
 from nm2trt.selectors import check_globs, selectable_names
@@ -129,7 +129,7 @@ def calibrate(
     compile_check: Compile | None = None,
     layer_ranges: Mapping[str, float] | None = None,
 ) -> CalibrationDocument:
-    """Quantise a float ONNX model; OUT.onnx and OUT.calibration.json appear together or not at all.
+    """Quantize a float ONNX model; OUT.onnx and OUT.calibration.json appear together or not at all.
 
     Args:
         model: Float32 or float16 ONNX, or a folder of `nm2trt export`.
@@ -138,7 +138,7 @@ def calibrate(
         force: Replace an output that nm2trt wrote.
         progress: Told of samples and layers done.
         compile_check: Called with the result, the float graph and the placement.
-        layer_ranges: Layer name -> range of its input, instead of one from samples (quantisation-aware training).
+        layer_ranges: Layer name -> range of its input, instead of one from samples (quantization-aware training).
 
     Returns:
         What was written as OUT.calibration.json; a failed check is a verdict, and the files are still there.
@@ -189,7 +189,7 @@ def _layers(work: _Work) -> tuple[Layer, ...]:
     )
     layers, _ = chosen_layers(work.graph, work.settings.exclude)
     if not layers:
-        raise ConfigError("leaves no layer to quantise", where="--exclude")
+        raise ConfigError("leaves no layer to quantize", where="--exclude")
     return layers
 
 
@@ -275,7 +275,7 @@ def _float_graph(
         return open_float_graph(model), model, []
     checked = folder / "float.onnx"
     restored: list[str] = []
-    checked.write_bytes(without_quantisation(load_proto(model), model, restored, clipped or {}).SerializeToString())
+    checked.write_bytes(without_quantization(load_proto(model), model, restored, clipped or {}).SerializeToString())
     notes = ["the model's own quantization was taken out; ranges and scales are new, zero points 0"]
     if restored:
         notes.append(
@@ -318,7 +318,7 @@ def _decided(
     scales = work.scales(placement)
     settings, path = work.settings, work.graph.path
     if work.source is None:
-        work.notes.append("no samples were given, so nothing tells how well the quantised network does")
+        work.notes.append("no samples were given, so nothing tells how well the quantized network does")
         return placement, [], [], None
     checker = OutputChecker(path, work.held_out, work.source.task, path)
     most = settings.held_out

@@ -1,4 +1,4 @@
-"""Which layers cost most when they alone are quantised, and how many of them to keep in floating point."""
+"""Which layers cost most when they alone are quantized, and how many of them to keep in floating point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rank(
     checker: OutputChecker,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Sensitivity]:
-    """Quantise layer by layer, its input and weight alone, and compare outputs; the worst comes first.
+    """Quantize layer by layer, its input and weight alone, and compare outputs; the worst comes first.
 
     Args:
         graph: The float graph.
@@ -50,7 +50,7 @@ def within_drop(
     Args:
         worst: All layers, the most sensitive first.
         max_drop: In percentage points.
-        first: With all of them quantised.
+        first: With all of them quantized.
         place: Places Q/DQ for the layers that are given.
         check: Measures a placement.
 
@@ -70,11 +70,24 @@ def within_drop(
     most = len(worst) - 1
     if most < 1:
         return place(worst), [], first
+    kept = find_fewest(most, good)
+    placement, agreement = tried[kept]
+    return placement, list(worst[:kept]), agreement
+
+
+def find_fewest(most: int, good: Callable[[int], bool]) -> int:
+    """Find the least number that is good, between 1 and `most`, taking all larger ones for good, too.
+
+    The number grows as 1, 2, 4, ... until one is good, then the gap is halved.
+
+    Args:
+        most: At least 1; returned where none is good.
+        good: Asked again for numbers that it was asked for before.
+    """
     low, high = 0, 1
     while not good(high) and high < most:
         low, high = high, min(2 * high, most)
     while high - low > 1 and good(high):
         middle = (low + high) // 2
         low, high = (low, middle) if good(middle) else (middle, high)
-    placement, agreement = tried[high]
-    return placement, list(worst[:high]), agreement
+    return high

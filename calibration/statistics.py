@@ -17,7 +17,7 @@ BINS = 4096
 class TensorStatistics:
     """Extremes and histogram of one tensor over all batches seen so far.
 
-    When a magnitude beyond the last bin arrives, the range doubles and neighbouring bins are added up, so that counts
+    When a magnitude beyond the last bin arrives, the range doubles and neighboring bins are added up, so that counts
     stay exact and memory stays at 32 KiB.
     """
 

@@ -1,4 +1,4 @@
-"""Takes quantisation out of a model: the float network that a quantised one stands for."""
+"""Takes quantization out of a model: the float network that a quantized one stands for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nm2trt.calibration.graph import QUANTISED_OPS
+from nm2trt.calibration.graph import QUANTIZED_OPS
 from nm2trt.errors import InputError
 from nm2trt.onnx_tools.constants import load_tensor, resolve
 
@@ -27,7 +27,7 @@ _CLIP_ENDS = (1.0, 6.0)
 _SAME_END = 1e-3
 
 
-def without_quantisation(
+def without_quantization(
     proto: onnx.ModelProto,
     path: Path,
     restored: list[str] | None = None,
@@ -50,7 +50,7 @@ def without_quantisation(
     model = ir.from_proto(proto)
     nodes = list(model.graph)
     for node in nodes:
-        if node.op_type in QUANTISED_OPS and node.op_type not in _PAIRS:
+        if node.op_type in QUANTIZED_OPS and node.op_type not in _PAIRS:
             raise InputError(
                 f"computes with {node.op_type}, whose float operator is not in the file",
                 where=path,
@@ -200,7 +200,7 @@ def _float_constant(model: ir.Model, node: ir.Node, stored: NDArray[Any], path: 
 
 
 def _free_name(model: ir.Model, name: str) -> str:
-    for suffix in ("_quantized", "_quantised", "_int8"):
+    for suffix in ("_quantized", "_quantised", "_int8"):  # codespell:ignore
         name = name.removesuffix(suffix)
     taken = {str(value) for value in model.graph.initializers}
     taken |= {str(value.name) for node in model.graph for value in node.outputs}

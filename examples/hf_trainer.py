@@ -4,10 +4,9 @@
     python examples/hf_trainer.py -o runs/hf [--epochs 12] [--resume]
 
 Trains a small vision transformer from random weights on the digits inside scikit-learn; nothing is downloaded. Each
-checkpoint that the Trainer saves is 2:4 as it is: `nm2trt verify runs/hf/checkpoint-*/model.safetensors`.
+checkpoint that the Trainer saves is 2:4 as it is: `nm2trt verify runs/hf/checkpoint-*`. SAD of every layer is in
+runs/hf/sad.csv.
 """
-
-# ruff: noqa: ARG002 -- the Trainer names its callbacks' arguments
 
 from __future__ import annotations
 
@@ -19,69 +18,13 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
-from nm2trt.training import Sparsifier, sparsify
-
-STATE = "sparsifier.pt"
-
-
-class SparsifyCallback(TrainerCallback):
-    """Keeps the network N:M around every optimizer step of a Trainer. Copy this class into your own code.
-
-    Args:
-        pattern: N:M.
-        decay: lambda of SR-STE.
-        freeze_from: Share of the steps after which the masks are held, since moving masks spoil Adam's second moments
-            (STEP, Lu et al., ICML 2023); 1 never holds them.
-    """
-
-    def __init__(self, pattern: str = "2:4", decay: float = 2e-4, freeze_from: float = 0.75) -> None:
-        self.pattern, self.decay, self.freeze_from = pattern, decay, freeze_from
-        self.sparsifier: Sparsifier | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
-    ) -> None:
-        """Start, or go on from the checkpoint that the Trainer has just loaded."""
-        self.sparsifier = sparsify(objects["model"], objects["optimizer"], self.pattern, "sr-ste", decay=self.decay)
-        if state.global_step:
-            saved = self._path(args, state)
-            # transformers 5 saves a ViT under other names than it has, and the Trainer resumes without what it misses.
-            model = objects["model"]
-            model.load_state_dict(type(model).from_pretrained(saved.parent).state_dict())
-            self.sparsifier.load_state_dict(torch.load(saved, weights_only=True))
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
-    ) -> None:
-        """Hold the masks in the last part."""
-        if state.global_step >= self.freeze_from * state.max_steps:
-            self.sparsifier.freeze()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any) -> None:
-        """Put what was pruned beside the optimizer's state."""
-        torch.save(self.sparsifier.state_dict(), self._path(args, state))
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any) -> None:
-        """Log how often a weight changed sides."""
-        if "loss" in objects["logs"]:
-            objects["logs"]["flips_per_weight"] = round(self.sparsifier.sad().total.flips_per_weight, 3)
-
-    def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
+from nm2trt.integrations.huggingface import SparsifyCallback
 
 
 class Digits(Dataset[dict[str, Any]]):
-    """8x8 grey images, as a ViT takes them."""
+    """8x8 gray images, as a ViT takes them."""
 
     def __init__(self, part: slice) -> None:
         digits = load_digits()
@@ -111,7 +54,8 @@ def main() -> None:
     shape = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = ViTForImageClassification(ViTConfig(**shape, **size))
-    callback = SparsifyCallback()
+    # The Trainer steps AdamW, whose second moments moving masks spoil: hold them in the last quarter.
+    callback = SparsifyCallback("2:4", "sr-ste", freeze_from=0.75)
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -141,7 +85,7 @@ def main() -> None:
     for layer in callback.sparsifier.report():
         if layer.pattern is None:
             print(f"dense: {layer.name} {list(layer.shape)}: {layer.reason}")
-    sad = callback.sparsifier.sad().total
+    sad = callback.sparsifier.record_sad().total
     print(f"{len(callback.sparsifier.patterns())} weights are 2:4; {sad.flips_per_weight:.2f} flips a weight")
     print(f"test accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
 

@@ -53,11 +53,11 @@ def main() -> None:
             optimizer.step()
         with torch.no_grad():
             accuracy = (model(x[test]).argmax(1) == y[test]).float().mean()
-        sad = sparsifier.sad().total
+        sad = sparsifier.record_sad().total
         print(f"epoch {epoch + 1:2}: accuracy {accuracy:.4f}, {sad.previous} mask bits moved")
 
     most = max(int((layer.weight != 0).unflatten(1, (-1, 4)).sum(2).max()) for layer in (model[2], model[5]))
-    print(f"most non-zeros in four neighbours along the reduction axis: {most}")
+    print(f"most non-zeros in four neighbors along the reduction axis: {most}")
 
 
 if __name__ == "__main__":

@@ -77,12 +77,12 @@ def check_layers(path: Path) -> str:
 def work(first: int, count: int, seconds: float, megabytes: int) -> None:
     """Read files first to first + count; the number of each is printed before it is opened."""
     import torch
-    from seeds import SEEDS, write_neighbours
+    from seeds import SEEDS, write_neighbors
 
     torch.set_num_threads(1)
     raw = {name: make() for name, make in SEEDS.items()}
     with tempfile.TemporaryDirectory() as folder:
-        write_neighbours(Path(folder))
+        write_neighbors(Path(folder))
         for name, valid in raw.items():
             (Path(folder) / name).write_bytes(valid)
             if check_layers(Path(folder) / name) != "checked":
@@ -139,12 +139,12 @@ def guided(seconds: int) -> None:
         import nm2trt.layers.safetensors_reader
         import nm2trt.layers.torch_reader
         import nm2trt.verify  # noqa: F401
-    from seeds import SEEDS, write_neighbours
+    from seeds import SEEDS, write_neighbors
 
     with tempfile.TemporaryDirectory() as name:
         folder, corpus = Path(name, "files"), Path(name, "corpus")
         folder.mkdir(), corpus.mkdir()
-        write_neighbours(folder)
+        write_neighbors(folder)
         names = list(SEEDS)
         for index, (seed, make) in enumerate(SEEDS.items()):
             (corpus / seed).write_bytes(bytes([index]) + make())

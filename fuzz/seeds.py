@@ -99,7 +99,7 @@ SEEDS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def write_neighbours(folder: Path) -> None:
+def write_neighbors(folder: Path) -> None:
     """The files that a seed refers to."""
     (folder / "shard.safetensors").write_bytes(_safetensors())
     (folder / "weights.bin").write_bytes(bytes(160))

@@ -11,9 +11,13 @@ from nm2trt._version import __version__
 
 if TYPE_CHECKING:
     from nm2trt.pattern import NMPattern
+    from nm2trt.pipelines.calibrate import CalibrationConfig, calibrate_model
     from nm2trt.pipelines.estimate import EstimateConfig, estimate_network
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
+    from nm2trt.pipelines.inspect import InspectConfig, inspect_build
+    from nm2trt.pipelines.package import PackageConfig, package_build
+    from nm2trt.pipelines.profile import ProfileConfig, ProfileSources, profile_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
     from nm2trt.pipelines.recommend import recommend_layers
     from nm2trt.pipelines.refit import refit_build
@@ -21,15 +25,24 @@ if TYPE_CHECKING:
     from nm2trt.training import Sparsifier, sparsify
 
 __all__ = [
+    "CalibrationConfig",
     "EstimateConfig",
     "ExportConfig",
+    "InspectConfig",
     "NMPattern",
+    "PackageConfig",
+    "ProfileConfig",
+    "ProfileSources",
     "PruneConfig",
     "Sparsifier",
     "VerifyConfig",
     "__version__",
+    "calibrate_model",
     "estimate_network",
     "export_network",
+    "inspect_build",
+    "package_build",
+    "profile_build",
     "prune_file",
     "recommend_layers",
     "refit_build",
@@ -38,14 +51,23 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CalibrationConfig": "pipelines.calibrate",
     "EstimateConfig": "pipelines.estimate",
     "ExportConfig": "pipelines.export_config",
+    "InspectConfig": "pipelines.inspect",
     "NMPattern": "pattern",
+    "PackageConfig": "pipelines.package",
+    "ProfileConfig": "pipelines.profile",
+    "ProfileSources": "pipelines.profile",
     "PruneConfig": "pipelines.prune",
     "Sparsifier": "training",
     "VerifyConfig": "pipelines.verify",
+    "calibrate_model": "pipelines.calibrate",
     "estimate_network": "pipelines.estimate",
     "export_network": "pipelines.export",
+    "inspect_build": "pipelines.inspect",
+    "package_build": "pipelines.package",
+    "profile_build": "pipelines.profile",
     "prune_file": "pipelines.prune",
     "recommend_layers": "pipelines.recommend",
     "refit_build": "pipelines.refit",

@@ -26,6 +26,12 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """Modules that each extra of pyproject.toml brings; the smallest first, since the first that has a module is named."""
 
+OPTIONAL_EXTRAS: dict[str, tuple[str, ...]] = {
+    "huggingface": ("transformers",),
+    "lightning": ("lightning",),
+}
+"""Modules of extras that `all` leaves out: no command needs them unless it is asked to."""
+
 _OF_COMMAND = {
     "prune": "permute",
     "train": "train",
@@ -63,7 +69,7 @@ def explain_missing_module(name: str | None, *, where: object = "", command: str
         The error, or None where no extra brings such a module: then it is a bug.
     """
     top = (name or "").partition(".")[0]
-    extras = [extra for extra, modules in EXTRAS.items() if top in modules]
+    extras = [extra for extra, modules in (EXTRAS | OPTIONAL_EXTRAS).items() if top in modules]
     if not extras:
         return None
     wanted = _OF_COMMAND.get(command or "")

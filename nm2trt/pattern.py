@@ -62,7 +62,7 @@ class NMPattern:
         TensorRT takes aligned groups of 4 with at most 2 non-zeros (TensorRT developer guide, structured
         sparsity). 2:4, 1:4, 2:8 and 1:16 always satisfy that; 4:8 does not.
         """
-        # Four neighbours touch at most two groups, so one weight a group is legal whatever M is.
+        # Four neighbors touch at most two groups, so one weight a group is legal whatever M is.
         return self.n == 1 or (self.n == 2 and self.m % 4 == 0)
 
 

@@ -92,7 +92,7 @@ _WORDS: dict[ReasonCode, tuple[str, str]] = {
     "companion": ("quantization parameter", "{0}"),
     "adapter": ("low-rank adapter", "{0} is added to another weight, merge it first"),
     "magnitude-vector": ("weight norm's magnitudes", "one factor for each output"),
-    "depthwise": ("one input channel", "depthwise, or the stem of a grey-scale network"),
+    "depthwise": ("one input channel", "depthwise, or the stem of a gray-scale network"),
     "depthwise-groups": ("depthwise", "one input channel per group, nothing to prune along"),
     "unknown-name": ("not known to be a layer's weight", "name it with --layer '{0}=N:M'"),
     "unknown-rank": ("{0}-D", "no known operator"),

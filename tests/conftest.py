@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 from helpers import missing_requirements
+from quick import is_quick
 
 # Tests assert no times, and a busy machine is no failure.
 hypothesis.settings.register_profile("nm2trt", deadline=None)
@@ -72,6 +73,23 @@ def pytest_runtest_setup(item):
         pytest.skip(f"missing: {', '.join(missing)}")
 
 
-def pytest_collection_modifyitems(items):
-    # The longest first, so that no worker is left alone with one at the end.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="only tests that start no process, train nothing and build no engine"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--quick"):
+        hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
+        hypothesis.settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        left_out = [item for item in items if not is_quick(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+    # Files with the longest tests first, so that no worker is left alone with one at the end.
+    long_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in long_files, item.get_closest_marker("slow") is None))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_server import CommandServers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -34,8 +35,20 @@ def requires(**needs):
     return pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}")
 
 
-def nm2trt(*arguments, cwd=None, env=None, timeout=300):
-    """Run the command line as a user does, in a process of its own."""
+_COMMANDS = CommandServers()
+
+
+def nm2trt(*arguments, cwd=None, env=None, timeout=300, fresh=False):
+    """Run the command line as a user does, in a process of its own.
+
+    On Linux that is a fork of one which has imported PyTorch already; `fresh` starts Python anew, for tests of what is
+    imported. NM2TRT_TEST_FRESH=1 starts all anew.
+    """
+    environment = dict(os.environ if env is None else env)
+    fresh = fresh or sys.platform != "linux" or bool(os.environ.get("NM2TRT_TEST_FRESH"))
+    server = None if fresh else _COMMANDS.find(environment)
+    if server is not None:
+        return server.run([*map(str, arguments)], cwd=cwd, environment=environment, timeout_s=timeout)
     return subprocess.run(
         [sys.executable, "-P", "-m", "nm2trt", *map(str, arguments)]
         if sys.version_info >= (3, 11)

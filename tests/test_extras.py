@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from profile_reports import report_document
 from safetensors.numpy import save_file
 
-from nm2trt.extras import EXTRAS, explain_missing_module
+from nm2trt.extras import EXTRAS, OPTIONAL_EXTRAS, explain_missing_module
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -148,7 +148,7 @@ def test_the_extras_of_pyproject_bring_the_modules_that_are_looked_for():
                 found.add(modules.get(name, name))
         return found
 
-    for extra, expected in EXTRAS.items():
+    for extra, expected in (EXTRAS | OPTIONAL_EXTRAS).items():
         assert brought(extra) == set(expected), extra
     assert brought("all") == set().union(*EXTRAS.values())
 

@@ -5,11 +5,13 @@ if __name__ != "nm2trt.training":
     raise ImportError("this folder is imported as nm2trt.training (run: pip install -e .)")
 
 from nm2trt.training.averaging import project_average, sparse_average, sparse_average_state_dict
+from nm2trt.training.entry import sparsify
 from nm2trt.training.live_selection import LayerReport
+from nm2trt.training.lora import merge_lora
 from nm2trt.training.masks import nm_mask
 from nm2trt.training.methods import METHODS, PAPER_DECAY
 from nm2trt.training.sad import LayerSad, Sad
-from nm2trt.training.sparsifier import Sparsifier, sparsify
+from nm2trt.training.sparsifier import Sparsifier
 
 __all__ = [
     "METHODS",
@@ -18,6 +20,7 @@ __all__ = [
     "LayerSad",
     "Sad",
     "Sparsifier",
+    "merge_lora",
     "nm_mask",
     "project_average",
     "sparse_average",

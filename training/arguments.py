@@ -82,7 +82,7 @@ def check_pattern(value: Any, where: str) -> NMPattern:
     return NMPattern.parse(value)
 
 
-def check_patterns(value: Any) -> dict[str, NMPattern]:
+def check_patterns(value: Any, where: str = "layer_patterns") -> dict[str, NMPattern]:
     """Return glob -> pattern.
 
     Raises:
@@ -91,8 +91,8 @@ def check_patterns(value: Any) -> dict[str, NMPattern]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(glob, str) for glob in value):
-        raise ConfigError(f"{value!r} is no mapping", where="layers", hint='use {"layer4.*": "1:4"}')
-    return {glob: check_pattern(pattern, f"layers[{glob!r}]") for glob, pattern in value.items()}
+        raise ConfigError(f"{value!r} is no mapping", where=where, hint='use {"layer4.*": "1:4"}')
+    return {glob: check_pattern(pattern, f"{where}[{glob!r}]") for glob, pattern in value.items()}
 
 
 def check_globs(value: Any, name: str = "exclude") -> list[str]:

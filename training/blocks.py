@@ -79,7 +79,7 @@ def _kept_by_rank(magnitude: Ints, scratch: Scratch, pattern: NMPattern, spread:
 
 
 def _kept_by_tournament(magnitude: Ints, scratch: Scratch, m: int, spread: int) -> Bools:
-    """Neighbours play each other, then the winners of neighbouring pairs, and so on; M is a power of two.
+    """Neighbors play each other, then the winners of neighboring pairs, and so on; M is a power of two.
 
     Each level costs a comparison and a maximum, so 1:16 costs four of them and not fifteen ranks.
     """

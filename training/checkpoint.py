@@ -20,7 +20,7 @@ _ALIGNMENT = 8
 
 
 def checkpoint_bytes(state: Mapping[str, torch.Tensor], patterns: Mapping[str, NMPattern], method: str) -> bytes:
-    """Serialise a state dict with what it is meant to be.
+    """Serialize a state dict with what it is meant to be.
 
     Args:
         state: Tensors by name, as `module.state_dict()` gives them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
-from nm2trt.training.methods import PAPER_DECAY, Method
+from nm2trt.training.methods import PAPER_DECAY, STEP_BY_DEFAULT, Method
 from nm2trt.training.recipes import RECIPES, Recipe
 
 if sys.version_info >= (3, 11):
@@ -24,7 +25,14 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+_LOGGER = logging.getLogger(__name__)
 
+_RENAMED = {"refresh_every": "mask_update_interval"}
+"""What settings were called before; older config.toml files and states are read on."""
+
+
+_TEACHER_WEIGHT = 0.67
+"""Huang et al., AAAI 2025."""
 
 FILE = "config.toml"
 """A run's effective configuration, in its folder."""
@@ -49,7 +57,16 @@ class TrainConfig(BaseModel):
     model: str = "resnet8"
     init: Path | None = None
     """Weights to start from: safetensors, a torch file, or a run folder; None draws them from the seed."""
+    hold_masks: bool = False
+    """Take the masks from the weights of `init` as they are and hold them: asp without its dense phase."""
+    teacher: Path | None = None
+    """A trained network to learn from: a run folder, or a checkpoint of the same network."""
+    teacher_weight: float = Field(default=_TEACHER_WEIGHT, ge=0, le=1)
+    """Of the divergence from the teacher's outputs in the loss; the task has the rest."""
+    teacher_temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits of both networks in that divergence."""
     method: Method = "sr-ste"
+    """Where it is left out and the optimizer is adamw, it is step."""
     """`asp` trains dense, prunes once by magnitude, and goes on with the mask held."""
     pattern: str = "2:4"
     """N kept of every M along the reduction axis. With "dense" it is only recorded (SAD)."""
@@ -57,7 +74,7 @@ class TrainConfig(BaseModel):
     """lambda of SR-STE; the paper's 2e-4."""
     decay_warmup: float = Field(default=0, ge=0, le=1)
     """Of sr-ste: share of all steps in which lambda grows from 0 to `decay`."""
-    refresh_every: int = Field(default=1, ge=1)
+    mask_update_interval: int = Field(default=1, ge=1)
     """Optimizer steps between new masks."""
     freeze_epochs: int = Field(default=0, ge=0)
     """Last epochs in which the masks are held."""
@@ -93,6 +110,19 @@ class TrainConfig(BaseModel):
     """Record live in TensorBoard's event files, too."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` takes the accelerator that is there; a CPU never falls back silently, run.json names it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _step_under_adam(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = _with_new_names(values)
+        if "method" in values:
+            return values
+        if values.get("hold_masks"):
+            return {**values, "method": "asp"}
+        # Moving masks spoil Adam's second moments (Lu et al., ICML 2023).
+        return {**values, "method": "step"} if values.get("optimizer") == "adamw" else values
 
     @field_validator("data")
     @classmethod
@@ -133,26 +163,40 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"freeze_epochs = {self.freeze_epochs} leaves nothing of {self.epochs} epochs to move masks"
             )
+        if self.method == "step" and self.optimizer != "adamw":
+            raise ValueError(f"step holds Adam's second moments, so it goes with optimizer adamw, not {self.optimizer}")
         if self.decay_warmup and self.method != "sr-ste":
             raise ValueError(f"decay_warmup goes with method sr-ste, not {self.method}")
-        if self.method == "s-ste" and self.refresh_every != 1:
-            raise ValueError("s-ste finds new masks in every step, so refresh_every is 1")
+        if self.method == "s-ste" and self.mask_update_interval != 1:
+            raise ValueError("s-ste finds new masks in every step, so mask_update_interval is 1")
         if self.method != "asp":
             if self.dense_epochs is not None:
                 raise ValueError(f"dense_epochs goes with method asp, not {self.method}")
-        elif self.phases()[0] < 1 or self.phases()[1] < 1:
+        elif self.hold_masks and self.dense_epochs is not None:
+            raise ValueError("hold_masks takes the masks at once, so there are no dense_epochs")
+        elif min(self.phases()) < 1:
             raise ValueError(f"asp needs an epoch before pruning and one after, of {self.epochs} epochs")
         return self
 
     def phases(self) -> tuple[int, ...]:
         """Epochs of each learning rate cycle: one, or with `asp` two with the pruning between them."""
-        if self.method != "asp":
+        if self.method != "asp" or self.hold_masks:
             return (self.epochs,)
         before = self.epochs // 2 if self.dense_epochs is None else self.dense_epochs
         return before, self.epochs - before
 
     @model_validator(mode="after")
+    def _teacher_is_there(self) -> TrainConfig:
+        if self.teacher is None and (self.teacher_weight, self.teacher_temperature) != (_TEACHER_WEIGHT, 1.0):
+            raise ValueError("teacher_weight and teacher_temperature go with a teacher")
+        return self
+
+    @model_validator(mode="after")
     def _finetuning_has_weights(self) -> TrainConfig:
+        if self.hold_masks and self.init is None:
+            raise ValueError("hold_masks takes the masks from trained weights, give their checkpoint as init")
+        if self.hold_masks and self.method != "asp":
+            raise ValueError(f"hold_masks goes with method asp, not {self.method}; leave the method out")
         if self.recipe == "finetune" and self.init is None:
             raise ValueError("recipe finetune starts from a trained network, give its checkpoint as init")
         return self
@@ -160,7 +204,10 @@ class TrainConfig(BaseModel):
     def recorded(self) -> dict[str, Any]:
         """The configuration for the records: of paths of this machine, only the checkpoint's own name."""
         values = self.model_dump(mode="json", exclude={"data_dir"})
-        return values | {"init": self.init.name if self.init else None}
+        return values | {
+            "init": self.init.name if self.init else None,
+            "teacher": self.teacher.name if self.teacher else None,
+        }
 
     def to_toml(self) -> str:
         """The effective configuration, accepted again by `--config`."""
@@ -183,15 +230,21 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
             raise InputError("no such configuration file", where=path) from None
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"no readable TOML: {error}", where=path) from None
-    values.update(options)
+    values = _with_new_names(values) | _with_new_names(options)
     # An unknown name is told with the other mistakes.
     values = RECIPES.get(str(values.get("recipe")), {}) | values
+    if not {"method", "hold_masks"} & values.keys() and values.get("optimizer") == "adamw":
+        _LOGGER.info("%s under AdamW; --method sr-ste has SR-STE", STEP_BY_DEFAULT)
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         mistakes = [_mistake(entry) for entry in error.errors()]
         count = "" if len(mistakes) == 1 else f"{len(mistakes)} mistakes: "
         raise ConfigError(count + "; ".join(mistakes), where=path or "", hint="see nm2trt train --help") from None
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
 _FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard", "fsdp"})
@@ -255,7 +308,9 @@ def _check_written(path: Path, options: Mapping[str, Any], *, trust: bool) -> No
         # `load_config` says so.
         return
     check_code(path, {name: str(values[name]) for name in ("model", "data") if name in values}, trust=trust)
-    paths = [f"{name} {values[name]}" for name in ("data_dir", "init") if name in values and name not in options]
+    paths = [
+        f"{name} {values[name]}" for name in ("data_dir", "init", "teacher") if name in values and name not in options
+    ]
     if paths and not trust and not was_written_here(path):
         raise InputError(
             f"was not written on this machine and names files outside its folder: {', '.join(paths)}",

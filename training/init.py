@@ -17,20 +17,21 @@ from nm2trt.training import checkpoint
 _HINT = "give a checkpoint of the same --model and number of classes"
 
 
-def load_init(model: nn.Module, path: Path) -> None:
+def load_init(model: nn.Module, path: Path, *, option: str = "--init") -> None:
     """Load a network's weights in place, whatever their dtype.
 
     Args:
         model: The network.
         path: Safetensors; a file of `torch.save` (read weights-only, so no code in it runs) with a state dict or
             dicts around one; or a run folder of `nm2trt train`.
+        option: What named it, for the error line.
 
     Raises:
         InputError: The file is missing or unreadable, or its names or shapes are not the network's.
     """
     file = path / checkpoint.FILE if path.is_dir() else path
     if not file.is_file():
-        raise InputError("no such checkpoint", where=file, hint="give its path with --init")
+        raise InputError("no such checkpoint", where=file, hint=f"give its path with {option}")
     content = _safetensors(file) if file.suffix == ".safetensors" else torch_content(file)
     load_strict(model, named_tensors(content, file), file, hint=_HINT)
 

@@ -54,6 +54,8 @@ class SparseLayer:
     """What the parameter holds of pruned weights; 0 but while a decaying mask fades."""
     beta: torch.Tensor | None = None
     """Scale of S-STE, from its first step on."""
+    variance_steps: int | None = None
+    """With STEP, how many gradients the held second moments have seen; 0 where there were none to hold."""
     snapshot: Snapshot = field(default_factory=Snapshot)
     """Of the weight as the last step left it."""
     is_open: bool = False
@@ -103,6 +105,7 @@ class SparseLayer:
             is_whole=self.is_whole,
             factor=self.factor,
             beta=None if self.beta is None else self.beta.clone(),
+            variance_steps=self.variance_steps,
             rewritten=self.rewritten,
         )
 
@@ -200,6 +203,23 @@ class SparseLayer:
         gradient = self.parameter.grad
         if gradient is not None and self.gradients is None:
             self._swap(gradient, local(gradient) * self.mask())
+
+    def give_zero_gradient(self) -> None:
+        """Before a step whose gradient has gone into the optimizer's state already: give it zeros."""
+        gradient = self.parameter.grad
+        if gradient is None:
+            return
+        if self.gradients is None:
+            self._swap(gradient, torch.zeros_like(local(gradient)))
+            return
+        local(self.gradients[1]).zero_()
+        self.keep_zero_gradient()
+
+    def keep_zero_gradient(self) -> None:
+        """After such a step: zeros that a kernel has written again are no sign of `zero_grad`."""
+        if self.gradients is not None:
+            task, altered, _ = self.gradients
+            self.gradients = (task, altered, altered._version)  # noqa: SLF001
 
     def _swap(self, gradient: torch.Tensor, altered: torch.Tensor) -> None:
         whole: Any = gradient

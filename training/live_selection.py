@@ -11,8 +11,10 @@ from torch import nn
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
 from nm2trt.selectors import match_any
+from nm2trt.training.held_masks import take_masks
 from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.masked_weights import MaskedWeights, check_owned
+from nm2trt.training.precondition import check_adam
 from nm2trt.training.selection import Selected, watched
 from nm2trt.training.selection_rule import SelectionRule
 from nm2trt.training.step_hooks import StepHooks
@@ -98,6 +100,10 @@ class LiveSelection:
             for entry in entries
             if entry.pattern is not None and entry.candidate.axis is not None
         ]
+        if self._weights.precondition is not None:
+            check_adam(layers, self._hooks.optimizers)
+        if self._weights.rule.hold_masks:
+            take_masks(layers)
         for earlier in take_over([(one.module, one.parameter) for one in candidates]):
             earlier.retire()
         self._weights.add(zip(layers, [one.module for one in candidates], strict=True))
@@ -201,6 +207,8 @@ class LiveSelection:
             reason, pattern = self.misused[entry.candidate.name], None
         elif pattern is not None and self._weights.imposes and not self._weights.conforms:
             reason, pattern = f"pruned weights still fade, {pattern} after that", None
+        elif pattern is not None and not self._weights.imposes and self._weights.precondition is not None:
+            reason, pattern = f"dense while Adam's second moments settle, then {pattern}", None
         elif pattern is not None and not self._weights.imposes:
             reason, pattern = f"dense for {self._weights.dense_steps} steps, then {pattern}", None
         return LayerReport(

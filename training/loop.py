@@ -14,16 +14,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
-from torch.utils.data import DataLoader
 
 from nm2trt.data import DataSet
 from nm2trt.data.tasks import Task
-from nm2trt.errors import EXIT_BAD_VERDICT, ConfigError, InputError, Nm2trtError
+from nm2trt.errors import EXIT_BAD_VERDICT, ConfigError, Nm2trtError
 from nm2trt.pattern import NMPattern
 from nm2trt.training.batches import epoch_batches, evaluation_loader, train_loader
-from nm2trt.training.blame import NetworkCalls, losses_of, points_of, workers_live
+from nm2trt.training.blame import NetworkCalls, losses_of, workers_live
 from nm2trt.training.checkpoint import check_saveable
 from nm2trt.training.config import TrainConfig
+from nm2trt.training.entry import sparsify
+from nm2trt.training.evaluation import evaluate
 from nm2trt.training.history import History, Session
 from nm2trt.training.interruption import InterruptedRunError, StopRequest, stop_request
 from nm2trt.training.loss_record import EpochLosses
@@ -32,8 +33,9 @@ from nm2trt.training.methods import Method
 from nm2trt.training.optimizer import make_optimizer
 from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
-from nm2trt.training.sparsifier import Sparsifier, sparsify
+from nm2trt.training.sparsifier import Sparsifier
 from nm2trt.training.state import Parts, Position, position_of, restore, save_state
+from nm2trt.training.teacher import Teacher
 from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
 
 _STEP_RECORDS_PER_EPOCH = 10
@@ -76,6 +78,7 @@ class Trainer:
         progress: Called after steps and epochs.
         batch_size: Samples per process and micro-batch, where the run was started with another number of processes;
             None takes the configuration's.
+        teacher: What the network is pulled towards, whole on each process; None trains by the task alone.
 
     Raises:
         ConfigError: No layer can take the pattern.
@@ -90,6 +93,7 @@ class Trainer:
         folder: Path,
         progress: Progress,
         batch_size: int | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self._config, self._folder, self._progress = config, folder, progress
         self._batch_size = config.batch_size if batch_size is None else batch_size
@@ -109,6 +113,8 @@ class Trainer:
         )
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self._teacher = teacher.place(self._accelerator.device, layout) if teacher else None
         pin = self._accelerator.device.type == "cuda"
         train = train_loader(
             data,
@@ -128,7 +134,7 @@ class Trainer:
         self._bare = make_optimizer(config, model)
         self._optimizer, self._train, self._test = self._accelerator.prepare(self._bare, train, test)
         check_saveable(self._accelerator.unwrap_model(self._model).state_dict(), f"model {config.model}")
-        self._prune_after = config.phases()[0] if config.method == "asp" else None
+        self._prune_after = config.phases()[0] if len(config.phases()) > 1 else None
         per_epoch = math.ceil(len(self._train) / config.accumulation)
         self._steps_per_epoch, self._steps = per_epoch, per_epoch * config.epochs
         self._sparsifier = self._sparsify("dense" if self._prune_after else config.method)
@@ -151,17 +157,18 @@ class Trainer:
             config.pattern,
             method,
             decay=config.decay,
-            layers=config.layers,
+            layer_patterns=config.layers,
             exclude=config.exclude,
-            refresh_every=config.refresh_every,
+            mask_update_interval=config.mask_update_interval,
             total_steps=self._steps,
             decay_warmup=config.decay_warmup,
+            hold_masks=config.hold_masks,
             example_inputs=example_BX,
         )
 
     def _prune_once(self) -> None:
         """The turn of `asp`: masks of the magnitudes of this moment, held from here on."""
-        self._sparsifier.remove()
+        self._sparsifier.remove_hooks()
         self._sparsifier = self._sparsify("asp")
 
     def _parts(self) -> Parts:
@@ -227,7 +234,7 @@ class Trainer:
                     self._save()
         finally:
             self._recorder.close()
-        self._sparsifier.remove()
+        self._sparsifier.remove_hooks()
         model = self._accelerator.unwrap_model(self._model)
         return Trained(
             state={name: value.cpu() for name, value in whole(model.state_dict()).items()},
@@ -249,7 +256,7 @@ class Trainer:
         position, epoch = self._position, self._position.epoch
         started = time.perf_counter()
         if epoch > self._config.epochs - self._config.freeze_epochs:
-            self._sparsifier.freeze()
+            self._sparsifier.freeze_masks()
         self._losses = EpochLosses(self._accelerator.device, position.loss_sum)
         self._model.train()
         with workers_live():
@@ -271,7 +278,7 @@ class Trainer:
             "seconds": time.perf_counter() - started,
         }
         # The steps of the run: the sparsifier's own count starts anew where `asp` prunes.
-        sad = replace(self._sparsifier.sad(), step=self._schedule.last_epoch)
+        sad = replace(self._sparsifier.record_sad(), step=self._schedule.last_epoch)
         self._history.record_epoch(epoch, sad, row)
         self._recorder.epoch(row, self._task.score_name, sad)
         self._progress(self._schedule.last_epoch, self._steps, f"epoch {epoch}: {self._task.score_name} {score:.2%}")
@@ -306,6 +313,8 @@ class Trainer:
             with self._accelerator.autocast():
                 output = self._calls.forward(self._model, x_BX)
                 loss = losses_of(self._task, output, y_B).mean()
+                if self._teacher is not None:
+                    loss = self._teacher.loss(output, self._teacher.logits(x_BX, self._calls), loss)
             self._calls.backward(self._accelerator, loss)
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -369,32 +378,3 @@ def _diverged(value: float, step: int, steps: int, epoch: int) -> DivergedError:
             hint="look at the network and its initial weights, not at --lr",
         )
     return DivergedError(f"the loss is {value} at step {step} of {steps}", where=f"epoch {epoch}", hint="lower --lr")
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: nn.Module, test: DataLoader[Any], task: Task, calls: NetworkCalls
-) -> tuple[float, float]:
-    """Score (a share) and mean loss over all samples, gathered from every process.
-
-    Raises:
-        InputError: The network or the task raised, or the score is no number.
-    """
-    model.eval()
-    sums = torch.zeros(3, dtype=_sum_dtype(accelerator.device), device=accelerator.device)
-    samples = 0
-    for x_BX, y_B in test:
-        output = calls.forward(model, x_BX)
-        found = points_of(task, output, y_B), losses_of(task, output, y_B)
-        points_B2, losses_B = accelerator.gather_for_metrics(found)
-        sums[:2] += points_B2.sum(dim=0).to(sums.dtype)
-        sums[2] += losses_B.sum().to(sums.dtype)
-        samples += len(losses_B)
-    points, possible, loss = sums.tolist()
-    if not possible or not math.isfinite(points / possible):
-        raise InputError(f"the score is {points} of {possible}", where=f"task {type(task).__name__}")
-    return points / possible, loss / samples
-
-
-def _sum_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

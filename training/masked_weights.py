@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from nm2trt.training.attachment import ModelLinks, attach
 from nm2trt.training.layer_state import SparseLayer, alter_gradients, restore_all, split_all, zero_pruned
 from nm2trt.training.methods import MethodRule
 from nm2trt.training.outside_writes import Write, classify, find_writes, follow_writes, take_weights
+from nm2trt.training.precondition import Precondition
 from nm2trt.training.shards import align_gradient
 from nm2trt.training.snapshot import take_snapshots
 from nm2trt.training.soft_projection import harden, soften
@@ -38,7 +41,10 @@ class MaskedWeights:
     ) -> None:
         self.model = model
         self.rule = rule
-        self.method, self.dense_steps = rule.method, rule.dense_steps
+        self.method = rule.method
+        self.precondition = Precondition(rule.total_steps or 0) if rule.method == "step" else None
+        """Of "step": when masks begin, and Adam's steps after that."""
+        self._stepping: list[torch.optim.Optimizer] = []
         self.steps = 0
         self.frozen = rule.method == "asp"
         self.layers: list[SparseLayer] = []
@@ -53,6 +59,13 @@ class MaskedWeights:
         self.is_detached = False
         self.end: Callable[[], None] = lambda: None
         """Takes the hooks off the optimizer; set by `StepHooks`."""
+
+    @property
+    def dense_steps(self) -> int:
+        """Optimizer steps before masks are imposed; as good as endless while "step" waits to switch."""
+        if self.precondition is None:
+            return self.rule.dense_steps
+        return sys.maxsize if self.precondition.switched_at is None else self.precondition.switched_at
 
     @property
     def imposes(self) -> bool:
@@ -92,7 +105,7 @@ class MaskedWeights:
             self.remember(new)
             return
         with torch.no_grad():
-            split_all(new, impose=self.imposes, hold=False, count=False)
+            split_all(new, impose=self.imposes, hold=self.rule.hold_masks, count=False)
             self._soften(new)
             for layer in new:
                 layer.begin()
@@ -121,17 +134,29 @@ class MaskedWeights:
             rule=self.rule,
         )
         copied.steps, copied.frozen = self.steps, self.frozen
+        copied.precondition = self.precondition.copied() if self.precondition else None
         return copied
 
     @torch.no_grad()
-    def set_position(self, steps: int, *, frozen: bool, check: Callable[[], None]) -> None:
+    def set_position(
+        self, steps: int, *, frozen: bool, precondition: Mapping[str, Any] | None, check: Callable[[], None]
+    ) -> None:
         """Go to the position of a saved state whose masks and residuals are about to be loaded.
+
+        Args:
+            steps: Optimizer steps at that moment.
+            frozen: Whether masks were held.
+            precondition: `Precondition.state_dict`, where there was one.
+            check: Raises ConfigError where the state does not belong to the weights.
 
         Raises:
             ConfigError: From `check`; the position stays what it was.
         """
         before, imposed = (self.steps, self.frozen), self.imposes
+        switch = self.precondition.state_dict() if self.precondition else None
         self.steps, self.frozen = steps, frozen
+        if self.precondition and precondition is not None:
+            self.precondition.load_state_dict(precondition)
         shapes = [(layer.is_whole, layer.factor) for layer in self.layers]
         for layer in self.layers:
             layer.is_whole = self.method == "s-ste" and self.imposes and not frozen
@@ -141,6 +166,8 @@ class MaskedWeights:
                 check()
         except ConfigError:
             self.steps, self.frozen = before
+            if self.precondition and switch is not None:
+                self.precondition.load_state_dict(switch)
             for layer, shape in zip(self.layers, shapes, strict=True):
                 layer.is_whole, layer.factor = shape
             raise
@@ -240,13 +267,16 @@ class MaskedWeights:
         self.is_open = False
         dense_section, self._dense_section = self._dense_section, False
         self.steps += stepped
+        if stepped and self.precondition and self.precondition.switched_at is None:
+            self.precondition.end_step(self.steps, self.layers, self._stepping)
+        self._stepping = []
         begins = stepped and self.steps == self.dense_steps
         if not self.imposes or begins:
             split_all(self.layers, impose=self.imposes, hold=False)
         elif self.frozen:
             self._close_held(dense_section)
         else:
-            split_all(self.layers, impose=True, hold=self.steps % self.rule.refresh_every != 0)
+            split_all(self.layers, impose=True, hold=self.steps % self.rule.mask_update_interval != 0)
         self._soften(self.layers)
         if self.imposes:
             self.remember(self.layers)
@@ -267,19 +297,28 @@ class MaskedWeights:
         mine = self._stepped_by(optimizer)
         for layer, _ in mine:
             align_gradient(layer.parameter)
+        self._alter(mine, getattr(optimizer, "grad_scale", None))
+        if self.precondition:
+            self.precondition.hold_variance(optimizer, [layer for layer, _ in mine])
+
+    def _alter(self, mine: Sequence[tuple[SparseLayer, bool]], scale: torch.Tensor | None) -> None:
         if self.frozen:
             for layer, _ in mine:
                 layer.mask_gradient()
             return
         # Fused optimizers unscale inside their kernel, so what is added to the gradient has to be scaled too.
-        scale = getattr(optimizer, "grad_scale", None)
         for maximize in (False, True):
             # An optimizer that maximizes negates what it is given.
             decay = self.rule.decay_at(self.steps) * (-1 if maximize else 1)
             alter_gradients([layer for layer, negated in mine if negated is maximize], decay, scale)
 
-    def restore_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """After it: `.grad` is the task's gradient."""
+    def restore_gradients(self, optimizer: torch.optim.Optimizer, *, stepped: bool) -> None:
+        """After it: `.grad` is the task's gradient, and the optimizer's state its own."""
+        if self.precondition:
+            self.precondition.release_variance(optimizer, stepped=stepped)
+            if stepped and self.precondition.switched_at is None:
+                self._stepping.append(optimizer)
+                self.precondition.observe(optimizer, self.layers)
         scale = getattr(optimizer, "grad_scale", None)
         unscale = None
         if scale is not None:

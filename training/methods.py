@@ -6,6 +6,7 @@
 | ste, sr-ste | E * W | Zhou et al., ICLR 2021 |
 | asp | E * W, the mask held | Mishra et al., 2021 |
 | s-ste | beta * E * sign(W) * (abs(W) - t) | Hu et al., NeurIPS 2024 |
+| step | W while Adam's second moments settle, then E * W with these held | Lu et al., ICML 2023 |
 | decaying-mask | (E + (1 - E) * f) * W, f from 1 to 0 | Kao et al., 2022; Bambhaniya et al., 2024 |
 """
 
@@ -16,13 +17,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nm2trt.errors import ConfigError
+from nm2trt.training.precondition import why_not_step
+from nm2trt.training.step_hooks import innermost, optimizer_chain
 
-Method = Literal["dense", "ste", "sr-ste", "asp", "s-ste", "decaying-mask"]
+Method = Literal["dense", "ste", "sr-ste", "asp", "s-ste", "step", "decaying-mask"]
 METHODS: tuple[str, ...] = get_args(Method)
 PAPER_DECAY = 2e-4
+STEP_BY_DEFAULT = "no method was given, so it is step (Lu et al., ICML 2023: Adam's second moments settle before masks)"
 
-_GROWING = ("ste", "sr-ste", "s-ste", "decaying-mask")
-_WITH_TOTAL = ("decaying-mask",)
+WITH_DECAY = ("sr-ste", "step")
+"""Methods whose pruned weights shrink by lambda."""
+_GROWING = ("ste", "sr-ste", "s-ste", "step", "decaying-mask")
+_WITH_TOTAL = ("step", "decaying-mask")
 
 MASK_DECAY_SHARE = 0.75
 """Share of all steps in which "decaying-mask" lets pruned weights fade; the rest trains hard masks."""
@@ -35,18 +41,20 @@ class MethodRule:
     Attributes:
         method: Its name.
         decay: lambda of SR-STE; 0 for methods without it.
-        refresh_every: Steps between new masks.
+        mask_update_interval: Steps between new masks.
         dense_steps: Steps before masks are imposed.
         total_steps: Of the whole training; None where nothing depends on it.
         decay_warmup: Share of all steps in which lambda grows from 0.
+        hold_masks: With "asp": the masks are those that the weights have already.
     """
 
     method: str
     decay: float = 0.0
-    refresh_every: int = 1
+    mask_update_interval: int = 1
     dense_steps: int = 0
     total_steps: int | None = None
     decay_warmup: float = 0.0
+    hold_masks: bool = False
 
     @property
     def keeps_residual(self) -> bool:
@@ -84,12 +92,43 @@ def check_rule(rule: MethodRule) -> MethodRule:
         )
     if rule.decay_warmup and rule.method != "sr-ste":
         raise ConfigError(f"goes with method sr-ste, not {rule.method}", where="decay_warmup")
-    if rule.method == "s-ste" and rule.refresh_every != 1:
+    if rule.method == "s-ste" and rule.mask_update_interval != 1:
         raise ConfigError(
             "s-ste thresholds the weights of every step, so its masks cannot be held between steps",
-            where=f"refresh_every = {rule.refresh_every}",
+            where=f"mask_update_interval = {rule.mask_update_interval}",
+        )
+    if rule.hold_masks and rule.method != "asp":
+        raise ConfigError(
+            f"holding the masks that the weights have is what method asp does, not {rule.method}",
+            where="hold_masks",
+            hint="leave the method out",
+        )
+    if rule.method == "step" and rule.dense_steps:
+        raise ConfigError(
+            "step finds out itself when its masks begin, between a tenth and half of all steps",
+            where=f"dense_steps = {rule.dense_steps}",
+            hint="leave it out",
         )
     return rule
+
+
+def choose_method(optimizer: Any, total_steps: int | None) -> Method:
+    """The method where none was given: SR-STE, but STEP under an Adam that it can be had from.
+
+    It says on stderr, as a warning, that it is STEP.
+
+    Args:
+        optimizer: What `sparsify` was given.
+        total_steps: Of the whole training; without it STEP cannot be.
+    """
+    adams = [one for one in innermost(optimizer_chain(optimizer)) if "adam" in type(one).__name__.lower()]
+    if not adams or total_steps is None or any(why_not_step(one) for one in adams):
+        return "sr-ste"
+    warnings.warn(
+        f"{STEP_BY_DEFAULT} under {type(adams[0]).__name__}; method='sr-ste' has SR-STE",
+        stacklevel=3,
+    )
+    return "step"
 
 
 def warn_of_adam(method: str, optimizer: Any) -> None:
@@ -98,6 +137,6 @@ def warn_of_adam(method: str, optimizer: Any) -> None:
     if method in ("ste", "sr-ste") and "adam" in name.lower():
         warnings.warn(
             f"{method} under {name}: STEP (Lu et al., ICML 2023) finds that masks which still move spoil Adam's second "
-            "moments; compare with SGD, or freeze() the masks early",
+            "moments; use method step, or SGD",
             stacklevel=3,
         )

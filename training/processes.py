@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from nm2trt.errors import ConfigError, Nm2trtError
 
@@ -29,7 +31,21 @@ def start_processes(*, cpu: bool) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _is_grouped():
         # accelerate's own start, so that the Accelerator of the run finds what it would have made.
         PartialState._reset_state()  # noqa: SLF001 -- it offers no public way
-        PartialState(cpu=cpu)
+        PartialState(cpu=cpu, **_fresh_store())
+
+
+def _fresh_store() -> dict[str, Any]:
+    """Arguments of the process group for a start after a restart: torchrun keeps one store for all of its restarts.
+
+    Without a prefix of their own, the new processes read the addresses of those that were killed: connections are
+    refused, or both wait for each other (torch 2.14: `_create_c10d_store` expects a new store for each restart, while
+    the agent's dynamic rendezvous keeps the first).
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0":
+        return {}
+    store, rank, world_size = next(iter(rendezvous("env://")))
+    return {"store": PrefixStore(f"nm2trt/restart_{restarts}", store), "rank": rank, "world_size": world_size}
 
 
 def process_count() -> int:

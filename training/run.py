@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +21,7 @@ from nm2trt.artifacts import (
     RunResult,
     SadTotals,
     SessionRecord,
+    TeacherRecord,
     ThreadsRecord,
     file_records,
     host_record,
@@ -49,10 +48,11 @@ from nm2trt.training.processes import (
     start_processes,
 )
 from nm2trt.training.run_folder import run_folder
-from nm2trt.training.sad import COLUMNS, Sad
+from nm2trt.training.sad import Sad, sad_csv
 from nm2trt.training.sharding import check_launch
 from nm2trt.training.state import FILE as STATE
 from nm2trt.training.state import read_state
+from nm2trt.training.teacher import load_teacher
 from nm2trt.training.tensorboard import FOLDER as TENSORBOARD
 from nm2trt.training.tensorboard import check_tensorboard
 from nm2trt.training.work import forward_gflop
@@ -64,6 +64,7 @@ def train(
     *,
     force: bool = False,
     resume: bool = False,
+    trust: bool = False,
     progress: Progress = lambda *_: None,
 ) -> RunDocument:
     """Train and leave a run folder: checkpoint, configuration, metrics, SAD, curves, run.json.
@@ -76,6 +77,7 @@ def train(
         output: The folder to make.
         force: Replace a folder that nm2trt wrote.
         resume: Go on from the state in `output`, to the same end as if the run had never stopped.
+        trust: Import the code that a teacher's run.json names although this machine did not write it.
         progress: Called after steps and epochs.
 
     Raises:
@@ -104,8 +106,9 @@ def train(
         if config.init is not None:
             load_init(model, config.init)
         _check_weights(model, config)
+        teacher = load_teacher(config, data, trust=trust)
         gflop = batch_size * forward_gflop(model, data.input_shape)
-        trainer = Trainer(config, data, model, folder=output, progress=progress, batch_size=batch_size)
+        trainer = Trainer(config, data, model, folder=output, progress=progress, batch_size=batch_size, teacher=teacher)
         threads = None
         if trainer.device.type == "cpu":
             threads = choose_threads(gflop, before=saved.get("threads") if saved else None)
@@ -115,7 +118,8 @@ def train(
         trained = trainer.run()
         if is_first_process():
             _write_files(output, config, data.task, trained)
-            _document(output, config, data, trained, threads).write(output)
+            taught = teacher.record if teacher else None
+            _document(output, config, data, trained, threads, taught).write(output)
         trained.accelerator.wait_for_everyone()
     return RunDocument.read(output)
 
@@ -128,7 +132,7 @@ def _start_folder(stack: ExitStack, config: TrainConfig, output: Path, *, force:
     content = config.to_toml()
     write_atomic(folder / CONFIG, content)
     # --resume asks whether this machine wrote it, where it names code or files.
-    if code_names({"model": config.model, "data": config.data}) or config.data_dir or config.init:
+    if code_names({"model": config.model, "data": config.data}) or config.data_dir or config.init or config.teacher:
         record_written(content)
 
 
@@ -156,7 +160,7 @@ def _write_files(folder: Path, config: TrainConfig, task: Task, trained: Trained
     content = checkpoint_bytes(trained.state, trained.patterns, config.method)
     write_atomic(folder / checkpoint.FILE, content)
     write_atomic(folder / "metrics.jsonl", "".join(json_row(row) for row in history.metrics))
-    write_atomic(folder / "sad.csv", _csv(history.sad))
+    write_atomic(folder / "sad.csv", sad_csv(history.sad))
     score = Score(task.score_name, better_of(task))
     title = f"{config.model} on {config.data}, {config.method}"
     if config.method != "dense":
@@ -170,22 +174,20 @@ def json_row(row: Mapping[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _csv(rows: Iterable[dict[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _document(
-    folder: Path, config: TrainConfig, data: DataSet, trained: Trained, threads: ThreadChoice | None
+    folder: Path,
+    config: TrainConfig,
+    data: DataSet,
+    trained: Trained,
+    threads: ThreadChoice | None,
+    teacher: TeacherRecord | None,
 ) -> RunDocument:
     last: dict[str, Any] = [row for row in trained.history.metrics if row["kind"] == "epoch"][-1]
     return RunDocument(
         config=config.recorded(),
         method=config.method,
         pattern=None if config.method == "dense" else config.pattern,
+        teacher=teacher,
         data=data.name,
         data_source=data.source,
         train_samples=len(data.train),
@@ -233,7 +235,7 @@ def _totals(sad: Sad | None) -> SadTotals | None:
     total = sad.total
     return SadTotals(
         from_start=total.start,
-        from_start_normalised=total.start_normalised,
+        from_start_normalized=total.start_normalized,
         cumulative=total.flips,
         flips_per_weight=total.flips_per_weight,
     )

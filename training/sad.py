@@ -1,12 +1,14 @@
 """SAD, the sparse architecture divergence of the SR-STE paper: how many mask bits differ between two moments.
 
-SAD between i and j is || E_j - E_i ||_1; one swap inside a group counts 2. Normalised: divided by the number of
+SAD between i and j is || E_j - E_i ||_1; one swap inside a group counts 2. Normalized: divided by the number of
 weights. The flip count sums SAD over consecutive optimizer steps (the flip rate of Hu et al., ICML 2024, is its
 share per step).
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,9 +18,9 @@ COLUMNS = (
     "layer",
     "weights",
     "sad_previous",
-    "sad_previous_normalised",
+    "sad_previous_normalized",
     "sad_start",
-    "sad_start_normalised",
+    "sad_start_normalized",
     "flips_cumulative",
     "flips_per_weight",
 )
@@ -38,12 +40,12 @@ class LayerSad:
     """Summed over all optimizer steps so far."""
 
     @property
-    def previous_normalised(self) -> float:
+    def previous_normalized(self) -> float:
         """Share of the layer's weights."""
         return self.previous / self.weights
 
     @property
-    def start_normalised(self) -> float:
+    def start_normalized(self) -> float:
         """Share of the layer's weights."""
         return self.start / self.weights
 
@@ -80,10 +82,19 @@ class Sad:
                 layer.layer,
                 layer.weights,
                 layer.previous,
-                layer.previous_normalised,
+                layer.previous_normalized,
                 layer.start,
-                layer.start_normalised,
+                layer.start_normalized,
                 layer.flips,
                 layer.flips_per_weight,
             )
             yield dict(zip(COLUMNS, values, strict=True))
+
+
+def sad_csv(rows: Iterable[dict[str, object]]) -> str:
+    """sad.csv of rows as `Sad.rows` makes them."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

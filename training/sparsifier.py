@@ -25,122 +25,15 @@ from torch import nn
 
 from nm2trt.errors import ConfigError
 from nm2trt.pattern import NMPattern
-from nm2trt.training.arguments import (
-    check_axes,
-    check_count,
-    check_globs,
-    check_number,
-    check_objects,
-    check_pattern,
-    check_patterns,
-)
+from nm2trt.training.arguments import check_globs, check_patterns
 from nm2trt.training.dense_state import dense_state_dict, dense_weight
 from nm2trt.training.layer_state import SparseLayer
 from nm2trt.training.live_selection import LayerReport, LiveSelection
 from nm2trt.training.masked_weights import MaskedWeights
-from nm2trt.training.methods import PAPER_DECAY, Method, MethodRule, check_rule, warn_of_adam
 from nm2trt.training.sad import LayerSad, Sad
 from nm2trt.training.saved_layers import check_parts, check_saved, own_parts
-from nm2trt.training.selection_rule import SelectionRule
-from nm2trt.training.shards import as_sharded, check_shards, count_as_sharded, sum_over_shards
+from nm2trt.training.shards import as_sharded, count_as_sharded, sum_over_shards
 from nm2trt.training.step_hooks import StepHooks
-
-
-def sparsify(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    pattern: str | NMPattern = "2:4",
-    method: Method = "sr-ste",
-    *,
-    decay: float = PAPER_DECAY,
-    layers: Mapping[str, str | NMPattern] | None = None,
-    exclude: Sequence[str] = (),
-    axes: Mapping[str, int] | None = None,
-    refresh_every: int = 1,
-    dense_steps: int = 0,
-    total_steps: int | None = None,
-    decay_warmup: float = 0.0,
-    example_inputs: Any = None,
-) -> Sparsifier:
-    """Make a network N:M sparse from now on, in any training loop.
-
-    Layers that an earlier call made sparse are taken over with their dense weights; the earlier sparsifier ends.
-
-    Args:
-        model: The network, on its device; compiled, wrapped by DDP or sharded by FSDP2's `fully_shard` is fine.
-        optimizer: The optimizer that steps its parameters, or a wrapper that has it as an attribute (accelerate's,
-            Lookahead, SAM).
-        pattern: N kept of every M consecutive weights along the reduction axis.
-        method: "sr-ste"; "ste" (no decay); "asp" (masks of the current magnitudes, held from the start);
-            "s-ste" (kept weights are soft-thresholded); "decaying-mask" (pruned weights fade in 3/4 of all steps);
-            "dense" (imposes nothing, records the SAD that magnitude masks would have).
-        decay: lambda of SR-STE, 2e-4 in the paper; pruned weights shrink by it.
-        layers: Glob on module names -> pattern of these layers.
-        exclude: Globs on module names that stay dense.
-        axes: Glob on parameter names -> reduction axis, for weights that no rule knows, such as a mixture's experts in
-            one parameter of [E, N, K].
-        refresh_every: Optimizer steps between new masks; in between, the last one is held.
-        dense_steps: Optimizer steps before the first masks are imposed; until then the network trains dense.
-        total_steps: Optimizer steps of the whole training, for "decaying-mask" and `decay_warmup`.
-        decay_warmup: Share of all steps in which lambda grows from 0 to `decay`.
-        example_inputs: A batch (a tensor, a tuple of positional or a dict of keyword arguments) that the network is run
-            on once, to see how each weight is used. Without it the first forward pass of training is watched.
-
-    Returns:
-        The sparsifier; the model conforms from this moment on (with "dense" never, with `dense_steps` after them).
-
-    Raises:
-        ConfigError: A wrong argument, a glob without a match, no layer that could be sparse, an optimizer that does
-            not own a layer's weight or whose steps cannot be seen.
-    """
-    check_objects(model, optimizer)
-    settings = check_rule(
-        MethodRule(
-            method=method,
-            decay=check_number(decay, "decay", "2e-4") * (method == "sr-ste"),
-            refresh_every=check_count(refresh_every, "refresh_every", 1),
-            dense_steps=check_count(dense_steps, "dense_steps", 0),
-            total_steps=None if total_steps is None else check_count(total_steps, "total_steps", 1),
-            decay_warmup=decay_warmup,
-        )
-    )
-    rule = SelectionRule(
-        check_pattern(pattern, "pattern"), check_patterns(layers), check_globs(exclude), check_axes(axes)
-    )
-    check_shards(model)
-    network = _unwrapped(model)
-    selected = rule.select(network, example_inputs=example_inputs)
-    sparse = [entry for entry in selected if entry.pattern is not None]
-    if not sparse:
-        reasons = "; ".join(f"{entry.candidate.name}: {entry.reason}" for entry in selected[:5])
-        raise ConfigError(f"no layer can be sparse ({reasons or 'the network has none'})", hint="use a smaller M")
-    weights = MaskedWeights(
-        network,
-        rule=settings,
-    )
-    hooks = StepHooks(optimizer, weights)
-    selection = LiveSelection(rule, selected, weights, hooks)
-    sparsifier = Sparsifier(weights, hooks, selection)
-    try:
-        selection.take_in(sparse)
-    except BaseException:
-        sparsifier.remove()
-        raise
-    if example_inputs is None and not hasattr(model, "_orig_mod"):
-        selection.watch_uses()
-    warn_of_adam(method, optimizer)
-    return sparsifier
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module whose names the state dict has: out of torch.compile and DDP."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
 
 
 class Sparsifier:
@@ -167,9 +60,9 @@ class Sparsifier:
         return self._weights.rule.decay
 
     @property
-    def refresh_every(self) -> int:
+    def mask_update_interval(self) -> int:
         """Optimizer steps between new masks."""
-        return self._weights.rule.refresh_every
+        return self._weights.rule.mask_update_interval
 
     @property
     def _layers(self) -> list[SparseLayer]:
@@ -234,7 +127,7 @@ class Sparsifier:
         return self._selection.report()
 
     @torch.no_grad()
-    def sad(self) -> Sad:
+    def record_sad(self) -> Sad:
         """Sparse architecture divergence per layer, and make this moment the new previous record.
 
         Sharded layers are counted over all their processes, so every one of these must call this.
@@ -246,15 +139,15 @@ class Sparsifier:
             layers.append(LayerSad(layer=layer.name, weights=weights, previous=previous, start=start, flips=flips))
         return Sad(step=self.steps, layers=layers)
 
-    def freeze(self) -> None:
+    def freeze_masks(self) -> None:
         """Hold the masks from here on: pruned weights get no gradient and stay zero.
 
         With "dense", which imposes no masks, the record goes on.
         """
         self._weights.freeze()
 
-    def unfreeze(self) -> None:
-        """Let the masks move again, and pruned weights grow from the values that `freeze` left them with.
+    def unfreeze_masks(self) -> None:
+        """Let the masks move again, and pruned weights grow from the values that `freeze_masks` left them with.
 
         Raises:
             ConfigError: The method is "asp", which keeps no such values.
@@ -299,7 +192,8 @@ class Sparsifier:
         named = check_patterns(
             layers
             if isinstance(layers, Mapping)
-            else dict.fromkeys(check_globs(layers, "layers"), self._selection.rule.pattern)
+            else dict.fromkeys(check_globs(layers, "layers"), self._selection.rule.pattern),
+            where="layers",
         )
         self._layers  # noqa: B018 -- lets the layers follow, or raises
         return self._selection.add(named)
@@ -329,6 +223,7 @@ class Sparsifier:
             "method": self.method,
             "steps": self.steps,
             "frozen": self._weights.frozen,
+            **({} if self._weights.precondition is None else {"precondition": self._weights.precondition.state_dict()}),
             "layers": {
                 layer.name: {
                     "pattern": str(layer.pattern),
@@ -336,6 +231,7 @@ class Sparsifier:
                     "bits": as_sharded(layer.bits, layer.parameter),
                     "flips": count_as_sharded(layer.flips, layer.parameter),
                     **({} if layer.beta is None else {"beta": layer.beta}),
+                    **({} if layer.variance_steps is None else {"variance_steps": layer.variance_steps}),
                 }
                 for layer in layers
             },
@@ -357,16 +253,24 @@ class Sparsifier:
         layers = self._weights.layers
         check_saved(state, self.method, layers)
         parts = [(layer, own_parts(state["layers"][layer.name], layer)) for layer in layers]
-        self._weights.set_position(int(state["steps"]), frozen=bool(state["frozen"]), check=lambda: check_parts(parts))
+        self._weights.set_position(
+            int(state["steps"]),
+            frozen=bool(state["frozen"]),
+            precondition=state.get("precondition"),
+            check=lambda: check_parts(parts),
+        )
         for layer, saved in parts:
             layer.bits.copy_(saved["bits"])
             layer.flips.copy_(saved["flips"])
-            layer.beta = state["layers"][layer.name].get("beta")
+            entry = state["layers"][layer.name]
+            beta = entry.get("beta")
+            layer.beta = None if beta is None else beta.to(layer.bits.device)
+            layer.variance_steps = entry.get("variance_steps")
             if layer.residual is not None:
                 layer.residual.copy_(saved["residual"])
         self._weights.remember(layers)
 
-    def remove(self) -> None:
+    def remove_hooks(self) -> None:
         """Take the hooks off; the model keeps its N:M weights."""
         self._selection.stop_watching()
         self._hooks.remove()
@@ -389,7 +293,7 @@ class Sparsifier:
         weights.add([(layer.copied(memo), copy.deepcopy(owners[layer.name], memo)) for layer in layers], split=False)
         copied = Sparsifier(weights, hooks, selection)
         if self._weights.is_detached:
-            copied.remove()
+            copied.remove_hooks()
         return copied
 
     def __reduce__(self) -> Any:

@@ -42,8 +42,8 @@ class StepActions(Protocol):
     def alter_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Before the step of an optimizer that updates parameters; changes nothing that was altered before."""
 
-    def restore_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """After the outermost of these, also if it raised."""
+    def restore_gradients(self, optimizer: torch.optim.Optimizer, *, stepped: bool) -> None:
+        """After the outermost of these, also if it raised or is to evaluate a closure: then it has not `stepped`."""
 
 
 def optimizer_chain(optimizer: object) -> list[Any]:
@@ -291,7 +291,7 @@ class StepHooks:
             if self._inner_depth == 0:
                 self._stepped = True
                 with torch.no_grad(), uninterrupted():
-                    self._actions.restore_gradients(optimizer)
+                    self._actions.restore_gradients(optimizer, stepped=True)
         self._leave()
 
     def _enter(self) -> None:
@@ -317,7 +317,7 @@ class StepHooks:
             self._inner_depth = 0
             with torch.no_grad(), uninterrupted():
                 for optimizer in self.optimizers:
-                    self._actions.restore_gradients(optimizer)
+                    self._actions.restore_gradients(optimizer, stepped=False)
         if self._depth > depth:
             self._depth = max(depth, 1)
             if depth == 0:
@@ -344,7 +344,7 @@ class StepHooks:
             if inner_depth:
                 with torch.no_grad(), uninterrupted():
                     for optimizer in self.optimizers:
-                        self._actions.restore_gradients(optimizer)
+                        self._actions.restore_gradients(optimizer, stepped=False)
             self._depth, self._inner_depth, stepped, self._stepped = 1, 0, self._stepped, False
             self._leave()
             result = closure(*args, **kwargs)

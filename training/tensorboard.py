@@ -90,8 +90,8 @@ class TensorBoard:
         before, since = self._flips_before(sad)
         steps = max(1, sad.step - since)
         for layer in [*sad.layers, sad.total]:
-            values[f"sad_previous/{layer.layer}"] = layer.previous_normalised
-            values[f"sad_start/{layer.layer}"] = layer.start_normalised
+            values[f"sad_previous/{layer.layer}"] = layer.previous_normalized
+            values[f"sad_start/{layer.layer}"] = layer.start_normalized
             values[f"flip_rate/{layer.layer}"] = (layer.flips - before.get(layer.layer, 0)) / layer.weights / steps
         self._before = sad
         self._scalars(int(row["step"]), values)

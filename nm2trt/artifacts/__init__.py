@@ -71,6 +71,7 @@ __all__ = [
     "RunnerRecord",
     "SadTotals",
     "SessionRecord",
+    "TeacherRecord",
     "ThreadsRecord",
     "Variant",
     "VariantRecord",
@@ -110,7 +111,16 @@ _HOMES = {
         "ReportDocument",
         "RunnerRecord",
     ),
-    "run": ("LayerRecord", "ModelRecord", "RunDocument", "RunResult", "SadTotals", "SessionRecord", "ThreadsRecord"),
+    "run": (
+        "LayerRecord",
+        "ModelRecord",
+        "RunDocument",
+        "RunResult",
+        "SadTotals",
+        "SessionRecord",
+        "TeacherRecord",
+        "ThreadsRecord",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nm2trt.artifacts.calibration import Agreement, CalibrationDocument
 from nm2trt.artifacts.document import Document
 from nm2trt.artifacts.facts import Facts
 from nm2trt.artifacts.files import FileRecord
@@ -148,6 +149,53 @@ class EngineRecord(BaseModel):
     """What kind of error it is: the ONNX parser refused operators, or anything else."""
 
 
+class CalibrationRecord(BaseModel):
+    """What an INT8 network was calibrated on, and what that cost."""
+
+    model_config = _FROZEN
+
+    file: str
+    """The whole document, in the build folder: ranges, scales and layers."""
+    data: str
+    """In words: which samples, and how many are held out."""
+    samples: int
+    method: str
+    placement: str
+    weights: Literal["qdq", "int8"]
+    layers: int
+    """Convolutions and products with constant weights."""
+    int8_layers: int
+    kept_float: tuple[str, ...]
+    """Layers that --max-drop kept in floating point."""
+    agreement: Agreement | None
+    """Scores and outputs before and after, on held-out samples."""
+    problems: tuple[str, ...]
+    verdict: Literal["pass", "fail"]
+
+    @classmethod
+    def of(cls, document: CalibrationDocument, file: str) -> CalibrationRecord:
+        """Shorten a calibration's document.
+
+        Args:
+            document: What `calibrate_model` returned.
+            file: Where it lies in the build folder.
+        """
+        return cls(
+            file=file,
+            data=document.data,
+            samples=document.samples,
+            method=document.method,
+            placement=document.placement,
+            weights=document.weights,
+            layers=len(document.layers),
+            int8_layers=sum(layer.int8 for layer in document.layers),
+            kept_float=document.kept_float,
+            agreement=document.agreement,
+            problems=document.problems,
+            verdict=document.verdict,
+        )
+
+
 class BuildDocument(Document):
     """Written by `nm2trt export`. A failed check is recorded here, and exit code 1 says so."""
 
@@ -166,6 +214,8 @@ class BuildDocument(Document):
     inputs: tuple[GraphPort, ...]
     outputs: tuple[GraphPort, ...]
     numerics: NumericsRecord | None
+    calibration: CalibrationRecord | None = None
+    """Of `--precision int8`; None where nothing was calibrated here."""
     pattern: dict[str, Any]
     """verify's verdict on model.onnx, as `nm2trt verify --json` prints it."""
     engines: list[EngineRecord]

@@ -27,7 +27,7 @@ class ModelFile(BaseModel):
 
 
 class TensorRange(BaseModel):
-    """One quantised activation."""
+    """One quantized activation."""
 
     model_config = _FROZEN
 
@@ -54,7 +54,7 @@ class LayerRecord(BaseModel):
     op: str
     shape: tuple[int, ...]
     int8: bool
-    """Its weight and its activation are quantised."""
+    """Its weight and its activation are quantized."""
     why_not: str
     """Why it is left in floating point; empty where it is INT8."""
     output_int8: bool
@@ -115,7 +115,7 @@ class Agreement(BaseModel):
 
     @property
     def drop_points(self) -> float | None:
-        """What quantisation cost, in percentage points, whichever scores are better; negative where it helped."""
+        """What quantization cost, in percentage points, whichever scores are better; negative where it helped."""
         if self.score_before is None or self.score_after is None:
             return None
         lost = 100 * (self.score_before - self.score_after)
@@ -123,7 +123,7 @@ class Agreement(BaseModel):
 
 
 class Sensitivity(BaseModel):
-    """One layer quantised alone, all others in floating point, on calibration samples."""
+    """One layer quantized alone, all others in floating point, on calibration samples."""
 
     model_config = _FROZEN
 
@@ -147,9 +147,9 @@ class CompileRecord(BaseModel):
     layers: int
     """Convolutions and products of the dump."""
     residual_adds: int
-    """Residual additions whose skip input was quantised."""
+    """Residual additions whose skip input was quantized."""
     residual_adds_fused: int
-    """Of these, how many share one kernel with the quantisation of their result or with a convolution."""
+    """Of these, how many share one kernel with the quantization of their result or with a convolution."""
     note: str
 
 

@@ -42,7 +42,7 @@ class Document(BaseModel):
             object.__setattr__(self, "schema_name", self.SCHEMA)
 
     def to_json(self) -> str:
-        """Serialise with the keys as documented, indented, with a newline at the end."""
+        """Serialize with the keys as documented, indented, with a newline at the end."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=True) + "\n"
 
     @classmethod

@@ -47,7 +47,7 @@ def file_records(folder: Path) -> dict[str, FileRecord]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: into a temporary neighbour, then rename.
+    """Write a file whole or not at all: into a temporary neighbor, then rename.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; `path` is as it was before.

@@ -1,4 +1,4 @@
-"""The parts of report.json that look below the end-to-end time: layers, and behaviour under load."""
+"""The parts of report.json that look below the end-to-end time: layers, and behavior under load."""
 
 from __future__ import annotations
 

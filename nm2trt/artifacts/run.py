@@ -47,7 +47,9 @@ class SadTotals(BaseModel):
 
     from_start: int
     """Between the first mask and the last."""
-    from_start_normalised: float
+    from_start_normalized: float = Field(
+        validation_alias=AliasChoices("from_start_normalized", "from_start_normalised")  # codespell:ignore
+    )
     cumulative: int
     """Sum of the mask bits that flipped at each optimizer step."""
     flips_per_weight: float
@@ -110,6 +112,17 @@ class SessionRecord(BaseModel):
     """Whether the weights were sharded over the processes."""
 
 
+class TeacherRecord(BaseModel):
+    """What a run was distilled from; weight and temperature are in its configuration."""
+
+    model_config = _FROZEN
+
+    name: str
+    """Of the run folder or checkpoint."""
+    model: str
+    checkpoint_sha256: str
+
+
 class RunDocument(Document):
     """Written by `nm2trt train` when, and only when, the run is complete."""
 
@@ -119,6 +132,7 @@ class RunDocument(Document):
     config: dict[str, Any]
     method: str
     pattern: str | None
+    teacher: TeacherRecord | None = None
     data: str
     data_source: str
     train_samples: int

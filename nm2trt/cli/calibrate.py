@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from nm2trt.cli.common import say_threads, stderr_console, threads_option
+from nm2trt.cli.common import say_threads, threads_option
 from nm2trt.cli.json_output import json_option, print_json
-
-if TYPE_CHECKING:
-    from nm2trt.artifacts.calibration import CalibrationDocument
-    from nm2trt.calibration.settings import Settings
+from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
 
 
 @click.command(name="calibrate")
@@ -53,7 +47,7 @@ if TYPE_CHECKING:
     help="Store weights as floats behind Q/DQ, or as INT8 behind DQ (a quarter of the size).",
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in floating point.")
-@click.option("--sensitivity", is_flag=True, help="Quantise layer by layer and rank them.")
+@click.option("--sensitivity", is_flag=True, help="Quantize layer by layer and rank them.")
 @click.option(
     "--max-drop",
     type=float,
@@ -67,7 +61,7 @@ if TYPE_CHECKING:
     help="Take ranges from a calibration cache of TensorRT 7 to 10.",
 )
 @click.option(
-    "--resymmetrize", is_flag=True, help="Take a quantised model's own Q/DQ out first, and calibrate it anew."
+    "--resymmetrize", is_flag=True, help="Take a quantized model's own Q/DQ out first, and calibrate it anew."
 )
 @click.option("--preprocess", metavar="SPEC", help="For a folder of images: imagenet, or 'resize=256 crop=224 mean=..'")
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the files of the data set are.")
@@ -86,7 +80,7 @@ if TYPE_CHECKING:
 @threads_option()
 @json_option
 def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_json: bool, **options: Any) -> int:
-    """Quantise a float ONNX model to INT8 Q/DQ, keep its N:M pattern, and prove both.
+    """Quantize a float ONNX model to INT8 Q/DQ, keep its N:M pattern, and prove both.
 
     TensorRT 11 has no calibrators: INT8 is Q/DQ nodes in the ONNX file. Scales are per channel for weights
     and per tensor for activations, zero points 0, so a stored zero stays a zero. OUT.onnx gets them where TensorRT
@@ -102,21 +96,16 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
     Exit 1: a layer lost its pattern, the score drops by more than --max-drop, or the result does not
             compile. OUT.onnx is still written, so that you can look.
     """
-    from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK, ConfigError
+    _check_plot(plot)
+    from nm2trt.cli.render.progress import counted_progress
+    from nm2trt.pipelines.calibrate import CalibrationConfig, calibrate_model, draw_ranges
 
-    if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
-        raise ConfigError("is no .png in an existing folder", where=f"--plot {plot}")
-    builder, sm = options.pop("builder"), options.pop("sm")
-    from nm2trt.calibration.settings import Settings
-
-    settings = Settings(**options)
+    config = CalibrationConfig(**options)
     say_threads()
-    with _watching() as progress:
-        document = calibrate_file(model, output, settings, builder=builder, sm=sm, force=force, progress=progress)
+    with counted_progress("opening") as progress:
+        document = calibrate_model(model, output, config, force=force, progress=progress)
     if plot is not None:
-        from nm2trt.report.calibration import write_ranges_png
-
-        write_ranges_png(document, plot)
+        draw_ranges(document, plot)
     if as_json:
         print_json(document.to_json())
     else:
@@ -128,63 +117,8 @@ def command(model: Path, output: Path, *, plot: Path | None, force: bool, as_jso
     return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
 
 
-def calibrate_file(
-    model: Path,
-    output: Path,
-    settings: Settings,
-    *,
-    builder: str = "auto",
-    sm: str | None = None,
-    force: bool = False,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> CalibrationDocument:
-    """Calibrate and compile: the stages calibration and engine, joined.
+def _check_plot(plot: Path | None) -> None:
+    from nm2trt.errors import ConfigError
 
-    Args:
-        model: Float ONNX file.
-        output: `.onnx` to write.
-        settings: Of the calibration.
-        builder: "auto", "tensorrt", "tensorrt-rtx" or "none".
-        sm: Compute capability; None takes the builder's usual one.
-        force: Replace an output that nm2trt wrote.
-        progress: Called with (what, done, of how many).
-
-    Raises:
-        ConfigError: Wrong options, or the output exists.
-        InputError: The model or the samples cannot be used; nothing is written.
-        MachineError: A builder was asked for that this machine lacks.
-    """
-    from nm2trt.calibration.run import calibrate, check_target
-    from nm2trt.engine import choose_builder
-    from nm2trt.pipelines.compile_check import compile_result
-
-    check_target(model, output, force=force)
-    chosen = choose_builder(builder)
-    target = chosen.builder.resolve_sm(sm) if chosen.builder is not None else None
-    return calibrate(
-        model,
-        output,
-        settings,
-        force=force,
-        progress=progress,
-        compile_check=partial(compile_result, chosen=chosen, sm=target),
-    )
-
-
-@contextmanager
-def _watching() -> Iterator[Callable[[str, int, int], None]]:
-    """Show what is being done, and how far it is, on a terminal."""
-    console = stderr_console()
-    if not console.is_terminal:
-        yield lambda *_: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("opening", total=None)
-
-        def move(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
-
-        yield move
+    if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
+        raise ConfigError("is no .png in an existing folder", where=f"--plot {plot}")

@@ -13,15 +13,13 @@ from nm2trt.cli.common import (
     output_option,
     say_threads,
     schema_option,
-    stderr_console,
-    stdout_console,
     threads_option,
 )
 from nm2trt.cli.json_output import json_option, print_json
+from nm2trt.cli.render.status import show_status
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts.server_report import OutputsRecord, ServerReportDocument
-    from nm2trt.serve.check import CheckConfig
+    from nm2trt.pipelines.check_server import CheckConfig, ServerReportDocument
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -129,31 +127,20 @@ def command(
     Exit 1: the description differs, an answer differs, cannot be read or did not come.
     Exit 3: nothing listens there, or server or model is not ready.
     """
-    from nm2trt.artifacts.files import check_output, staged_folder
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
-    from nm2trt.serve.check import check_server
+    from nm2trt.pipelines.check_server import check_server
 
     _refuse_idle_options(context, options, output=output)
-    if output is not None:
-        check_output(output, force=force)
     config = _config(build, options)
     say_threads()
-    console = stderr_console()
-    if console.is_terminal:
-        with console.status("asking the server") as status:
-            report = check_server(config, status.update)
-    else:
-        report = check_server(config)
-    if output is not None:
-        from nm2trt.report.server_page import server_page
-
-        with staged_folder(output, force=force) as folder:
-            report.write(folder)
-            (folder / "server.html").write_text(server_page(report), encoding="utf-8")
+    with show_status("asking the server") as progress:
+        report = check_server(config, output, force=force, progress=progress)
     if as_json:
         print_json(report.to_json())
     else:
-        _show(report, output)
+        from nm2trt.cli.render.check_server import print_server_report
+
+        print_server_report(report, output)
     if report.problems:
         more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
         click.echo(f"nm2trt: error: {report.problems[0]}{more}", err=True)
@@ -161,8 +148,7 @@ def command(
 
 
 def _config(build: Path, options: dict[str, Any]) -> CheckConfig:
-    from nm2trt.serve.address import Tls
-    from nm2trt.serve.check import CheckConfig
+    from nm2trt.pipelines.check_server import CheckConfig, Tls
 
     protocols: dict[str, tuple[Literal["http", "grpc"], ...]] = {"http": ("http",), "grpc": ("grpc",)}
     tls = Tls(
@@ -210,63 +196,3 @@ def _refuse_idle_options(context: click.Context, options: dict[str, Any], *, out
     idle = [f"{named[name]} {why}" for applies, names, why in rules if applies for name in names if name in given]
     if idle:
         raise ConfigError(f"no effect: {'; '.join(idle)}", where="check-server", hint="drop it")
-
-
-def _error(result: OutputsRecord) -> str:
-    if result.max_abs_error == 0:
-        return "not a bit differs"
-    share = f"{result.max_rel_error:.2e} of the largest output, bound {result.tolerance:.0e}"
-    return f"largest error {result.max_abs_error:.2e} ({share})"
-
-
-def _outcome(result: OutputsRecord) -> str:
-    """One line on one protocol's answers."""
-    if result.passed:
-        return f"outputs agree with ONNX Runtime's; {_error(result)}, {result.inputs}"
-    if not result.requests:
-        return f"nothing was asked; {result.first_error}"
-    if result.errors:
-        return f"{result.errors} of {result.requests} requests failed; {result.first_error}"
-    return f"outputs differ from ONNX Runtime's in {result.wrong} of {result.requests} answers; {result.worst_at}"
-
-
-def _show(report: ServerReportDocument, output: Path | None) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from nm2trt.report.server_page import LOAD_COLUMNS, load_cells
-
-    console = stdout_console()
-    for one in report.metadata:
-        if not one.server:
-            continue
-        state = "differs" if one.differences else "agrees with the build"
-        console.print(
-            f"{one.protocol}: {one.server}, {one.platform or 'no platform'}; its description {state}", markup=False
-        )
-    for result in report.outputs:
-        batches = ", ".join(map(str, result.batches))
-        version = f", version {result.version}" if result.version else ""
-        console.print(
-            f"{result.protocol}: {_outcome(result)}, batch {batches}{version}",
-            markup=False,
-            soft_wrap=True,
-        )
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, style="yellow", soft_wrap=True)
-    for end in report.saturation:
-        table = Table(box=box.SIMPLE_HEAD, title=f"load over {end.protocol}", title_justify="left")
-        for heading in LOAD_COLUMNS:
-            table.add_column(heading, justify="right")
-        for record in report.load:
-            if record.protocol == end.protocol:
-                table.add_row(*load_cells(record))
-        console.print()
-        console.print(table)
-        console.print(f"{end.protocol}: {end.sentence}", markup=False, style="bold", soft_wrap=True)
-    console.print()
-    console.print(f"verdict: {report.verdict}", style="bold")
-    if report.problems and not report.load:
-        console.print("no load was measured: the check failed already", style="dim")
-    if output is not None:
-        console.print(f"report: {output / 'server.html'}", markup=False, soft_wrap=True)

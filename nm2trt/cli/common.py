@@ -38,6 +38,23 @@ def output_option(metavar: str, text: str, *, required: bool = True, default: Pa
     )
 
 
+def option_group(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several arguments and options as one decorator; the command gathers their values with `**options`."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def given_options(context: click.Context) -> set[str]:
+    """Names of the parameters that the user wrote."""
+    usual = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    return {name for name in context.params if context.get_parameter_source(name) not in usual}
+
+
 force_option = click.option(
     "--force",
     is_flag=True,
@@ -119,3 +136,24 @@ def schema_option(load: Callable[[], type[Document]], file: str) -> Callable[[F]
         callback=print_schema,
         help=f"Print the JSON schema of {file} and exit.",
     )
+
+
+def check_plot(plot: Path) -> None:
+    """Refuse a `--plot` that would fail after the work, or replace something that is no picture.
+
+    Raises:
+        ConfigError: It is no PNG in an existing folder.
+    """
+    from nm2trt.errors import ConfigError
+
+    where = f"--plot {plot}"
+    if plot.suffix.lower() != ".png":
+        raise ConfigError("is no .png", where=where, hint="name the file F.png")
+    if plot.is_dir():
+        raise ConfigError("is a folder", where=where, hint="name a file")
+    if not plot.parent.is_dir():
+        raise ConfigError("parent directory does not exist", where=where, hint="name a file in an existing folder")
+    if plot.exists():
+        with plot.open("rb") as file:
+            if file.read(8) != b"\x89PNG\r\n\x1a\n":
+                raise ConfigError("exists and is no PNG", where=where, hint="choose another name")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import stdout_console
+from nm2trt.cli.common import option_group, stdout_console
 from nm2trt.cli.json_output import json_option, print_json
 from nm2trt.cli.render.status import show_status
 
@@ -27,7 +26,7 @@ def _list_gpus(context: click.Context, _option: click.Parameter, asked: bool) ->
     context.exit()
 
 
-_NETWORK_OPTIONS: tuple[Callable[..., Any], ...] = (
+network_options = option_group(
     click.argument("model", type=click.Path(path_type=Path), metavar="MODEL"),
     click.option("--gpu", metavar="NAME", help="Such as a100-pcie-40gb; --list-gpus names all."),
     click.option(
@@ -66,13 +65,7 @@ _NETWORK_OPTIONS: tuple[Callable[..., Any], ...] = (
         help="These layers stay dense.",
     ),
 )
-
-
-def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `estimate` and `recommend` share: the network, and where it runs."""
-    for option in reversed(_NETWORK_OPTIONS):
-        function = option(function)
-    return function
+"""What `estimate` and `recommend` share: the network, and where it runs."""
 
 
 @click.command(name="estimate")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from nm2trt.cli.common import force_option, output_option, say_threads, stderr_console, threads_option
-from nm2trt.cli.export_engines import engine_options
+from nm2trt.cli.export_engines import calibration_options, engine_options
 from nm2trt.cli.json_output import json_option, print_json
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,6 +80,7 @@ _ABOUT_SOURCE = (
     "float_bias",
     "trust",
 )
+_ABOUT_CALIBRATION = ("held_out", "method", "placement", "weights", "exclude", "max_drop", "preprocess")
 
 
 def _source_options(command: F) -> F:
@@ -95,8 +96,9 @@ def _source_options(command: F) -> F:
 @_source_options
 @click.option(
     "--precision",
-    metavar="fp32|fp16|bf16",
-    help="Type of weights and arithmetic. Default: fp32, and of ONNX as found. Sparse kernels need fp16 or INT8.",
+    metavar="fp32|fp16|bf16|int8",
+    help="Type of weights and arithmetic. Default: fp32, and of ONNX as found. Sparse kernels need fp16 or INT8; "
+    "int8 calibrates a float network.",
 )
 @click.option(
     "--io-dtype",
@@ -108,6 +110,7 @@ def _source_options(command: F) -> F:
 @click.option(
     "--batch", metavar="MIN:OPT:MAX", help="Batch sizes to build for. Default: 1:8:64, where the batch is free."
 )
+@calibration_options
 @engine_options
 @click.option(
     "--tolerance",
@@ -118,50 +121,26 @@ def _source_options(command: F) -> F:
 @force_option
 @threads_option()
 @json_option
-def command(
-    source: Path,
-    output: Path,
-    precision: str | None,
-    io_dtype: str,
-    batch: str | None,
-    builder: str,
-    sm: str | None,
-    tolerance: float | None,
-    force: bool,
-    as_json: bool,
-    **others: Any,
-) -> int:
+def command(source: Path, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
     """Turn a network into ONNX and TensorRT engines, and check every step.
 
     SOURCE is a folder that `nm2trt train` wrote, a checkpoint with --model, or an ONNX file, which is taken as it is
     unless --precision asks for another type. BUILD gets model.onnx, its outputs compared with the source's and its
     pattern counted in the file itself; engines without (control) and with SPARSE_WEIGHTS (sparse); and build.json,
     which says for each of four facts (legal, eligible, chosen, faster) what is proved and what is not.
+    --precision int8 calibrates on the run's own data, or on --data or --samples, as `nm2trt calibrate` does.
 
     \b
-    Exit 1: the outputs differ by more than the tolerance, a layer that was meant to be sparse is not,
-            or an engine did not build. BUILD is still written, so that you can look.
+    Exit 1: the outputs differ by more than the tolerance, a layer that was meant to be sparse is not, the INT8
+            score drops by more than --max-drop, or an engine did not build. BUILD is still written, so that
+            you can look.
     """
     from nm2trt.errors import EXIT_BAD_VERDICT, EXIT_OK
     from nm2trt.pipelines.export import export_network, failures
     from nm2trt.pipelines.export_config import checked_config
     from nm2trt.threads import choose_threads, torch_threads
 
-    settings = {
-        "source": {name: value for name, value in others.items() if name in _ABOUT_SOURCE},
-        "engine": {name: value for name, value in others.items() if name not in _ABOUT_SOURCE},
-    }
-    config = checked_config(
-        output,
-        force=force,
-        precision=precision,
-        io_dtype=io_dtype,
-        batch=batch,
-        builder=builder,
-        sm=sm,
-        tolerance=tolerance,
-        **settings,
-    )
+    config = checked_config(output, force=force, **_grouped(options))
     say_threads()
     console = stderr_console()
     with torch_threads(choose_threads()):
@@ -179,3 +158,16 @@ def command(
     for line in failures(document):
         click.echo(f"nm2trt: error: {line}", err=True)
     return EXIT_OK if document.verdict == "pass" else EXIT_BAD_VERDICT
+
+
+def _grouped(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as fields of `ExportConfig`."""
+    calibration = {name: options.pop(name) for name in _ABOUT_CALIBRATION}
+    calibration["samples"] = options.pop("calibration_samples")
+    own = {name: options.pop(name) for name in ("precision", "io_dtype", "batch", "builder", "sm", "tolerance")}
+    return {
+        **own,
+        "source": {name: options.pop(name) for name in _ABOUT_SOURCE},
+        "calibration": calibration,
+        "engine": options,
+    }

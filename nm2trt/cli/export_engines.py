@@ -1,4 +1,4 @@
-"""Options of the engine part of `nm2trt export`."""
+"""Options of the engine and the INT8 part of `nm2trt export`."""
 
 from __future__ import annotations
 
@@ -58,5 +58,65 @@ _OPTIONS = (
 def engine_options(command: F) -> F:
     """Add the options of the engine part; all but --builder and --sm are fields of `nm2trt.engine.EngineSettings`."""
     for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+_CALIBRATION_OPTIONS = (
+    click.option(
+        "--calibration-samples",
+        type=int,
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="With int8: maximum number of calibration samples.",
+    ),
+    click.option(
+        "--held-out",
+        type=int,
+        default=10_000,
+        show_default=True,
+        metavar="N",
+        help="With int8: maximum number of held-out evaluation samples.",
+    ),
+    click.option(
+        "--method",
+        default="entropy",
+        show_default=True,
+        metavar="NAME",
+        help="With int8: how ranges are chosen, as in `nm2trt calibrate`.",
+    ),
+    click.option(
+        "--placement",
+        default="default",
+        show_default=True,
+        metavar="default|sparse|minimal",
+        help="With int8: where Q/DQ go, as in `nm2trt calibrate`.",
+    ),
+    click.option(
+        "--weights",
+        default="qdq",
+        show_default=True,
+        metavar="qdq|int8",
+        help="With int8: how weights are stored, as in `nm2trt calibrate`.",
+    ),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="With int8: leave these layers in floating point."),
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="With int8: keep the worst layers in floating point until the score drops by at most X points.",
+    ),
+    click.option(
+        "--preprocess",
+        metavar="SPEC",
+        help="With int8, for a folder of images: imagenet, or 'resize=256 crop=224 mean=..'",
+    ),
+)
+
+
+def calibration_options(command: F) -> F:
+    """Add what only `--precision int8` takes: fields of `CalibrationOptions`."""
+    for option in reversed(_CALIBRATION_OPTIONS):
         command = option(command)
     return command

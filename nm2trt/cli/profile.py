@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import force_option, output_option, schema_option, stderr_console, threads_option
+from nm2trt.cli.common import force_option, given_options, output_option, schema_option, threads_option
 from nm2trt.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
     from nm2trt.artifacts import ReportDocument
+    from nm2trt.pipelines.profile import ProfileSources
 
 _PATH = click.Path(path_type=Path)
 
@@ -103,7 +104,9 @@ def _document() -> type[ReportDocument]:
 @threads_option(sleep=False)
 @json_option
 @click.pass_context
-def command(context: click.Context, /, output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
+def command(
+    context: click.Context, /, sources: tuple[Path, ...], output: Path, *, force: bool, as_json: bool, **options: Any
+) -> int:
     """Time a sparse-trained network against a dense one.
 
     The variants run in turns, in shuffled order: dense, sparse, and sparse once more; on TensorRT also the sparse
@@ -115,183 +118,36 @@ def command(context: click.Context, /, output: Path, *, force: bool, as_json: bo
     ONNX file only its matrix products do. With two logs of trtexec (or folders, or PREFIXes of its files), dense first,
     or with --trtexec-* or --layer-times, nothing is run: the report is made of what others measured.
     """
-    from nm2trt.artifacts.files import check_output, staged_folder
+    from nm2trt.cli.render.progress import measuring_progress
+    from nm2trt.errors import EXIT_OK
+    from nm2trt.pipelines.profile import profile_build, profile_config
 
-    _place_sources(options)
-    imported = any(options[key] for key in ("trtexec_sparse", "trtexec_dense", "trtexec_again", "layer_times"))
-    config = _config(options)
-    _check_source(options, imported=imported)
-    _check_torch_options(context, options)
-    check_output(output, force=force)
-    if imported:
-        report = _imported(options, config, _given(context, "batches"))
-    else:
-        report = _measured_in_torch(options, config) if config.backend == "torch-sparse" else _measured(options, config)
-    from nm2trt.report.profile_page import profile_page
-
-    with staged_folder(output, force=force) as folder:
-        report.write(folder)
-        (folder / "report.html").write_text(profile_page(report), encoding="utf-8")
+    beside = _sources(options)
+    given = given_options(context)
+    config = profile_config(**{name: value for name, value in options.items() if name in given})
+    with measuring_progress() as progress:
+        report = profile_build(sources, output, config, beside, force=force, progress=progress)
     if as_json:
         print_json(report.to_json())
     else:
         from nm2trt.cli.render.profile import show
 
         show(report, output)
-    return 0
+    return EXIT_OK
 
 
-def _place_sources(options: dict[str, Any]) -> None:
-    """Tell the arguments apart: one network to run, or the files of trtexec's dense and sparse runs."""
-    from nm2trt.errors import ConfigError
+def _sources(options: dict[str, Any]) -> ProfileSources:
+    """Take what names networks and files out of the options; the settings of the measurement are left."""
+    from nm2trt.pipelines.profile import CheckpointConfig, MeasuredFiles, ProfileSources
 
-    sources: tuple[Path, ...] = options.pop("sources")
-    options["source"] = None
-    if len(sources) > 2:
-        raise ConfigError(
-            f"{len(sources)} arguments: name one network, or the dense and the sparse run of trtexec", where="profile"
-        )
-    if len(sources) < 2 and not (sources and _is_measurement(sources[0])):
-        options["source"] = sources[0] if sources else None
-        return
-    if any(options[f"trtexec_{name}"] for name in ("dense", "sparse")) or options["layer_times"] is not None:
-        raise ConfigError("two runs as arguments and --trtexec-* or --layer-times exclude each other", where="profile")
-    network = next((path for path in sources if path.suffix == ".onnx" or (path / "build.json").exists()), None)
-    if network is not None:
-        raise ConfigError(f"{network} is a network, no run of trtexec", hint="give the dense network with --dense")
-    if len(sources) == 2:
-        options["trtexec_dense"], options["trtexec_sparse"] = sources
-    else:
-        options["trtexec_sparse"] = sources[0]
-
-
-def _is_measurement(path: Path) -> bool:
-    """Whether a file is one that trtexec writes; a network is none."""
-    if not path.is_file() or path.suffix == ".onnx":
-        return False
-    from nm2trt.errors import InputError
-    from nm2trt.evidence.recognize import FileKind, recognize
-
-    try:
-        return recognize(path).kind not in (FileKind.OTHER_JSON, FileKind.OTHER_TEXT)
-    except InputError:
-        return False
-
-
-def _given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
-def _config(options: dict[str, Any]) -> Any:
-    from nm2trt.profile.config import profile_config
-
-    keys = (
-        "backend",
-        "modes",
-        "precision",
-        "provider",
-        "batches",
-        "shapes",
-        "duration_s",
-        "rebuilds",
-        "layers",
-        "streams",
-        "rates",
-        "trust",
-        "seed",
+    return ProfileSources(
+        dense=options.pop("dense"),
+        reference=options.pop("reference"),
+        checkpoint=CheckpointConfig(
+            **{name: options.pop(name) for name in ("model", "input_shape", "inputs", "classes")}
+        ),
+        files=MeasuredFiles(
+            layer_times=options.pop("layer_times"),
+            **{name: options.pop(f"trtexec_{name}") for name in ("sparse", "dense", "again")},
+        ),
     )
-    return profile_config(**{key: options[key] for key in keys})
-
-
-def _check_source(options: dict[str, Any], *, imported: bool) -> None:
-    from nm2trt.errors import ConfigError
-
-    if not imported and options["source"] is None:
-        raise ConfigError("nothing to profile", hint="name a build folder or ONNX file, or --trtexec-sparse PREFIX")
-    if options["layer_times"] is not None and any(
-        options[f"trtexec_{variant}"] for variant in ("sparse", "dense", "again")
-    ):
-        raise ConfigError("--layer-times and --trtexec-* exclude each other", hint="make two reports")
-    if imported and (options["dense"] is not None or options["reference"] is not None):
-        raise ConfigError("--dense and --reference are run, --trtexec-* and --layer-times are read", hint="choose one")
-
-
-def _imported(options: dict[str, Any], config: Any, batch_given: bool) -> ReportDocument:
-    from nm2trt.errors import ConfigError
-    from nm2trt.profile.importers.trtexec import TrtexecPaths, import_table, import_trtexec
-
-    if batch_given and len(config.batches) != 1:
-        raise ConfigError("--batch: others' files hold one batch size", hint="name that one")
-    batch = config.batches[0] if batch_given else None
-    if options["layer_times"] is not None:
-        if batch is None:
-            raise ConfigError("a table does not tell its batch size", where="--layer-times", hint="add --batch N")
-        return import_table(options["layer_times"], batch=batch, seed=config.seed)
-    paths = TrtexecPaths(
-        sparse=options["trtexec_sparse"], dense=options["trtexec_dense"], again=options["trtexec_again"]
-    )
-    return import_trtexec(paths, model=options["source"], batch=batch, seed=config.seed)
-
-
-def _measured(options: dict[str, Any], config: Any) -> ReportDocument:
-    from nm2trt.profile import profile
-
-    with _Progress() as progress:
-        report = profile(
-            options["source"], config, dense=options["dense"], reference=options["reference"], progress=progress.update
-        )
-    words = f"backend: {report.backend_choice}"
-    if report.runner.threads is not None:
-        words += f"; CPU threads: {report.runner.threads}"
-    stderr_console().print(words, style="dim", markup=False, soft_wrap=True)
-    return report
-
-
-_OF_TORCH = ("modes", "precision", "model", "input_shape", "inputs", "classes")
-_NOT_OF_TORCH = ("provider", "rebuilds", "streams", "rates", "reference", "trust")
-
-
-def _check_torch_options(context: click.Context, options: dict[str, Any]) -> None:
-    from nm2trt.errors import ConfigError
-
-    in_torch = options["backend"] == "torch-sparse"
-    names = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
-    wrong = [names[name] for name in (_NOT_OF_TORCH if in_torch else _OF_TORCH) if _given(context, name)]
-    if wrong:
-        words = "does not go" if len(wrong) == 1 else "do not go"
-        raise ConfigError(
-            f"{', '.join(wrong)} {words} with --backend {options['backend']}",
-            hint="leave it out" if in_torch else "use --backend torch-sparse, or leave it out",
-        )
-
-
-def _measured_in_torch(options: dict[str, Any], config: Any) -> ReportDocument:
-    from nm2trt.cli.profile_torch_sparse import torch_network
-    from nm2trt.profile.torch_sparse import profile_torch_sparse
-
-    network = torch_network(options["source"], options, config.shapes)
-    dense = None if options["dense"] is None else torch_network(options["dense"], options, config.shapes)
-    with _Progress() as progress:
-        return profile_torch_sparse(network, config, dense=dense, progress=progress.update)
-
-
-class _Progress:
-    """A bar for whatever is being measured, on a terminal only."""
-
-    def __init__(self) -> None:
-        from rich.progress import Progress, TimeElapsedColumn
-
-        console = stderr_console()
-        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("opening", total=1.0)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._bar.stop()
-
-    def update(self, what: str, share: float) -> None:
-        self._bar.update(self._task, completed=share, description=what)

@@ -19,7 +19,7 @@ from nm2trt.cli.render.status import show_status
     "--sensitivity",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What each layer costs when sparse: JSON, CSV, or what `nm2trt calibrate --sensitivity` wrote.",
+    help="What each layer costs when sparse: JSON, CSV, or what `nm2trt calibrate` or `prune --sensitivity` wrote.",
 )
 @json_option
 def command(model: Path, *, target: float | None, sensitivity: Path | None, as_json: bool, **options: Any) -> int:

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nm2trt.cli.common import force_option, output_option, threads_option
 from nm2trt.cli.json_output import json_option, print_json
-from nm2trt.errors import Nm2trtError
-
-if TYPE_CHECKING:
-    from nm2trt.training.config import TrainConfig
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """Keep what the user typed; a configuration file answers for the rest."""
-    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 @click.command(name="train")
@@ -51,11 +42,29 @@ def _given(**options: Any) -> dict[str, Any]:
     metavar="CHECKPOINT",
     help="Weights to start from: safetensors, a torch state dict, or a run folder.",
 )
-@click.option("--method", metavar="NAME", help="sr-ste (default), ste, s-ste, decaying-mask, asp or dense.")
+@click.option(
+    "--hold-masks/--no-hold-masks",
+    default=None,
+    help="Take the masks from --init's weights as they are and hold them; for checkpoints that are N:M already.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    metavar="RUN|CHECKPOINT",
+    help="Learn from a trained network's outputs, too: a run, or a checkpoint of the same --model.",
+)
+@click.option("--teacher-weight", metavar="X", help="Share of the teacher in the loss; default 0.67.")
+@click.option("--teacher-temperature", metavar="X", help="Divides both networks' logits; default 1.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="sr-ste (default with sgd), step (default with adamw), ste, s-ste, decaying-mask, asp or dense.",
+)
 @click.option("--pattern", metavar="N:M", help="N weights kept of every M; default 2:4.")
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these modules.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Modules that stay dense.")
-@click.option("--refresh-every", metavar="K", help="Optimizer steps between new masks; default 1.")
+@click.option("--mask-update-interval", metavar="K", help="Optimizer steps between new masks; default 1.")
+@click.option("--refresh-every", hidden=True)  # What it was called before.
 @click.option("--freeze-epochs", metavar="N", help="Hold the masks in the last N epochs; default 0.")
 @click.option("--dense-epochs", metavar="N", help="With asp: epochs before pruning; default half of them.")
 @click.option("--decay", metavar="X", help="lambda of SR-STE; default 2e-4, the paper's.")
@@ -93,22 +102,14 @@ def _given(**options: Any) -> dict[str, Any]:
     help="Start RUN, or go on with it where it is there: for jobs that are restarted (torchrun --max-restarts, SLURM).",
 )
 @click.option(
-    "--trust", is_flag=True, help="When resuming: import the code that RUN names although it was not started here."
+    "--trust",
+    is_flag=True,
+    help="Import the code that RUN (resumed) or --teacher names though not started here.",
 )
 @output_option("RUN", "Folder to make.")
 @force_option
 @json_option
-def command(
-    config: Path | None,
-    output: Path,
-    *,
-    resume: bool,
-    auto_resume: bool,
-    trust: bool,
-    force: bool,
-    as_json: bool,
-    **options: Any,
-) -> int:
+def command(output: Path, *, force: bool, as_json: bool, **options: Any) -> int:
     """Train a network N:M sparse and record how its masks moved (SAD).
 
     Ctrl-C and SIGTERM save the state first; --resume goes on from it, or from the last epoch's end.
@@ -120,103 +121,42 @@ def command(
     nm2trt train -o runs/digits
     nm2trt train --data fashion-mnist --epochs 3 --batch-size 128 -o runs/fashion
     """
+    _check_resuming(options, force=force)
+    how = {name: options.pop(name) for name in ("config", "resume", "auto_resume", "trust")}
+    given = _given_options(options)
     from nm2trt.cli.render.progress import training_progress
+    from nm2trt.pipelines.train import is_first_process, process_group_ends, settle_start, train_network
+
+    start = settle_start(output, given, **how)
+    with process_group_ends(), training_progress(start.config.method) as progress:
+        document = train_network(
+            start.config, output, force=force, resume=start.resume, trust=how["trust"], progress=progress
+        )
+    if not is_first_process():
+        return 0
+    if as_json:
+        print_json(document.to_json())
+    else:
+        from nm2trt.cli.render.train import print_run
+
+        print_run(document, output)
+    return 0
+
+
+def _check_resuming(options: dict[str, Any], *, force: bool) -> None:
+    from nm2trt.errors import ConfigError
+
+    if options["resume"] and (force or options["config"] is not None):
+        raise ConfigError("--resume takes RUN's own config.toml", hint="leave --config and --force out")
+    if options["auto_resume"] and (force or options["resume"]):
+        raise ConfigError("--auto-resume decides itself whether RUN is started", hint="leave --resume and --force out")
+
+
+def _given_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Keep what the user typed; a configuration file answers for the rest."""
     from nm2trt.errors import ConfigError
 
     layers = dict(entry.rpartition("=")[::2] for entry in options.pop("layers"))
     if "" in layers:
         raise ConfigError(f"--layer {layers['']!r} has no '='", hint="write GLOB=N:M, such as 'layers.2.*=1:4'")
-    if resume and (force or config is not None):
-        raise ConfigError("--resume takes RUN's own config.toml", hint="leave --config and --force out")
-    if auto_resume and (force or resume):
-        raise ConfigError("--auto-resume decides itself whether RUN is started", hint="leave --resume and --force out")
-    from nm2trt.training.processes import is_first_process, process_group_ends
-    from nm2trt.training.run import train
-
-    given = _given(layers=layers or None, **options)
-    resume = resume or (auto_resume and _is_started(output))
-    settings = _settings(config, given, output, resume=resume, auto=auto_resume, trust=trust)
-    try:
-        with process_group_ends(), training_progress(settings.method) as progress:
-            document = train(settings, output, force=force, resume=resume, progress=progress)
-    except KeyboardInterrupt:
-        raise _interrupted(output) from None
-    if not is_first_process():
-        return 0
-    if as_json:
-        print_json(document.to_json())
-        return 0
-    _print(document, output)
-    return 0
-
-
-def _is_started(output: Path) -> bool:
-    from nm2trt.training.config import FILE
-
-    return (output / FILE).is_file()
-
-
-def _settings(
-    config: Path | None, given: dict[str, Any], output: Path, *, resume: bool, auto: bool, trust: bool
-) -> TrainConfig:
-    from nm2trt.training.config import load_config, resumed_config
-
-    if not resume:
-        return load_config(config, given)
-    # With --auto-resume the command line is the one that the run was started with.
-    options = load_config(config, given).model_dump() if auto else given
-    return resumed_config(output, options, trust=trust)
-
-
-def _interrupted(output: Path) -> Nm2trtError:
-    """Say what an interruption outside of the steps leaves."""
-    from nm2trt.training.interruption import InterruptedRunError
-    from nm2trt.training.state import FILE
-
-    if (output / FILE).is_file():
-        return InterruptedRunError(
-            "interrupted; its last saved state is whole", where=output, hint="go on with --resume"
-        )
-    return InterruptedRunError("interrupted before anything was saved; nothing was left", where=output)
-
-
-def _sessions_line(document: Any) -> str:
-    """Say how near a resumed run comes to one that was left alone."""
-    if document.repeats_to_the_byte:
-        times = len(document.sessions) - 1
-        count = f"{times} time{'s' if times > 1 else ''}"
-        return f"resumed {count} by as many processes: on a CPU, as if never stopped, to the byte"
-    counts = ", ".join(str(session.processes) for session in document.sessions)
-    return f"trained by {counts} processes in turn: as if never stopped to rounding, not to the byte"
-
-
-def _print(document: Any, output: Path) -> None:
-    sparse = [layer for layer in document.layers if layer.pattern]
-    result = document.result
-    click.echo(
-        f"{document.model.name} on {document.data}, {document.method}: "
-        f"test {result.score} "
-        f"after {result.epochs} epochs ({result.steps} steps, {result.seconds:.1f} s on {document.device})"
-    )
-    if document.method != "dense":
-        patterns = ", ".join(sorted({layer.pattern for layer in sparse}))
-        click.echo(f"{len(sparse)} of {len(document.layers)} weights are sparse: {patterns}")
-        for layer in document.layers:
-            if not layer.pattern:
-                click.echo(f"  dense: {layer.name} {list(layer.shape)}: {layer.reason}")
-    if document.threads is not None:
-        from nm2trt.threads import ThreadChoice
-
-        click.echo(f"CPU: {ThreadChoice(**document.threads.model_dump())}")
-    if len(document.sessions) > 1:
-        click.echo(_sessions_line(document))
-    if None in (result.test_loss, result.train_loss):
-        click.echo("the last epoch's loss is no number; run.json has null there")
-    if result.sad is not None:
-        click.echo(
-            f"SAD from the first mask to the last: {result.sad.from_start} bits "
-            f"({result.sad.from_start_normalised:.3f} a weight); {result.sad.flips_per_weight:.2f} flips a weight"
-        )
-    click.echo(f"wrote {output}")
-    if document.method != "dense":
-        click.echo(f"next: nm2trt verify {output}")
+    return {name: value for name, value in {"layers": layers or None, **options}.items() if value not in (None, ())}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nm2trt.cli.common import layer_pattern
+from nm2trt.cli.common import check_plot, layer_pattern
 from nm2trt.cli.json_output import json_option, print_json
 from nm2trt.cli.render.status import show_status
 
@@ -35,16 +35,9 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(
-    paths: tuple[Path, ...],
-    pattern: str | None,
-    layers: tuple[str, ...],
-    exclude: tuple[str, ...],
-    require: tuple[str, ...],
-    strict: bool,
-    junit: Path | None,
-    plot: Path | None,
-    as_json: bool,
-) -> int:
+    paths: tuple[Path, ...], *, layers: tuple[str, ...], junit: Path | None, plot: Path | None, as_json: bool,
+    **options: Any,
+) -> int:  # fmt: skip
     """Check every layer of a checkpoint or ONNX file against an N:M pattern.
 
     PATH is a .safetensors, .pt, .npz or .onnx file, a run folder (its checkpoint), a build folder (its
@@ -64,13 +57,7 @@ def command(
     from nm2trt.pipelines.verify import VerifyConfig, draw_sparsity, verify_file
 
     _check_files(paths, junit, plot)
-    config = VerifyConfig(
-        pattern=pattern,
-        layer_patterns=dict(layer_pattern(text) for text in layers),
-        exclude=exclude,
-        require=require,
-        strict=strict,
-    )
+    config = VerifyConfig(layer_patterns=dict(layer_pattern(text) for text in layers), **options)
     with show_status("opening") as progress:
         results = [verify_file(path, config, progress=progress) for path in paths]
     if junit is not None:
@@ -95,19 +82,9 @@ def _check_files(paths: tuple[Path, ...], junit: Path | None, plot: Path | None)
 def _check_plot(plot: Path, paths: tuple[Path, ...]) -> None:
     from nm2trt.errors import ConfigError
 
-    where = f"--plot {plot}"
     if len(paths) > 1:
-        raise ConfigError(f"draws one PATH, not {len(paths)}", where=where, hint="run once for each")
-    if plot.suffix.lower() != ".png":
-        raise ConfigError("is no .png", where=where, hint="name the file F.png")
-    if plot.is_dir():
-        raise ConfigError("is a folder", where=where, hint="name a file")
-    if not plot.parent.is_dir():
-        raise ConfigError("parent directory does not exist", where=where, hint="name a file in an existing folder")
-    if plot.exists():
-        with plot.open("rb") as file:
-            if file.read(8) != b"\x89PNG\r\n\x1a\n":
-                raise ConfigError("exists and is no PNG", where=where, hint="choose another name")
+        raise ConfigError(f"draws one PATH, not {len(paths)}", where=f"--plot {plot}", hint="run once for each")
+    check_plot(plot)
 
 
 def _print(documents: list[CheckResult], *, as_json: bool) -> None:

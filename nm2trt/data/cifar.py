@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 colour photographs, 32x32, read or downloaded by torchvision."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 color photographs, 32x32, read or downloaded by torchvision."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_cifar(classes: int, data_dir: Path | None) -> DataSet:
             hint=f"unpack its python archive ({kind.base_folder}) into the folder of --data-dir",
         ) from None
     x_NCHW = train.data.transpose(0, 3, 1, 2)
-    convert = Standardise(x_NCHW)
+    convert = Standardize(x_NCHW)
     return DataSet(
         name=name,
         source="torchvision, its archive",
@@ -55,7 +55,7 @@ def load_cifar(classes: int, data_dir: Path | None) -> DataSet:
     )
 
 
-class Standardise:
+class Standardize:
     """Bytes [B, C, H, W] -> float32 of mean 0 and deviation 1 in each channel of the training images.
 
     Args:

@@ -16,7 +16,7 @@ _TEST_SHARE = 0.25
 
 
 def load_digits(data_dir: Path | None) -> DataSet:  # noqa: ARG001 -- the data is inside a package
-    """Load the digits [N, 1, 8, 8], split 3:1 by class with a fixed seed, scaled to 0..1 and standardised."""
+    """Load the digits [N, 1, 8, 8], split 3:1 by class with a fixed seed, scaled to 0..1 and standardized."""
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017; MIT): 70,000 grey images of clothing, 28x28.
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017; MIT): 70,000 gray images of clothing, 28x28.
 
 The four idx files are taken from `--data-dir`, from Debian's package dataset-fashion-mnist, or downloaded by
 torchvision, in that order. Debian recompresses the files, so their md5 differs and torchvision refuses them;
@@ -30,7 +30,7 @@ _MEAN, _STD = 0.2860, 0.3530
 
 
 def load_fashion_mnist(data_dir: Path | None) -> DataSet:
-    """Load all four files; images are [N, 1, 28, 28], standardised.
+    """Load all four files; images are [N, 1, 28, 28], standardized.
 
     Raises:
         InputError: Files are missing and cannot be downloaded, or are corrupt.
@@ -54,9 +54,9 @@ def load_fashion_mnist(data_dir: Path | None) -> DataSet:
         name="fashion-mnist",
         source=source,
         classes=10,
-        train_x_NX=_standardised(arrays["train_x"]),
+        train_x_NX=_standardized(arrays["train_x"]),
         train_y_N=arrays["train_y"].astype(np.int64),
-        test_x_NX=_standardised(arrays["test_x"]),
+        test_x_NX=_standardized(arrays["test_x"]),
         test_y_N=arrays["test_y"].astype(np.int64),
     )
 
@@ -118,7 +118,7 @@ def _download(data_dir: Path | None) -> Path:
     return root / "FashionMNIST" / "raw"
 
 
-def _standardised(images_NHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _standardized(images_NHW: NDArray[np.uint8]) -> NDArray[np.float32]:
     scaled = images_NHW.astype(np.float32)
     scaled /= np.float32(255)
     scaled -= np.float32(_MEAN)

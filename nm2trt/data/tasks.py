@@ -25,7 +25,7 @@ class Task(Protocol):
         """Whether a higher or a lower score is better; `better_of` takes "higher" where a task does not say."""
 
     def losses(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each sample, [B] float32; training minimises the mean."""
+        """Return the loss of each sample, [B] float32; training minimizes the mean."""
 
     def score(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return [B, 2] float32, points (or errors) and how many there could be: the score is the sums' quotient."""

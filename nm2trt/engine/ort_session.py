@@ -124,6 +124,6 @@ def _precisions(onnx: Path) -> set[str]:
 
     model = read_model(onnx)
     types = {TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer if tensor.dims}
-    quantised = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
-    types = types - {"INT8"} if not quantised else types | {"INT8"}
+    quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+    types = types - {"INT8"} if not quantized else types | {"INT8"}
     return {_BY_TYPE[one] for one in types if one in _BY_TYPE}

@@ -1,7 +1,7 @@
 """What each layer of a graph computes and moves, at one batch size: FLOPs, bytes and GEMM dimensions.
 
 A layer is what a TensorRT kernel would cover, approximated: a convolution or matrix product with the batch norm,
-bias, residual sum, activation and quantisation behind it; a whole attention; a run of pointwise operators and
+bias, residual sum, activation and quantization behind it; a whole attention; a run of pointwise operators and
 reductions. TensorRT decides for itself what it fuses; the engine's own layer list (`nm2trt inspect`) is the truth.
 """
 
@@ -77,7 +77,7 @@ class LayerGeometry:
     quantized: bool = False
     """Weights and activations come through DequantizeLinear: an INT8 product."""
     int8_out: bool = False
-    """All that it writes is quantised."""
+    """All that it writes is quantized."""
 
     @property
     def taps(self) -> int:
@@ -93,7 +93,7 @@ class LayerGeometry:
         """Bytes moved between memory and chip when every tensor crosses once.
 
         Args:
-            precision: A key of PRECISION_BYTES. Quantised tensors take one byte in any.
+            precision: A key of PRECISION_BYTES. Quantized tensors take one byte in any.
             weight_scale: Size of the stored weights against dense ones.
         """
         size = PRECISION_BYTES[precision]

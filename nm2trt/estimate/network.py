@@ -134,8 +134,8 @@ def estimate_network(
     Args:
         path: An ONNX file or a build folder.
         gpu: Where it would run.
-        precision: What the engine computes in. A quantised graph's own INT8 layers stay INT8; for "int8", every
-            product with weights in a graph without Q/DQ is taken for quantised, in and out.
+        precision: What the engine computes in. A quantized graph's own INT8 layers stay INT8; for "int8", every
+            product with weights in a graph without Q/DQ is taken for quantized, in and out.
         batch: As `network_geometry` takes it.
         shapes: As `network_geometry` takes it.
         assume: Take every layer that could hold this pattern for pruned; None: count the pattern in the weights.
@@ -267,7 +267,7 @@ def layer_precision(layer: LayerGeometry, precision: NetworkPrecision) -> tuple[
     if layer.quantized:
         return "int8", 2.0
     if precision in ("int8", "fp8"):
-        # Products of two activations stay in FP16 in TensorRT's quantised transformers.
+        # Products of two activations stay in FP16 in TensorRT's quantized transformers.
         return ("fp16", 2.0) if layer.is_product and not layer.weight else (precision, 1.0)
     return precision, float(ELEMENT_BYTES[precision])
 

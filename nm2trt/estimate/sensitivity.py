@@ -15,7 +15,7 @@ _HINT = 'use JSON {"layer": cost} or CSV lines "layer,cost", larger is worse'
 
 
 def read_sensitivity(path: Path) -> tuple[dict[str, float], str]:
-    """Read a JSON object, a CSV table, or the document that `nm2trt calibrate --sensitivity` wrote.
+    """Read a JSON object, a CSV table, or what `nm2trt calibrate --sensitivity` or `nm2trt prune --data` wrote.
 
     Returns:
         Cost by layer name, and a note where the file measured something else than sparsity.
@@ -35,6 +35,8 @@ def read_sensitivity(path: Path) -> tuple[dict[str, float], str]:
     note = ""
     if isinstance(raw, dict) and str(raw.get("schema", "")).startswith("nm2trt.calibration/"):
         raw, note = _from_calibration(raw), "the sensitivities are those to INT8, not to sparsity: a stand-in"
+    elif isinstance(raw, dict) and str(raw.get("schema", "")).startswith("nm2trt.prune/"):
+        raw, note = _from_prune(raw)
     if not isinstance(raw, dict) or not raw:
         raise InputError("holds no sensitivities", where=path, hint=_HINT)
     costs = {}
@@ -67,3 +69,15 @@ def _from_calibration(raw: dict[str, Any]) -> dict[str, float]:
         # Without a score, noise over signal: it adds up over layers, decibels do not.
         costs[str(entry["layer"])] = max(0.0, drop) if drop is not None else 10 ** (-float(entry["sqnr_db"]) / 10)
     return costs
+
+
+def _from_prune(raw: dict[str, Any]) -> tuple[dict[str, float], str]:
+    """Each layer pruned alone where that was measured, else what pruning does to the layer's own output."""
+    found = raw.get("calibrated") or {}
+    if found.get("sensitivity"):
+        # Noise over signal adds up over layers; a score of a few samples, which is there, too, is mostly 0.
+        return {str(one["layer"]): 10 ** (-float(one["sqnr_db"]) / 10) for one in found["sensitivity"]}, ""
+    errors = {
+        str(layer["name"]): float(layer["output"]["error"]) for layer in raw.get("layers") or () if layer.get("output")
+    }
+    return errors, "the sensitivities are errors of each layer's own output: prune with --sensitivity for the network's"

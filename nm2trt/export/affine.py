@@ -1,7 +1,7 @@
 """A scale and a shift of each channel behind a convolution -> its weight and bias.
 
 torchvision's detection backbones hold BatchNorm frozen as a plain product and sum (FrozenBatchNorm2d), which no rule
-for BatchNorm recognises. Each output channel is scaled as a whole, so that zeros of the weight stay zeros.
+for BatchNorm recognizes. Each output channel is scaled as a whole, so that zeros of the weight stay zeros.
 """
 
 from __future__ import annotations

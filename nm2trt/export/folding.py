@@ -1,7 +1,7 @@
 """Graph as the exporter wrote it -> graph whose weights are plain initializers with torch's names.
 
 An exported graph reads the weight of a Linear on 3-D input through a Transpose, nn.MultiheadAttention's packed
-projection likewise, and a parametrised weight through its mask. What is computed from constants alone is
+projection likewise, and a parametrized weight through its mask. What is computed from constants alone is
 computed here, once, and named after the parameter that it came from.
 """
 
@@ -203,7 +203,7 @@ def _give_way(model: ir.Model, name: str) -> None:
 
 
 def _plain(name: str) -> str:
-    """Name of the weight behind a mask or parametrisation."""
+    """Name of the weight behind a mask or parametrization."""
     for suffix in _PARAMETRIZED:
         if name.endswith(suffix):
             return name.removesuffix(suffix) + ".weight"

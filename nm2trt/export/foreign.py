@@ -27,7 +27,7 @@ OLDEST_OPSET = 9
 _LISTED = 20
 _CONTRIB_PAIRS = ("(com.microsoft.QuantizeLinear)", "(com.microsoft.DequantizeLinear)")
 _DEFAULT_DOMAINS = ("", "ai.onnx")
-_QUANTISED = {"INT8": "int8", "UINT8": "uint8", "FLOAT8E4M3FN": "fp8", "INT4": "int4", "UINT4": "uint4"}
+_QUANTIZED = {"INT8": "int8", "UINT8": "uint8", "FLOAT8E4M3FN": "fp8", "INT4": "int4", "UINT4": "uint4"}
 _NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 
 
@@ -193,13 +193,13 @@ def _check_weights(model: ir.Model, file: Path) -> None:
 
 def _is_stored_weight(leaf: ir.Value) -> bool:
     tensor = leaf.const_value
-    floating = leaf.dtype is None or leaf.dtype.is_floating_point() or leaf.dtype.name in _QUANTISED
+    floating = leaf.dtype is None or leaf.dtype.is_floating_point() or leaf.dtype.name in _QUANTIZED
     # A row or a column is no matrix of weights.
     return tensor is None or (floating and sum(size != 1 for size in tensor.shape) > 1)
 
 
 def _layout_only(value: ir.Value) -> bool:
-    """Whether a weight is a constant behind nodes that only move, cast or quantise it, as Q/DQ graphs have."""
+    """Whether a weight is a constant behind nodes that only move, cast or quantize it, as Q/DQ graphs have."""
     found = constant_ancestors(value)
     if found is None:
         return False
@@ -212,7 +212,7 @@ def _layout_only(value: ir.Value) -> bool:
 
 def _precision(model: ir.Model) -> str:
     """Types of the arithmetic: those of the weights, where they are stored and where operators read them."""
-    quantised: set[str] = set()
+    quantized: set[str] = set()
     floats: set[str] = set()
     for _, _, value in weight_values(model):
         found = constant_ancestors(value)
@@ -221,10 +221,10 @@ def _precision(model: ir.Model) -> str:
         nodes, leaves = found
         behind_scales = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
         names = {leaf.dtype.name for leaf in leaves if leaf.dtype is not None}
-        stored = {_QUANTISED[name] for name in names & _QUANTISED.keys()}
-        quantised |= stored or ({"int8"} if behind_scales else set())
+        stored = {_QUANTIZED[name] for name in names & _QUANTIZED.keys()}
+        quantized |= stored or ({"int8"} if behind_scales else set())
         floats |= {_NAMES[name] for name in names & _NAMES.keys()}
-    return "+".join([*sorted(quantised), *sorted(floats)]) or "fp32"
+    return "+".join([*sorted(quantized), *sorted(floats)]) or "fp32"
 
 
 def _list(entries: list[str]) -> str:

@@ -126,7 +126,7 @@ def ports(model: ir.Model) -> list[tuple[str, str, tuple[int | str, ...]]]:
 
 
 def onnx_bytes(model: ir.Model) -> bytes:
-    """Serialise, after the ONNX checker with shape inference has agreed.
+    """Serialize, after the ONNX checker with shape inference has agreed.
 
     Raises:
         InputError: The model breaks the ONNX standard.

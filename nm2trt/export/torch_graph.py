@@ -25,11 +25,11 @@ BATCH = "batch"
 OUTPUT = "logits"
 """Name of the only output, where the network does not name it."""
 
-# torch.export specialises a batch of 1, so the example has 2.
+# torch.export specializes a batch of 1, so the example has 2.
 _EXAMPLE_BATCH = 2
 _FREE_BATCH = "take the batch from its input's shape instead of a number in forward"
 _PLAIN_NAME = re.compile(r"[A-Za-z_][\w.]*")
-_SPECIALISED = re.compile(r"specialized it to be a constant|was inferred to be a constant|Constraints violated")
+_SPECIALIZED = re.compile(r"specialized it to be a constant|was inferred to be a constant|Constraints violated")
 _UNSUPPORTED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'", re.DOTALL)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -226,7 +226,7 @@ def _explained(error: BaseException) -> InputError:
         return InputError(
             f"ONNX has no operator for {', '.join(missing)}", where="export", hint="write these with other operators"
         )
-    if _SPECIALISED.search(text):
+    if _SPECIALIZED.search(text):
         return InputError(
             f"the network fixes its batch ({_first_line(chain[-1])})",
             where="export",

@@ -1,7 +1,7 @@
-"""Tell a layer's weight among a checkpoint's tensors, which have names, shapes and neighbours, but no operators.
+"""Tell a layer's weight among a checkpoint's tensors, which have names, shapes and neighbors, but no operators.
 
 Only what the grammar of torch's and Flax's modules knows is a weight: `.weight` of a module, the weights of recurrent
-and attention modules, a Flax or Keras `kernel`, and what a mask or the file's own metadata call one. Its neighbours
+and attention modules, a Flax or Keras `kernel`, and what a mask or the file's own metadata call one. Its neighbors
 have a say: a bias tells the axes apart, a bias of the same shape tells a norm, scales and packed values tell a
 quantized tensor. Everything else of two and more dimensions is either known to be no weight, or not known.
 

@@ -30,7 +30,7 @@ class LayerWeight:
     reduction_axis: int | None
     """Axis that the hardware groups along: input channels (conv), K (GEMM). None when there is none."""
     weight: Callable[[], NDArray[Any]]
-    """Values in `shape`. Of a quantised tensor: stored value minus zero point, so that 0 means 0.0."""
+    """Values in `shape`. Of a quantized tensor: stored value minus zero point, so that 0 means 0.0."""
     load_range: Callable[[int, int], NDArray[Any]] | None = None
     """Values from a start to before a stop, in memory order and flat, so that a large tensor need never be whole in
     memory; None where only `weight` works."""
@@ -43,7 +43,7 @@ class LayerWeight:
     packed: str = ""
     """Format in which the file holds the weight packed, so that it cannot be written; empty for plain values."""
     zero_point: bool = False
-    """Quantised with a zero point that is not 0, so that stored zeros are not zeros."""
+    """Quantized with a zero point that is not 0, so that stored zeros are not zeros."""
     reading: Reason | None = None
     """What the reader did to the stored values (applied a mask); None otherwise."""
     node: str = ""

@@ -12,7 +12,7 @@ _HEADS = 4
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and a two-layer MLP, normalised before each (Xiong et al. 2020)."""
+    """Self-attention and a two-layer MLP, normalized before each (Xiong et al. 2020)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

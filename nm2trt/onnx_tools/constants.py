@@ -1,4 +1,4 @@
-"""Weights of an ONNX graph: constants behind layout, cast and quantisation nodes, with the steps to their values."""
+"""Weights of an ONNX graph: constants behind layout, cast and quantization nodes, with the steps to their values."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Constant:
     """After all steps."""
     stored_dtype: str
     graph_dtype: str
-    """Where the operator reads it; of a quantised tensor the quantised type."""
-    quantised: bool = False
+    """Where the operator reads it; of a quantized tensor the quantized type."""
+    quantized: bool = False
     zero_point: bool = False
     steps: tuple[Callable[[Array], Array], ...] = ()
     layout: tuple[Callable[[Array], Array], ...] = ()
@@ -94,7 +94,7 @@ def resolve(value: AnyValue | None, where: Path, *, parameter: bool = False) -> 
     Args:
         value: What an operator reads.
         where: The model's path.
-        parameter: The value parametrises such a node (a shape, a scale). Only Identity and Cast are followed then,
+        parameter: The value parametrizes such a node (a shape, a scale). Only Identity and Cast are followed then,
             which have no parameters themselves, so that a cyclic graph cannot lead round for ever.
 
     Returns:
@@ -170,7 +170,7 @@ def _cast(node: AnyNode, constant: Constant) -> Constant | None:
     if attribute is None:
         return None
     target = numpy_dtype(attribute.as_int())
-    graph_dtype = constant.graph_dtype if constant.quantised else target.name
+    graph_dtype = constant.graph_dtype if constant.quantized else target.name
     return replace(
         constant, graph_dtype=graph_dtype, steps=(*constant.steps, lambda array: _quietly(array.astype, target))
     )
@@ -265,7 +265,7 @@ def _quantize(node: AnyNode, constant: Constant) -> Constant | None:
         stored = np.rint(scaled) + (0 if zero_wide is None else zero_wide)
         return _quietly(np.clip(stored, limits.min, limits.max).astype, np.int32)
 
-    return replace(constant, graph_dtype=dtype.name, quantised=True, steps=(*constant.steps, step))
+    return replace(constant, graph_dtype=dtype.name, quantized=True, steps=(*constant.steps, step))
 
 
 def _dequantize(node: AnyNode, constant: Constant) -> Constant | None:
@@ -273,13 +273,13 @@ def _dequantize(node: AnyNode, constant: Constant) -> Constant | None:
     if zero is None and _has_input(node, 2):
         return None
     if zero is None or not np.any(zero.astype(np.float32)):
-        return replace(constant, quantised=True)
+        return replace(constant, quantized=True)
     zero_wide = _spread(zero.astype(np.int32), node, constant.shape)
     if zero_wide is None:
         return None
     return replace(
         constant,
-        quantised=True,
+        quantized=True,
         zero_point=True,
         steps=(*constant.steps, lambda array: array.astype(np.int32) - zero_wide),
     )

@@ -98,7 +98,7 @@ def fill_pruned(model: onnx.ModelProto, *, seed: int) -> onnx.ModelProto:
 def check_same_graph(dense: onnx.ModelProto, sparse: onnx.ModelProto, *, where: str) -> None:
     """Hold two networks to the same operators, topology, attributes, and shapes and types of constants.
 
-    Values of float and quantised constants may differ, and so may every name. Integer constants (`int64`) shape the
+    Values of float and quantized constants may differ, and so may every name. Integer constants (`int64`) shape the
     computation, so their values must agree.
 
     Args:

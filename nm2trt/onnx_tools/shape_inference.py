@@ -28,7 +28,7 @@ _ROUNDS = 8
 _SMALL = 1024
 """Elements; a tensor that holds a shape is far smaller, and nothing larger is worth computing here."""
 _KEPT = ("QuantizeLinear", "DequantizeLinear")
-"""They hold no shapes, and say that a small weight is quantised."""
+"""They hold no shapes, and say that a small weight is quantized."""
 _LARGEST_DIMENSION = 2**31 - 1
 
 

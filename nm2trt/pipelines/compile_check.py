@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nm2trt.evidence.inspector import InspectedLayer
 
 _BATCHES = (1, 8, 64)
-_QUANTISE = "QuantizeLinear"
+_QUANTIZE = "QuantizeLinear"
 
 
 def compile_result(
@@ -29,9 +29,9 @@ def compile_result(
     """Build the result once and count INT8 layers and fused residual additions in the builder's dump.
 
     Args:
-        result: The quantised ONNX file.
+        result: The quantized ONNX file.
         graph: The float graph.
-        placement: What was quantised.
+        placement: What was quantized.
         shapes: Input name -> shape of a sample with its batch, for free sizes; may be empty.
         chosen: The builder.
         sm: Compute capability, as the builder settled it.
@@ -69,7 +69,7 @@ def compile_result(
 
 
 def count_int8(dumped: tuple[InspectedLayer, ...], placement: Placement) -> tuple[int, int]:
-    """Return how many quantised layers the dump names, and how many of them read INT8 data and INT8 weights."""
+    """Return how many quantized layers the dump names, and how many of them read INT8 data and INT8 weights."""
     kernels = [layer for layer in dumped if layer.type != "kgen" and layer.constants]
     found = int8 = 0
     for layer in placement.layers:
@@ -80,9 +80,9 @@ def count_int8(dumped: tuple[InspectedLayer, ...], placement: Placement) -> tupl
 
 
 def count_residuals(dumped: tuple[InspectedLayer, ...], graph: Graph, placement: Placement) -> tuple[int, int]:
-    """Return how many residual additions have a quantised skip, and how many of them are part of a larger kernel.
+    """Return how many residual additions have a quantized skip, and how many of them are part of a larger kernel.
 
-    Part of a larger kernel: the addition shares it with a convolution or with the quantisation of its result, and the
+    Part of a larger kernel: the addition shares it with a convolution or with the quantization of its result, and the
     kernel writes INT8.
     """
     names = [
@@ -94,7 +94,7 @@ def count_residuals(dumped: tuple[InspectedLayer, ...], graph: Graph, placement:
     ]
     fused = sum(
         any(
-            name in kernel.onnx_nodes and _is_int8(kernel.outputs) and any(_QUANTISE in n for n in kernel.onnx_nodes)
+            name in kernel.onnx_nodes and _is_int8(kernel.outputs) and any(_QUANTIZE in n for n in kernel.onnx_nodes)
             for kernel in dumped
         )
         for name in names

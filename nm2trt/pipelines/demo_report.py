@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 
 from nm2trt.artifacts import DemoRow, Facts, NumericsRecord, RunDocument
-from nm2trt.pipelines.demo import Stages, commands
+from nm2trt.pipelines.demo_stages import Stages, commands
 from nm2trt.pipelines.export import failures
 from nm2trt.report import Badge, Drawing, KeyFigure, Prose, Section, Table, render_page
 from nm2trt.report.curves import Score, curves_svg
@@ -40,7 +40,7 @@ def rows(stages: Stages) -> list[DemoRow]:
         DemoRow(what=f"{score}, SR-STE", value=_mean(sparse), detail=_spread(sparse), source="runs/sr-ste-*/run.json"),
         DemoRow(
             what="SAD",
-            value=f"{statistics.mean(one.from_start_normalised for one in sad):.3f} a weight",
+            value=f"{statistics.mean(one.from_start_normalized for one in sad):.3f} a weight",
             detail=f"first mask to last; {statistics.mean(one.flips_per_weight for one in sad):.2f} flips a weight",
             source="runs/sr-ste-*/sad.csv",
         ),

@@ -115,6 +115,8 @@ def failures(document: BuildDocument) -> list[str]:
         lines.append(f"{MODEL}: {_difference(numerics)}")
     if document.source.pattern is not None and document.pattern["verdict"] != "pass":
         lines.append(f"{MODEL}: {'; '.join(document.pattern['problems'])}{_first_bad(document)}")
+    if document.calibration is not None:
+        lines += [f"{MODEL}: {problem}" for problem in document.calibration.problems]
     lines += [f"{engine.variant} engine: {engine.error} ({engine.log})" for engine in document.engines if engine.error]
     return lines
 
@@ -152,7 +154,8 @@ def _exported(source: Path, config: ExportConfig) -> Exported:
         sizes=parse_sizes(config.source.sizes),
         fixed=parse_fixed(config.source.fixed),
         classes=config.source.classes,
-        precision=config.precision,
+        # INT8 is calibrated from the float network: fp32 of torch, ONNX as found.
+        precision=None if config.precision == "int8" else config.precision,
         io_dtype=config.io_dtype,
         float_bias=config.source.float_bias,
         trust=config.source.trust,
@@ -179,27 +182,22 @@ def _export_into(
     if chosen.builder is not None:
         check_tensorrt_takes(network.model, source)
     batch = settle_batch(network, config.batch, usual=USUAL_BATCH)
-    samples = _samples(network, batch, config.source)
-    network.write(folder / MODEL, external=config.source.external_data)
-    check_onnx(folder / MODEL, strict=network.converted_to is not None)
-    progress("comparing outputs")
-    numerics = check_numerics(
-        network.reference,
-        folder / MODEL,
-        samples,
-        batch,
-        tolerance=config.tolerance or network.tolerance,
-        precision=network.precision,
-        notes=network.notes,
-        probe=network.converted_to == "fp16",
-    )
+    calibration = None
+    if config.precision == "int8":
+        from nm2trt.pipelines.export_int8 import quantize_network
+
+        network, numerics, calibration = quantize_network(network, folder, batch, config, progress)
+    else:
+        numerics = _compared(folder, network, batch, config, progress)
     progress("counting the pattern")
     checked = verify_path(folder / MODEL, source=MODEL)
     inputs, outputs = graph_ports(network.model)
-    engines = _engines(folder, inputs, batch, config, chosen, sm, progress)
+    kept = () if calibration is None else calibration.kept_float
+    engines = _engines(folder, inputs, batch, config, chosen, sm, kept, progress)
     progress("writing the manifest")
     passed = (
         numerics.passed
+        and (calibration is None or calibration.verdict == "pass")
         and (network.record.pattern is None or checked.verdict == "pass")
         and all(engine.error is None for engine in engines)
     )
@@ -213,6 +211,7 @@ def _export_into(
         inputs=inputs,
         outputs=outputs,
         numerics=numerics,
+        calibration=calibration,
         pattern=document_of(checked).model_dump(mode="json", by_alias=True),
         engines=engines,
         engines_note=chosen.why,
@@ -228,6 +227,26 @@ def _export_into(
     )
 
 
+def _compared(
+    folder: Path, network: Exported, batch: BatchRange | None, config: ExportConfig, progress: Progress
+) -> NumericsRecord:
+    """Write the network and hold it against its source."""
+    samples = _samples(network, batch, config.source)
+    network.write(folder / MODEL, external=config.source.external_data)
+    check_onnx(folder / MODEL, strict=network.converted_to is not None)
+    progress("comparing outputs")
+    return check_numerics(
+        network.reference,
+        folder / MODEL,
+        samples,
+        batch,
+        tolerance=config.tolerance or network.tolerance,
+        precision=network.precision,
+        notes=network.notes,
+        probe=network.converted_to == "fp16",
+    )
+
+
 def _engines(
     folder: Path,
     inputs: tuple[GraphPort, ...],
@@ -235,6 +254,7 @@ def _engines(
     config: ExportConfig,
     chosen: Chosen,
     sm: str | None,
+    kept_float: tuple[str, ...],
     progress: Progress,
 ) -> list[EngineRecord]:
     """Build the engines, the dense one from a dense source that went the same way.
@@ -247,7 +267,13 @@ def _engines(
         if settings.dense is not None and chosen.builder is not None:
             progress(f"exporting {settings.dense.name} to ONNX for the dense engine")
             dense = Path(temporary) / MODEL
-            _exported(settings.dense, config).write(dense, external=config.source.external_data)
+            network = _exported(settings.dense, config)
+            if config.precision == "int8" and "int8" not in network.precision:
+                from nm2trt.pipelines.export_int8 import write_dense_int8
+
+                write_dense_int8(network, dense, config, kept_float, progress)
+            else:
+                network.write(dense, external=config.source.external_data)
             settings = settings.model_copy(update={"dense": dense})
         engines = build_engines(
             folder, inputs, onnx=MODEL, batch=batch, chosen=chosen, sm=sm, settings=settings, progress=progress

@@ -8,17 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from nm2trt.artifacts import BatchRange
 from nm2trt.artifacts.files import check_output
+from nm2trt.calibration.settings import Settings
 from nm2trt.engine.settings import EngineSettings
 from nm2trt.errors import ConfigError
 from nm2trt.export.inputs import INPUT, InputSpec, parse_fixed, parse_inputs, parse_sizes
 from nm2trt.selectors import parse_batch_range, parse_shape
 
-PrecisionName = Literal["fp32", "fp16", "bf16"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
 IoDtypeName = Literal["fp32", "same"]
 BuilderName = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 
@@ -27,6 +28,7 @@ _SM = re.compile(r"[1-9][0-9]{1,2}")
 
 USUAL_BATCH = BatchRange(min=1, opt=8, max=64)
 _CHOICES = {"precision": PrecisionName, "builder": BuilderName, "io_dtype": IoDtypeName}
+_CALIBRATION_FLAGS = {"samples": "--calibration-samples"}
 
 
 class SourceOptions(BaseModel):
@@ -88,6 +90,33 @@ class SourceOptions(BaseModel):
         return parse_inputs(self.inputs)
 
 
+class CalibrationOptions(BaseModel):
+    """With precision int8: how the network is calibrated. The samples are those of `SourceOptions`, or the run's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "entropy"
+    placement: str = "default"
+    weights: str = "qdq"
+    samples: int = 512
+    """Maximum number of calibration samples."""
+    held_out: int = 10_000
+    """Maximum number of held-out evaluation samples."""
+    exclude: tuple[str, ...] = ()
+    """Globs of layers that stay in floating point."""
+    max_drop: float | None = None
+    """Keep the worst layers in floating point until the score drops by at most so many points."""
+    preprocess: str | None = None
+
+    @model_validator(mode="after")
+    def _allowed(self) -> CalibrationOptions:
+        try:
+            Settings(data="", **self.model_dump())
+        except ConfigError as error:
+            raise PydanticCustomError("calibration", "{text}", {"text": str(error)}) from None
+        return self
+
+
 class ExportConfig(BaseModel):
     """How a network is exported."""
 
@@ -102,6 +131,7 @@ class ExportConfig(BaseModel):
     tolerance: float | None = None
     io_dtype: IoDtypeName = "fp32"
     source: SourceOptions = SourceOptions()
+    calibration: CalibrationOptions = CalibrationOptions()
     engine: EngineSettings = EngineSettings()
 
     @field_validator("precision", "builder", "io_dtype", mode="before")
@@ -157,11 +187,12 @@ def checked_config(output: Path, *, force: bool, **options: Any) -> ExportConfig
     try:
         config = ExportConfig.model_validate(options)
     except ValidationError as error:
-        mistakes += [
-            f"--{str(item['loc'][-1]).replace('_', '-')} {item['input']}: {item['msg']}" for item in error.errors()
-        ]
+        mistakes += [_mistake(item) for item in error.errors()]
     if config is not None and config.source.input_shape and config.source.inputs:
         mistakes.append("--input-shape and --input: give one of them")
+    if config is not None and config.precision != "int8":
+        given = config.calibration.model_dump(exclude_defaults=True)
+        mistakes += [f"{_CALIBRATION_FLAGS.get(name, _flag(name))} is for --precision int8" for name in given]
     try:
         check_output(output, force=force)
     except ConfigError as error:
@@ -169,3 +200,13 @@ def checked_config(output: Path, *, force: bool, **options: Any) -> ExportConfig
     if config is None or mistakes:
         raise ConfigError("; ".join(mistakes))
     return config
+
+
+def _mistake(item: Any) -> str:
+    if item["type"] == "calibration":
+        return str(item["msg"])
+    return f"{_flag(str(item['loc'][-1]))} {item['input']}: {item['msg']}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -9,7 +9,7 @@ from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.profile import statistics
 
 
-def summarised(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, calls: int, seed: int) -> LayersRecord:
+def summarized(rows: Sequence[LayerTimeRecord], *, batch: int, source: str, calls: int, seed: int) -> LayersRecord:
     """Add totals, and tell what also shows on layers without a sparse kernel from what does not."""
     # Layers that only the dense variant has are other layers, not more of them.
     is_pair = any(row.sparse_ms is not None for row in rows)

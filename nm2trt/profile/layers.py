@@ -17,7 +17,7 @@ from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.layer_work import Work
 from nm2trt.evidence.matching import OnnxNodes, match_name, onnx_nodes
 from nm2trt.profile import statistics
-from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layer_summary import summarized
 from nm2trt.profile.reasons import Setting, why_not_faster
 from nm2trt.profile.runners.runner import LayerTimes, Runner
 from nm2trt.reasons import Reason, words_of
@@ -161,7 +161,7 @@ def layers_record(
         _row(row, chosen, network, setting, total_ms, seed + at, is_pair=bool(sparse))
         for at, row in enumerate(matched(dense, sparse))
     ]
-    return summarised(rows, batch=setting.batch, source=source, calls=_calls([*dense, *sparse]), seed=seed)
+    return summarized(rows, batch=setting.batch, source=source, calls=_calls([*dense, *sparse]), seed=seed)
 
 
 def _calls(layers: Sequence[LayerTimes]) -> int:

@@ -69,7 +69,7 @@ _ADVICE: dict[str, str] = {
     "not-legal": "train it with --pattern 2:4, or leave it dense on purpose",
     "grouped": "leave it dense: TensorRT never considers sparse kernels for groups",
     "channels": "leave it dense, or pad the channels to a multiple of 4",
-    "float32": "export with --precision fp16, or quantise with nm2trt calibrate",
+    "float32": "export with --precision fp16, or quantize with nm2trt calibrate",
     "bfloat16": "export with --precision fp16",
     "zero-point": "calibrate again with symmetric ranges (nm2trt calibrate)",
     "conv-transpose": "leave it dense, or use resize and convolution",
@@ -102,7 +102,7 @@ def _of_shape(row: LayerTimeRecord, products: Sequence[LayerGeometry], setting: 
         if one.quantized and not one.int8_out:
             found.append(
                 (
-                    "INT8 in, but not INT8 out: its output is not quantised",
+                    "INT8 in, but not INT8 out: its output is not quantized",
                     "put a QuantizeLinear right behind it (nm2trt calibrate does where the graph allows)",
                 )
             )

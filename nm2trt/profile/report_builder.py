@@ -215,7 +215,7 @@ def _contrast(over: VariantName, under: VariantName, ratio: RatioRecord, floor: 
 def _arm_record(name: VariantName, builds: Sequence[BatchMeasurement], batch: int) -> VariantRecord:
     calls_ms = np.concatenate([one.measured.latency_ms[name].ravel() for one in builds])
     extras = builds[-1].extras[name]
-    return statistics.summarise(name, calls_ms, batch=batch).model_copy(
+    return statistics.summarize(name, calls_ms, batch=batch).model_copy(
         update={
             "with_transfers": extras.with_transfers,
             "enqueue_ms": extras.enqueue_ms,

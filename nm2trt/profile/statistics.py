@@ -35,7 +35,7 @@ class Comparison:
     finding: Finding
 
 
-def summarise(name: VariantName, calls_ms: Timings, *, batch: int) -> VariantRecord:
+def summarize(name: VariantName, calls_ms: Timings, *, batch: int) -> VariantRecord:
     """Describe the distribution of one variant's calls.
 
     Args:
@@ -158,7 +158,7 @@ def median_ratio(ratios: Sequence[float], *, seed: int) -> RatioRecord:
 def unpaired_ratio(over_ms: Timings, under_ms: Timings, *, seed: int) -> RatioRecord:
     """Ratio of the medians of two runs that were timed one after the other, each call in its order.
 
-    Neighbouring calls resemble each other, so blocks of a fiftieth of the run are resampled (moving block bootstrap,
+    Neighboring calls resemble each other, so blocks of a fiftieth of the run are resampled (moving block bootstrap,
     Kuensch, 1989). The interval knows nothing of what changed between the two runs.
     """
     rng = np.random.default_rng(seed)

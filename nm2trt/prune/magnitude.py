@@ -20,7 +20,7 @@ PRUNABLE_DTYPES = ("float32", "float16", "bfloat16", "float64", "int8")
 
 @dataclass(frozen=True, slots=True)
 class Magnitude:
-    """Sums of |w| over one tensor; of a quantised one, of its stored integers."""
+    """Sums of |w| over one tensor; of a quantized one, of its stored integers."""
 
     total: float
     kept: float

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nm2trt.errors import InputError, Nm2trtError
 from nm2trt.layers import LayerWeight, open_source
 from nm2trt.pattern import NMPattern
 from nm2trt.prune.magnitude import Magnitude, check_finite, magnitude_of, pruned
-from nm2trt.prune.prune_schema import MagnitudeTotals, Permutation, PrunedLayer, PruneDocument
+from nm2trt.prune.prune_schema import (
+    DataRecord,
+    LayerError,
+    MagnitudeTotals,
+    Permutation,
+    PrunedLayer,
+    PruneDocument,
+)
 from nm2trt.prune.selection import Decision, Request, decide
 from nm2trt.prune.writers.open_file import open_stored
 from nm2trt.prune.writers.staging import Staged, file_is_onnx, staged_copy
@@ -21,6 +32,28 @@ from nm2trt.selectors import escape_glob
 from nm2trt.verify import left_out_notes, verify_path
 
 Watch = Callable[[str], None]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPruned:
+    """What pruning with data decided; the file is still dense."""
+
+    decisions: list[Decision]
+    """With those layers dense whose inputs are not seen, or that cost too much."""
+    weights: Mapping[str, Array]
+    """Tensor name -> new values, as they are stored; one name for each tensor that was chosen."""
+    errors: Mapping[str, LayerError]
+    """The same names."""
+    statistics: Mapping[str, Array]
+    """Initializers of BatchNormalization nodes -> new values."""
+    record: DataRecord
+    problems: list[str]
+    notes: list[str]
+
+
+PruneWithData = Callable[[Path, Sequence[Decision]], DataPruned]
+"""Called with a dense copy of the file and what was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +71,18 @@ def prune_path(
     request: Request,
     *,
     permute: PermuteOptions | None = None,
+    with_data: PruneWithData | None = None,
     force: bool = False,
     watch: Watch = lambda _: None,
 ) -> PruneDocument:
-    """Prune by magnitude, write in the same format, and judge what was written before it takes its place.
+    """Prune by magnitude or with data, write in the same format, and judge what was written before it takes its place.
 
     Args:
         source: As `nm2trt.layers.open_source` takes it, but no .npz.
         output: A file of the same format; a folder where `source` is a Hugging Face folder.
         request: Patterns and exclusions.
         permute: Look for input-channel permutations first (ONNX only); None: do not.
+        with_data: Prunes with data (ONNX only); None: by magnitude.
         force: Replace an output file.
         watch: Called with what is being done.
 
@@ -67,7 +102,7 @@ def prune_path(
     try:
         with staged_copy(source, output, force=force) as staged:
             try:
-                return _written(_prune_staged(source, output, staged, facts, request, permute, watch))
+                return _written(_prune_staged(source, output, staged, facts, request, permute, with_data, watch))
             except Nm2trtError as error:
                 raise _about_source(error, staged, source) from None
     except _NotWrittenError as stop:
@@ -109,6 +144,7 @@ def _prune_staged(
     facts: CheckpointFacts | None,
     request: Request,
     permute: PermuteOptions | None,
+    with_data: PruneWithData | None,
     watch: Watch,
 ) -> PruneDocument:
     files = [open_stored(file, facts) for file in staged.files]
@@ -123,8 +159,16 @@ def _prune_staged(
         permutation = permute_file(staged.model, decisions, permute.seconds, permute.seed, watch)
         files = [open_stored(file, facts) for file in staged.files]
         decisions = decide([weight for file in files for weight in file.weights], request, source)
-    after = _write(files, decisions, source, watch)
-    problems = _checked(staged, decisions, watch)
+    found: DataPruned | None = None
+    if with_data is None:
+        after = _write(files, decisions, source, watch)
+    else:
+        found = with_data(staged.model, decisions)
+        decisions = found.decisions
+        _check_any(decisions, request, source)
+        now, after = _write_with_data(files, decisions, found)
+        before = before or now
+    problems = [*_checked(staged, decisions, watch), *(found.problems if found is not None else ())]
     if permutation is not None and permutation.outputs == "differ":
         problems.append(f"the permuted network's outputs differ from the original's: {permutation.outputs_note}")
     before = before or after
@@ -134,10 +178,11 @@ def _prune_staged(
         pattern=str(request.pattern),
         verdict="fail" if problems else "pass",
         problems=problems,
-        notes=[*staged.notes, *_notes(source, decisions, facts)],
-        layers=[_row(decision, before, after) for decision in decisions],
+        notes=[*staged.notes, *(found.notes if found is not None else ()), *_notes(source, decisions, facts)],
+        layers=[_row(decision, before, after, found) for decision in decisions],
         totals=_totals(decisions, before, after),
         permutation=permutation,
+        calibrated=None if found is None else found.record,
     )
 
 
@@ -204,6 +249,25 @@ def _write(
     return found
 
 
+def _write_with_data(
+    files: Sequence[StoredFile], decisions: Sequence[Decision], found: DataPruned
+) -> tuple[dict[str, Magnitude], dict[str, Magnitude]]:
+    """Write what pruning with data chose; tensor name -> what pattern and mask keep of the dense values."""
+    by_pattern, by_mask = {}, {}
+    for weight, pattern, axis in _chosen(decisions):
+        name = weight.layer.name
+        stored, new = weight.read(), found.weights[name]
+        best = magnitude_of(weight.values(stored), pattern, axis)
+        kept = float(np.abs(stored[new != 0].astype(np.float64)).sum())
+        by_pattern[name], by_mask[name] = best, Magnitude(best.total, kept, best.unstructured)
+        weight.write(new)
+    for file in files:
+        if found.statistics:
+            file.write_others(found.statistics)
+        file.save()
+    return by_pattern, by_mask
+
+
 def _checked(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> list[str]:
     """Ask verify about every pruned layer of the written copy."""
     problems = []
@@ -233,7 +297,9 @@ def _checked(staged: Staged, decisions: Sequence[Decision], watch: Watch) -> lis
     return problems
 
 
-def _row(decision: Decision, before: dict[str, Magnitude], after: dict[str, Magnitude]) -> PrunedLayer:
+def _row(
+    decision: Decision, before: dict[str, Magnitude], after: dict[str, Magnitude], found: DataPruned | None
+) -> PrunedLayer:
     layer = decision.weight.layer
     then, now = before.get(layer.name), after.get(layer.name)
     share = decision.pattern is not None and then is not None and now is not None
@@ -252,6 +318,7 @@ def _row(decision: Decision, before: dict[str, Magnitude], after: dict[str, Magn
         kept=_share(now.kept, now.total) if share and now else None,
         kept_unpermuted=_share(then.kept, then.total) if share and then else None,
         kept_unstructured=_share(then.unstructured, then.total) if share and then else None,
+        output=found.errors.get(layer.name) if share and found is not None else None,
     )
 
 

@@ -106,9 +106,9 @@ def _decide(weight: StoredWeight, request: Request, where: object) -> Decision:
         return dense(f"{reason}; name it with --layer to prune it")
     if layer.zero_point:
         raise InputError(
-            f"weight {layer.name!r} is quantised with a zero point that is not 0, so zeroing it would not make zeros",
+            f"weight {layer.name!r} is quantized with a zero point that is not 0, so zeroing it would not make zeros",
             where=where,
-            hint=f"quantise it symmetrically, or leave it dense with --exclude {layer.name!r}",
+            hint=f"quantize it symmetrically, or leave it dense with --exclude {layer.name!r}",
         )
     if named is None and (reason := fixed_reason(weight.values(weight.read()), layer.reduction_axis)):
         return dense(f"{reason}; name it with --layer to prune it")

@@ -39,7 +39,7 @@ def ranges_figure(document: CalibrationDocument) -> Figure:
         if tensors:
             _draw(axes, document, named=named)
         else:
-            note(axes, "no tensor was quantised")
+            note(axes, "no tensor was quantized")
     return figure
 
 
@@ -55,10 +55,10 @@ def _draw(axes: Axes, document: CalibrationDocument, *, named: bool) -> None:
         ]
     )
     clips = [(tensor.clipped_share or 0.0) > _CLIPPED for tensor in document.tensors]
-    colours = [ACCENT if clip else SPARSE for clip in clips]
+    colors = [ACCENT if clip else SPARSE for clip in clips]
     axes.set_xscale("log")
     floor = float(np.nanmin([reach.min(), np.nanmin(seen) if np.isfinite(seen).any() else reach.min()])) / 3
-    axes.hlines(rows, floor, reach, color=colours, linewidth=4 if named else 1.5)
+    axes.hlines(rows, floor, reach, color=colors, linewidth=4 if named else 1.5)
     axes.hlines(rows, reach, np.where(np.isfinite(seen), np.maximum(seen, reach), reach), color=DENSE, linewidth=1)
     axes.plot(seen, rows, "|", color=INK, markersize=6 if named else 2)
     axes.set_xlim(left=floor)

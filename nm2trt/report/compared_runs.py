@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = (SPARSE, ACCENT, DENSE, AGAIN, INK)
+_COLORS = (SPARSE, ACCENT, DENSE, AGAIN, INK)
 _DASHES = ("-", "--", ":", "-.")
 _TOTAL = "total"
 
@@ -55,7 +55,9 @@ def read_run_curves(folder: Path, label: str = "") -> RunCurves:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         metrics = [json.loads(line) for line in lines]
         with (folder / "sad.csv").open(encoding="utf-8", newline="") as file:
-            sad = list(csv.DictReader(file))
+            # Runs recorded before 2026-11-27 name their columns "normalised".  # codespell:ignore
+            file_lines = (line.replace("normalised", "normalized") for line in file)  # codespell:ignore
+            sad = list(csv.DictReader(file_lines))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"its records cannot be read: {error}", where=folder, hint="train it again") from None
     for row in metrics:
@@ -94,7 +96,7 @@ def comparison_figure(runs: Sequence[RunCurves], *, title: str = "") -> Figure:
         moved.set_title("SAD since the record before, % of weights")
         draw_flips(flips, runs)
         for run, style in zip(runs, _styles(len(runs)), strict=True):
-            points = run.totals("sad_previous_normalised")
+            points = run.totals("sad_previous_normalized")
             moved.plot([step for step, _ in points], [100 * value for _, value in points], marker=".", **style)
         moved.set_ylim(bottom=0)
         moved.set_xlabel("step")
@@ -139,6 +141,6 @@ def _scores(axes: Axes, runs: Sequence[RunCurves]) -> None:
 
 def _styles(count: int) -> list[dict[str, Any]]:
     return [
-        {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _DASHES[index // len(_COLOURS) % len(_DASHES)]}
+        {"color": _COLORS[index % len(_COLORS)], "linestyle": _DASHES[index // len(_COLORS) % len(_DASHES)]}
         for index in range(count)
     ]

@@ -176,7 +176,7 @@ def _sad(axes: Axes, sad: Rows) -> None:
     grid = np.full((len(layers), len(steps)), np.nan)
     row_of = {layer: index for index, layer in enumerate(layers)}
     column_of = {step: index for index, step in enumerate(steps)}
-    for row, percent in zip(rows, 100 * _column(rows, "sad_previous_normalised"), strict=True):
+    for row, percent in zip(rows, 100 * _column(rows, "sad_previous_normalized"), strict=True):
         grid[row_of[str(row["layer"])], column_of[int(float(row["step"]))]] = percent
     # A record speaks of the steps up to it, so its cell ends there.
     edges = np.array([steps[0] - (steps[1] - steps[0] if len(steps) > 1 else 1), *steps], dtype=np.float64)

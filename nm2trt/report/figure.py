@@ -1,6 +1,6 @@
-"""One way to draw: a figure is made once, in named colours, and becomes a PNG or an SVG that follows the page's scheme.
+"""One way to draw: a figure is made once, in named colors, and becomes a PNG or an SVG that follows the page's scheme.
 
-The light scheme's colours are the names. A PNG keeps them; in an SVG each becomes a CSS variable, so that the same
+The light scheme's colors are the names. A PNG keeps them; in an SVG each becomes a CSS variable, so that the same
 figure is legible on a light and on a dark page. matplotlib's object API only: no pyplot, no global state.
 """
 
@@ -29,8 +29,8 @@ SPARSE = "#0b7a75"
 AGAIN = "#6fb3ae"
 ACCENT = "#b4541a"
 
-COLOURS = {"ink": INK, "muted": MUTED, "grid": GRID, "dense": DENSE, "sparse": SPARSE, "again": AGAIN, "accent": ACCENT}
-"""CSS variable (`--fig-NAME`) -> the light scheme's colour, which stands for it while drawing."""
+COLORS = {"ink": INK, "muted": MUTED, "grid": GRID, "dense": DENSE, "sparse": SPARSE, "again": AGAIN, "accent": ACCENT}
+"""CSS variable (`--fig-NAME`) -> the light scheme's color, which stands for it while drawing."""
 
 _PAPER = "#ffffff"
 _PNG_DPI = 144
@@ -87,9 +87,9 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def tint(colour: str) -> LinearSegmentedColormap:
-    """Colour map from transparent to `colour`: it darkens a light page and lights up a dark one."""
-    red, green, blue, _ = to_rgba(colour)
+def tint(color: str) -> LinearSegmentedColormap:
+    """Color map from transparent to `color`: it darkens a light page and lights up a dark one."""
+    red, green, blue, _ = to_rgba(color)
     return LinearSegmentedColormap.from_list("tint", [(red, green, blue, 0.0), (red, green, blue, 1.0)])
 
 
@@ -127,7 +127,7 @@ def svg_markup(figure: Figure, *, name: str, label: str) -> str:
         label: What the figure shows, for those who cannot see it.
 
     Returns:
-        Markup without XML declaration, with CSS variables for colours and no fixed size: the page decides its width.
+        Markup without XML declaration, with CSS variables for colors and no fixed size: the page decides its width.
     """
     buffer = io.StringIO()
     with house_style():
@@ -138,9 +138,9 @@ def svg_markup(figure: Figure, *, name: str, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = _prefix_ids(text, name)
-    for variable, colour in COLOURS.items():
+    for variable, color in COLORS.items():
         # Only in styles: ids and embedded image data must stay as they are.
-        text = re.sub(rf"(?<=: ){colour}\b", f"var(--fig-{variable}, {colour})", text)
+        text = re.sub(rf"(?<=: ){color}\b", f"var(--fig-{variable}, {color})", text)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     # matplotlib before 3.10 writes the `font` shorthand, later ones write its parts; the family is the page's.
     text = re.sub(r"\bfont: ((?:[a-z0-9]+ )*?)([\d.]+px) [^;\"]*", _font_parts, text)

@@ -23,7 +23,7 @@ from nm2trt.report.figure import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ARM_COLOURS = {
+_ARM_COLORS = {
     "dense": DENSE,
     "control": ACCENT,
     "sparse": SPARSE,
@@ -46,7 +46,7 @@ def distribution_svg(batch: BatchRecord, *, name: str) -> str:
             axes.plot(
                 variant.quantiles_ms[: _SHOWN_PERCENT + 1],
                 share,
-                color=_ARM_COLOURS[variant.name],
+                color=_ARM_COLORS[variant.name],
                 linestyle=(0, (3, 2)) if again else "-",
                 label=variant.name,
             )
@@ -124,7 +124,7 @@ def sweep_svg(batches: list[BatchRecord], *, name: str) -> str:
                 [variant.throughput_per_s for _, variant in variants],
                 marker="o",
                 markersize=4,
-                color=_ARM_COLOURS[variant_name],
+                color=_ARM_COLORS[variant_name],
                 linestyle=(0, (3, 2)) if variant_name == "sparse-repeat" else "-",
                 label=variant_name,
             )

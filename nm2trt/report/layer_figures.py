@@ -69,11 +69,11 @@ def roofline_svg(layers: LayersRecord, roofline: RooflineRecord | None, *, name:
             if roofline.sparse_flops_per_s is not None:
                 sparse = np.minimum(span * roofline.bytes_per_s, roofline.sparse_flops_per_s)
                 axes.plot(span, sparse / scale, color=SPARSE, linestyle=(0, (4, 2)), label="sparse ceiling")
-        for chosen, colour, label in ((True, SPARSE, "sparse kernel"), (False, ACCENT, "no sparse kernel seen")):
+        for chosen, color, label in ((True, SPARSE, "sparse kernel"), (False, ACCENT, "no sparse kernel seen")):
             some = [(px, py) for px, py, row in points if bool(row.chosen) is chosen]
             if some:
                 xs, ys = np.array(some).T
-                axes.plot(xs, ys / scale, "o", markersize=4, color=colour, alpha=0.8, label=label)
+                axes.plot(xs, ys / scale, "o", markersize=4, color=color, alpha=0.8, label=label)
         for axis in (axes.xaxis, axes.yaxis):
             # matplotlib's own labels for logarithms are formulas, which the house style does not typeset.
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -92,10 +92,10 @@ def load_svg(load: LoadRecord, *, name: str) -> str:
         for variant in dict.fromkeys(one.variant for one in load.points):
             points = [one for one in load.points if one.variant == variant]
             rates = [one.rate_per_s for one in points]
-            colour = _VARIANTS.get(variant, INK)
-            axes.plot(rates, [one.p99_ms for one in points], "o-", color=colour, label=f"{variant}, 99 %")
+            color = _VARIANTS.get(variant, INK)
+            axes.plot(rates, [one.p99_ms for one in points], "o-", color=color, label=f"{variant}, 99 %")
             axes.plot(
-                rates, [one.median_ms for one in points], "o:", color=colour, label=f"{variant}, median", alpha=0.8
+                rates, [one.median_ms for one in points], "o:", color=color, label=f"{variant}, median", alpha=0.8
             )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,4 +1,4 @@
-"""Sections below the end-to-end time: layers, roofline, and behaviour under load."""
+"""Sections below the end-to-end time: layers, roofline, and behavior under load."""
 
 from __future__ import annotations
 

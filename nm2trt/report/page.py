@@ -41,7 +41,7 @@ class Prose:
     kind: ClassVar[str] = "prose"
     text: str
     quiet: bool = False
-    """Set small and grey: a note, not the message."""
+    """Set small and gray: a note, not the message."""
 
 
 @dataclass(frozen=True, slots=True)

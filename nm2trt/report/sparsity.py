@@ -67,15 +67,15 @@ def _bars(axes: Axes, rows: Sequence[SparsityRow], *, named: bool) -> None:
         total = max(sum(row.groups), 1)
         shares = np.asarray(row.groups, float) / total
         lefts = np.concatenate(([0.0], np.cumsum(shares)[:-1]))
-        colours = [_colour(nonzeros, row) for nonzeros in range(len(row.groups))]
-        axes.barh(np.full(len(shares), at), shares, left=lefts, color=colours, height=0.78 if named else 1.0)
+        colors = [_color(nonzeros, row) for nonzeros in range(len(row.groups))]
+        axes.barh(np.full(len(shares), at), shares, left=lefts, color=colors, height=0.78 if named else 1.0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the layer's groups")
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.grid(visible=False)
     if named:
-        axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows], fontsize=6.5)
+        axes.set_yticks(range(len(rows)), [short_name(row.name) for row in rows], fontsize=6.5)
         for at, row in enumerate(rows):
             axes.text(
                 1.01, at, row.verdict, va="center", fontsize=6.5, color=ACCENT if row.bad else MUTED, clip_on=False
@@ -88,14 +88,14 @@ def _bars(axes: Axes, rows: Sequence[SparsityRow], *, named: bool) -> None:
 
 
 def _legend(axes: Axes, rows: Sequence[SparsityRow], height_in: float) -> None:
-    """For the pattern of most layers; the colours of others are cut the same way."""
+    """For the pattern of most layers; the colors of others are cut the same way."""
     (n, size), _ = Counter((row.n, len(row.groups)) for row in rows).most_common(1)[0]
     typical = next(row for row in rows if (row.n, len(row.groups)) == (n, size))
     counts = list(range(size))
     if size > _MOST_IN_LEGEND:
         counts = [0, n, n + 1, size - 1]
     patches = [
-        Patch(color=_colour(nonzeros, typical), label=f"{nonzeros} of {size - 1} not zero") for nonzeros in counts
+        Patch(color=_color(nonzeros, typical), label=f"{nonzeros} of {size - 1} not zero") for nonzeros in counts
     ]
     axes.legend(
         handles=patches,
@@ -105,7 +105,7 @@ def _legend(axes: Axes, rows: Sequence[SparsityRow], height_in: float) -> None:
     )
 
 
-def _colour(nonzeros: int, row: SparsityRow) -> tuple[float, float, float, float]:
+def _color(nonzeros: int, row: SparsityRow) -> tuple[float, float, float, float]:
     """Green where the group is legal, the darker the more zeros; orange where it is not, the darker the fewer."""
     if nonzeros <= row.n:
         red, green, blue, _ = to_rgba(SPARSE)
@@ -117,6 +117,6 @@ def _colour(nonzeros: int, row: SparsityRow) -> tuple[float, float, float, float
     return red, green, blue, strength
 
 
-def _short(name: str) -> str:
-    # The end of a name tells layers apart.
+def short_name(name: str) -> str:
+    """Cut the start of a long name: its end tells layers apart."""
     return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]

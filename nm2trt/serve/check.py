@@ -86,7 +86,7 @@ class CheckConfig:
     """Import code that build.json names although this machine did not write it."""
 
 
-Progress = Callable[[str], None]
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

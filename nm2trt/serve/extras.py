@@ -15,7 +15,7 @@ from nm2trt.serve.ports import check_name, has_dynamic_batch
 from nm2trt.serve.source import Network, has_plan, onnx_network, plan_network, read_build
 from nm2trt.serve.triton import checked_labels, version_record
 
-_COLOURS = {1: 2, 3: 0}
+_COLORS = {1: 2, 3: 0}
 """Channels -> nvinfer's model-color-format: 0 RGB, 2 GRAY."""
 _SMALLEST_SCALE = 1.2e-38
 _LARGEST_SCALE = 3.4e38
@@ -117,7 +117,7 @@ def _nvinfer_lines(
         f"network-mode={_MODES.get(build.precision, 0)}",
         "network-type=1" if labels else "network-type=100",
         f"output-blob-names={';'.join(port.name for port in build.outputs)}",
-        f"model-color-format={_COLOURS[channels]}",
+        f"model-color-format={_COLORS[channels]}",
         f"net-scale-factor={scale:.9g}",
         "process-mode=1",
         "gie-unique-id=1",
@@ -154,7 +154,7 @@ def _copy_graph(network: Network, target: Path) -> None:
 def _image(folder: Path, build: BuildDocument) -> tuple[int, int, int]:
     shape = build.inputs[0].shape[1:]
     sizes = [size for size in shape if isinstance(size, int)]
-    if len(build.inputs) != 1 or len(shape) != 3 or len(sizes) != 3 or sizes[0] not in _COLOURS:
+    if len(build.inputs) != 1 or len(shape) != 3 or len(sizes) != 3 or sizes[0] not in _COLORS:
         raise InputError(
             "Gst-nvinfer feeds one image [batch, 1 or 3, height, width], and this network takes "
             + ", ".join(f"{port.name} {list(port.shape)}" for port in build.inputs),

@@ -149,7 +149,7 @@ def write_backends(installed: Installed, folder: Path, stand_ins: Iterable[str])
     if not stub.is_file():
         raise MachineError(f"nvidia-pytriton has no stub for Python {installed.python}", where=installed.site)
     for source in (root / "backends" / "python" / "libtriton_python.so", stub):
-        # Copies: the backend looks for its neighbours where the real file lies.
+        # Copies: the backend looks for its neighbors where the real file lies.
         shutil.copy2(source, python / source.name)
     shutil.copy2(root / "backends" / "python" / "triton_python_backend_utils.py", python)
     code = resources.files("nm2trt.serve").joinpath("python_model.py").read_text(encoding="utf-8")

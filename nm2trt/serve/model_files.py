@@ -35,7 +35,7 @@ def model_files(
     Raises:
         ConfigError: The edited configuration cannot serve the version.
     """
-    labelled = labels is not None or (folder / LABELS).is_file()
+    labeled = labels is not None or (folder / LABELS).is_file()
     files = {} if labels is None else {LABELS: labels}
     warmup: dict[str, bytes] = {}
     if edited is not None:
@@ -49,7 +49,7 @@ def model_files(
             any_size=document.platform != "tensorrt_plan",
         )
         warmup = dict(found.data)
-        files[CONFIG] = sign(config_pbtxt(model_spec(document, labels=labelled, warmup=found)))
+        files[CONFIG] = sign(config_pbtxt(model_spec(document, labels=labeled, warmup=found)))
     return {**files, PackageDocument.FILE: document.to_json()}, warmup
 
 

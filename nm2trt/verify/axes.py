@@ -17,7 +17,7 @@ _AXIS_NAMES = {
 def other_grouping(values: Values, pattern: NMPattern, axis: int, op: str) -> str:
     """Name a grouping other than `axis` along which every group conforms; empty where there is none.
 
-    Tried first is the flattened kernel order, [O, I * kH * kW] in groups of M neighbours: the first SR-STE code,
+    Tried first is the flattened kernel order, [O, I * kH * kW] in groups of M neighbors: the first SR-STE code,
     Bi-Mask and Model Optimizer's SparseGPT prune convolutions like that.
 
     Returns:

@@ -188,7 +188,7 @@ def _verdict(
 ) -> tuple[Verdict, str]:
     claimed = _is_claimed(layer, rules)
     if layer.zero_point:
-        return "zero-point", "quantised with a zero point that is not 0: stored zeros are not zeros"
+        return "zero-point", "quantized with a zero point that is not 0: stored zeros are not zeros"
     if not count.violations:
         return "conforms", ""
     if _is_dense_on_purpose(layer, rules):

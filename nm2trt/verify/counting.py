@@ -3,7 +3,7 @@
 The array is seen as [outer, axis, inner] in memory order. A piece becomes bytes, 1 where a weight is not zero; then the
 M bytes of a group are added, in one of three ways:
 
-- neighbours (inner is 1; M is 2, 4 or 8): a group is one integer, and a product with 0x0101... leaves the sum in its
+- neighbors (inner is 1; M is 2, 4 or 8): a group is one integer, and a product with 0x0101... leaves the sum in its
   highest byte;
 - long rows (inner of 64 and more): M contiguous rows are added;
 - anything else (3x3 kernels): M shifted copies of all bytes are added, so that position i holds the count of the

@@ -47,7 +47,7 @@ def conv_hint(out_channels: int, in_channels: int, kernel_size: int, dtype: str 
         out_channels: K.
         in_channels: C.
         kernel_size: R * S, the weights per input channel.
-        dtype: "int8" where the graph is quantised; anything else is taken for FP16.
+        dtype: "int8" where the graph is quantized; anything else is taken for FP16.
     """
     if min(out_channels, in_channels) < _SMALL:
         return "unlikely"

@@ -13,7 +13,7 @@ from nm2trt.calibration.feeds import ArraySource, Batch
 from nm2trt.calibration.graph import Port, load_proto
 from nm2trt.calibration.run import calibrate
 from nm2trt.calibration.settings import Settings
-from nm2trt.calibration.stripping import without_quantisation
+from nm2trt.calibration.stripping import without_quantization
 from nm2trt.errors import InputError
 
 node = helper.make_node
@@ -69,7 +69,7 @@ def test_an_activation_that_was_folded_into_a_range_comes_back(kind, tmp_path):
     path = quantized(activated(kind), tmp_path)
     assert not {"Relu", "Clip"} & {one.op_type for one in onnx.load(path).graph.node}, "the peer folds it no more"
     restored = []
-    made = without_quantisation(load_proto(path), path, restored)
+    made = without_quantization(load_proto(path), path, restored)
     assert len(restored) == 2
     assert {"Relu", "Clip"} & {one.op_type for one in made.graph.node} == {kind}
     before, after = run(tmp_path / "f.onnx"), run(made)
@@ -103,7 +103,7 @@ def test_an_activation_that_is_still_there_is_not_doubled(tmp_path):
         activated("Relu"), tmp_path, weight_type=QuantType.QInt8, op_types_to_quantize=["GlobalAveragePool"]
     )
     restored = []
-    made = without_quantisation(load_proto(path), path, restored)
+    made = without_quantization(load_proto(path), path, restored)
     assert restored == []
     assert sum(one.op_type == "Relu" for one in made.graph.node) == 2
 

@@ -1,4 +1,4 @@
-"""TensorRT's old calibration caches, and models that others quantised."""
+"""TensorRT's old calibration caches, and models that others quantized."""
 
 import struct
 
@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from nm2trt.calibration.cache import read_cache
 from nm2trt.calibration.graph import load_proto, open_float_graph
 from nm2trt.calibration.sessions import Runner
-from nm2trt.calibration.stripping import without_quantisation
+from nm2trt.calibration.stripping import without_quantization
 from nm2trt.errors import InputError
 from nm2trt.verify import verify_path
 
@@ -88,7 +88,7 @@ def test_an_asymmetric_model_of_onnxruntime_is_named_and_taken_apart(tmp_path, p
     with pytest.raises(InputError, match=r"asymmetrically: .* has zero point") as caught:
         open_float_graph(path)
     assert "--resymmetrize" in str(caught.value)
-    made = without_quantisation(load_proto(path), path)
+    made = without_quantization(load_proto(path), path)
     assert not {node.op_type for node in made.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
     onnx.checker.check_model(made)
     before = Runner(onnx.load(tmp_path / "f.onnx"), "").run({"x": X})[0]
@@ -100,7 +100,7 @@ def test_an_asymmetric_model_of_onnxruntime_is_named_and_taken_apart(tmp_path, p
 
 def test_float_weights_behind_a_third_partys_pairs_come_back_exactly(tmp_path):
     path = peer_model(tmp_path, extra_options={"AddQDQPairToWeight": True, "QuantizeBias": False})
-    made = without_quantisation(load_proto(path), path)
+    made = without_quantization(load_proto(path), path)
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     for tensor in nets.residual().graph.initializer:
         assert np.array_equal(found[tensor.name], numpy_helper.to_array(tensor))
@@ -114,4 +114,4 @@ def test_integer_operators_cannot_be_taken_apart(tmp_path):
         {"w": np.ones((4, 4), np.int8)},
     )
     with pytest.raises(InputError, match="MatMulInteger"):
-        without_quantisation(made, tmp_path)
+        without_quantization(made, tmp_path)

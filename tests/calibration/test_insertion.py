@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from nm2trt.calibration.collection import collect, ranges_of, scales_of
 from nm2trt.calibration.graph import load_proto, open_float_graph
-from nm2trt.calibration.insertion import insert, quantised_weight, weight_scales
+from nm2trt.calibration.insertion import insert, quantized_weight, weight_scales
 from nm2trt.calibration.placement import PLACEMENTS, place
 from nm2trt.calibration.ranges import Method
 from nm2trt.calibration.sessions import Runner
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(3)
 X = RNG.standard_normal((16, 3, 8, 8)).astype(np.float32)
 
 
-def quantised(made, folder, *, placement="default", method="minmax", feed=None, **options):
+def quantized(made, folder, *, placement="default", method="minmax", feed=None, **options):
     graph = open_float_graph(nets.saved(made, folder / "float.onnx"))
     checked = verify_path(folder / "float.onnx")
     sparse = {layer.name for layer in checked.layers if layer.verdict == "conforms"}
@@ -40,7 +40,7 @@ def constants(made):
 @pytest.mark.parametrize("placement", list(PLACEMENTS))
 @pytest.mark.parametrize("storage", ["qdq", "int8"])
 def test_the_result_is_valid_symmetric_and_free_of_integer_biases(tmp_path, placement, storage):
-    made, _ = quantised(nets.residual(), tmp_path, placement=placement, storage=storage)
+    made, _ = quantized(nets.residual(), tmp_path, placement=placement, storage=storage)
     onnx.checker.check_model(made, full_check=True)
     stored = constants(made)
     for node in made.graph.node:
@@ -54,7 +54,7 @@ def test_the_result_is_valid_symmetric_and_free_of_integer_biases(tmp_path, plac
 def test_both_ways_to_store_weights_compute_the_same(tmp_path):
     results = []
     for storage in ("qdq", "int8"):
-        made, _ = quantised(nets.residual(), tmp_path, storage=storage)
+        made, _ = quantized(nets.residual(), tmp_path, storage=storage)
         results.append(Runner(made, "").run({"x": X})[0])
         if storage == "int8":
             assert constants(made)["c1.weight"].dtype == np.int8
@@ -70,7 +70,7 @@ def test_one_layer_computes_what_numpy_computes(tmp_path):
         {"w": w},
     )
     x = RNG.standard_normal((16, 5)).astype(np.float32)
-    result, scales = quantised(made, tmp_path, feed={"x": x})
+    result, scales = quantized(made, tmp_path, feed={"x": x})
     sx = np.float32(np.abs(x).max() / 127)
     assert scales["x"] == pytest.approx(sx)
     sw = np.abs(w).max(axis=1, keepdims=True) / np.float32(127)
@@ -88,7 +88,7 @@ def test_scales_are_those_of_onnxruntime_on_the_same_samples(tmp_path):
         def get_next(self):
             return self.left.pop() if self.left else None
 
-    made, scales = quantised(nets.residual(), tmp_path, placement="minimal")
+    made, scales = quantized(nets.residual(), tmp_path, placement="minimal")
     peer = tmp_path / "peer.onnx"
     quantize_static(
         tmp_path / "float.onnx",
@@ -110,7 +110,7 @@ def test_scales_are_those_of_onnxruntime_on_the_same_samples(tmp_path):
 
 @pytest.mark.parametrize("storage", ["qdq", "int8"])
 def test_every_sparse_layer_still_conforms(tmp_path, storage):
-    made, _ = quantised(nets.residual(), tmp_path, placement="sparse", storage=storage)
+    made, _ = quantized(nets.residual(), tmp_path, placement="sparse", storage=storage)
     checked = verify_path(nets.saved(made, tmp_path / "q.onnx"))
     verdicts = {layer.name: (layer.verdict, layer.tensorrt) for layer in checked.layers}
     for name in ("c1", "c2", "c3", "c4", "proj"):
@@ -122,18 +122,18 @@ def test_every_sparse_layer_still_conforms(tmp_path, storage):
     hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 8)), elements=st.floats(-1e6, 1e6, width=32)),
     st.sampled_from([0, 1]),
 )
-def test_quantised_weights_keep_zeros_and_reach_127_in_every_channel(w, axis):
+def test_quantized_weights_keep_zeros_and_reach_127_in_every_channel(w, axis):
     scales = weight_scales(w, axis)
-    stored = quantised_weight(w, scales, axis)
+    stored = quantized_weight(w, scales, axis)
     assert not stored[w == 0].any()
     assert np.abs(stored.astype(int)).max() <= 127
     moved, shown = np.moveaxis(w, axis, 0), np.moveaxis(stored, axis, 0)
-    for row, quantised_row in zip(moved, shown, strict=True):
+    for row, quantized_row in zip(moved, shown, strict=True):
         if np.abs(row).max() > 1e-30:
-            assert np.abs(quantised_row.astype(int)).max() == 127
+            assert np.abs(quantized_row.astype(int)).max() == 127
 
 
-def test_weights_behind_layout_nodes_and_in_constant_nodes_are_quantised(tmp_path):
+def test_weights_behind_layout_nodes_and_in_constant_nodes_are_quantized(tmp_path):
     w = nets.two_of_four(RNG, (6, 8))
     value = onnx.helper.make_tensor("w", nets.FLOAT, w.shape, w.tobytes(), raw=True)
     made = nets.model(
@@ -148,14 +148,14 @@ def test_weights_behind_layout_nodes_and_in_constant_nodes_are_quantised(tmp_pat
     )
     x = RNG.standard_normal((16, 8)).astype(np.float32)
     for storage in ("qdq", "int8"):
-        result, _ = quantised(made, tmp_path, feed={"x": x}, storage=storage)
+        result, _ = quantized(made, tmp_path, feed={"x": x}, storage=storage)
         found = Runner(result, "").run({"x": x})[0]
         assert np.abs(found - x @ w.T).max() < 0.1
         checked = verify_path(nets.saved(result, tmp_path / "q.onnx"))
         assert [layer.verdict for layer in checked.layers] == ["conforms"]
 
 
-def test_a_weight_that_two_layers_share_is_quantised_once(tmp_path):
+def test_a_weight_that_two_layers_share_is_quantized_once(tmp_path):
     w = RNG.standard_normal((4, 4)).astype(np.float32)
     made = nets.model(
         [nets.node("MatMul", "m1", ["x", "w"], "a"), nets.node("MatMul", "m2", ["a", "w"], "y")],
@@ -164,7 +164,7 @@ def test_a_weight_that_two_layers_share_is_quantised_once(tmp_path):
         {"w": w},
     )
     x = RNG.standard_normal((16, 4)).astype(np.float32)
-    result, _ = quantised(made, tmp_path, feed={"x": x}, storage="int8")
+    result, _ = quantized(made, tmp_path, feed={"x": x}, storage="int8")
     assert [name for name in constants(result) if constants(result)[name].shape == (4, 4)] == ["w"]
 
 
@@ -176,13 +176,13 @@ def test_half_precision_graphs_get_half_precision_scales(tmp_path):
         {"w": RNG.standard_normal((4, 4)).astype(np.float16)},
     )
     x = RNG.standard_normal((16, 4)).astype(np.float16)
-    result, _ = quantised(made, tmp_path, feed={"x": x})
+    result, _ = quantized(made, tmp_path, feed={"x": x})
     assert constants(result)["x_scale"].dtype == np.float16
     session = onnxruntime.InferenceSession(result.SerializeToString(), providers=["CPUExecutionProvider"])
     assert session.run(None, {"x": x})[0].dtype == np.float16
 
 
-def test_the_graph_is_not_changed_by_quantising_it(tmp_path):
+def test_the_graph_is_not_changed_by_quantizing_it(tmp_path):
     path = nets.saved(nets.residual(), tmp_path / "m.onnx")
     graph = open_float_graph(path)
     before = graph.proto.SerializeToString()

@@ -53,13 +53,13 @@ def test_products_of_activations_are_left_alone(opened):
     assert [layer.channel_axis for layer in graph.layers] == [1, 1]
 
 
-def test_the_skip_input_of_each_residual_addition_is_quantised_and_the_main_branch_is_not(opened):
+def test_the_skip_input_of_each_residual_addition_is_quantized_and_the_main_branch_is_not(opened):
     _, readers = placed(opened(nets.residual()), (RESIDUAL_SKIPS,))
     # The longer branch (c3, c4) is the main one, so the projection is the skip, whatever the order of the inputs.
     assert readers == {"a": {("add1", 1)}, "p": {("add2", 0)}}
 
 
-def test_a_skip_goes_where_a_quantised_convolution_is_left(opened):
+def test_a_skip_goes_where_a_quantized_convolution_is_left(opened):
     _, readers = placed(opened(nets.residual()), (RESIDUAL_SKIPS,), without=("c4",))
     assert readers["h"] == {("add2", 1)}
     _, readers = placed(opened(nets.residual()), (RESIDUAL_SKIPS,), without=("c4", "proj", "c2"))
@@ -84,7 +84,7 @@ def test_all_inputs_of_nested_concats_share_the_output_scale(opened):
     assert found.one_scale == [{"abxx", "ab", "x", "a", "b"}]
 
 
-def test_a_concat_that_nothing_reads_quantised_is_left_alone(opened):
+def test_a_concat_that_nothing_reads_quantized_is_left_alone(opened):
     found, readers = placed(opened(nets.concatenated()), (LAYER_INPUTS, CONCATS), without=("c3",))
     assert set(readers) == {"x"}
     assert not found.one_scale
@@ -105,7 +105,7 @@ def test_minimal_placement_leaves_residual_blocks_half_in_floating_point(opened)
     assert [name for name, end in ends.items() if not end] == ["stem", "c4", "proj", "fc"]
 
 
-def test_sparse_outputs_are_quantised_behind_the_bias_for_readers_in_floating_point(opened):
+def test_sparse_outputs_are_quantized_behind_the_bias_for_readers_in_floating_point(opened):
     graph = opened(nets.products())
     sparse = {"up.weight", "down.weight"}
     found, readers = placed(graph, (LAYER_INPUTS, SPARSE_OUTPUTS), sparse=sparse)
@@ -114,6 +114,6 @@ def test_sparse_outputs_are_quantised_behind_the_bias_for_readers_in_floating_po
     assert all(ends_in_int8(graph, found, output_of(graph, layer)) for layer in graph.layers)
 
 
-def test_the_output_of_a_sparse_classifier_is_quantised_under_its_own_name(opened):
+def test_the_output_of_a_sparse_classifier_is_quantized_under_its_own_name(opened):
     _, readers = placed(opened(nets.residual()), PLACEMENTS["sparse"], sparse={"fc.weight"})
     assert readers["logits"] == {("output", 0)}

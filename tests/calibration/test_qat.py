@@ -1,4 +1,4 @@
-"""Quantisation-aware fine-tuning: the mask holds, the score comes back, and the exported Q/DQ computes the same."""
+"""Quantization-aware fine-tuning: the mask holds, the score comes back, and the exported Q/DQ computes the same."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from nm2trt.calibration.qat import QuantAware, fake_quantised_weight, qdq_from_quant_aware
+from nm2trt.calibration.qat import QuantAware, fake_quantized_weight, qdq_from_quant_aware
 from nm2trt.calibration.sessions import Runner
 from nm2trt.calibration.settings import Settings
 from nm2trt.errors import ConfigError, InputError
@@ -76,7 +76,7 @@ def test_fine_tuning_holds_the_mask_and_the_export_computes_what_was_trained(tra
         if name == "2.weight":
             assert conforms(weight.detach().numpy(), NMPattern(2, 4), 1)
             assert not weight[~masks[name]].any()
-            assert not fake_quantised_weight(weight)[~masks[name]].any()
+            assert not fake_quantized_weight(weight)[~masks[name]].any()
     with torch.no_grad():
         expected = module(x[1400:1500]).numpy()
     aware.remove()

@@ -155,7 +155,7 @@ def test_layers_are_left_out_by_name(net, npz, tmp_path):
     assert [name for name, layer in layers.items() if not layer["int8"]] == ["c3", "fc"]
     assert layers["fc"]["why_not"] == "left out by --exclude"
     everything = run(net, "--data", npz, "-o", tmp_path / "p.onnx", "--exclude", "*")
-    assert_one_error_line(everything, 2, "no layer to quantise")
+    assert_one_error_line(everything, 2, "no layer to quantize")
 
 
 def test_an_old_cache_becomes_pairs_with_its_scales(net, tmp_path):
@@ -175,11 +175,11 @@ def test_an_old_cache_becomes_pairs_with_its_scales(net, tmp_path):
     assert_one_error_line(short, 3, "no scale for 5 of 8 tensors, first 'f'", "--data")
 
 
-def test_a_quantised_model_is_refused_and_resymmetrized(net, npz, tmp_path):
+def test_a_quantized_model_is_refused_and_resymmetrized(net, npz, tmp_path):
     out = tmp_path / "o.onnx"
     assert run(net, "--data", npz, "-o", out).returncode == 0
     again = tmp_path / "again.onnx"
-    assert_one_error_line(run(out, "--data", npz, "-o", again), 3, "quantised already", "--resymmetrize")
+    assert_one_error_line(run(out, "--data", npz, "-o", again), 3, "quantized already", "--resymmetrize")
     result = run(out, "--data", npz, "-o", again, "--resymmetrize")
     assert result.returncode == 0, result.stderr
     assert "own quantization was taken out" in result.stdout
@@ -229,7 +229,7 @@ def bad_models():
         [("y", nets.FLOAT, ["n", 4])],
         {"s": np.float32(0.1), "z": np.uint8(128), "w": np.ones((4, 4), np.float32)},
     )
-    return {"plain": (plain, "nothing to quantise"), "asymmetric": (asymmetric, "zero point 128")}
+    return {"plain": (plain, "nothing to quantize"), "asymmetric": (asymmetric, "zero point 128")}
 
 
 @pytest.mark.parametrize("case", list(bad_models()))

@@ -10,8 +10,8 @@ from run_folders import make_run
 from tensorrt_double.site.bfloat16 import widen_bfloat16
 
 from nm2trt.artifacts import BuildDocument, FactState, check_plan
-from nm2trt.cli.inspect import inspect_build
 from nm2trt.errors import InputError
+from nm2trt.pipelines.inspect import inspect_build
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, requires(gpu=True, tensorrt=True)]
 VARIANTS = ("dense", "control", "sparse")

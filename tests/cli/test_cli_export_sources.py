@@ -122,7 +122,7 @@ def test_weights_that_lie_in_constant_nodes_are_converted_and_built(tmp_path):
 
 
 @requires(rtx=True)
-def test_a_quantised_network_of_calibrate_is_built_with_fp16_around(tmp_path):
+def test_a_quantized_network_of_calibrate_is_built_with_fp16_around(tmp_path):
     make_run(tmp_path / "run", "resnet8")
     plain = nm2trt_inline("export", tmp_path / "run", "-o", tmp_path / "plain", "--builder", "none")
     assert plain.returncode == 0, plain.stderr
@@ -131,10 +131,10 @@ def test_a_quantised_network_of_calibrate_is_built_with_fp16_around(tmp_path):
         "--builder", "none", "--samples", "64", "--held-out", "64",
     )  # fmt: skip
     assert calibrated.returncode in (0, 1), calibrated.stderr
-    quantised = tmp_path / "q.onnx"
-    before = [node.op_type for node in onnx.load(quantised).graph.node].count("QuantizeLinear")
+    quantized = tmp_path / "q.onnx"
+    before = [node.op_type for node in onnx.load(quantized).graph.node].count("QuantizeLinear")
     result = nm2trt_inline(
-        "export", quantised, "-o", tmp_path / "b", "--precision", "fp16", "--data", "digits", "--sm", "80",
+        "export", quantized, "-o", tmp_path / "b", "--precision", "fp16", "--data", "digits", "--sm", "80",
         "--builder", "tensorrt-rtx",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -9,7 +9,7 @@ from run_folders import make_run
 from small_networks import build_folder, small_network
 
 from nm2trt.artifacts import BuildDocument
-from nm2trt.cli.inspect import inspect_build
+from nm2trt.pipelines.inspect import inspect_build
 
 SPARSE = "sm80_xmma_fprop_sparse_conv_f16f16_f16f16_f16_nhwckrsc_nhwc_sptensor16x8x32"
 DENSE = "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc"

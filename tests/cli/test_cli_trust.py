@@ -13,7 +13,7 @@ from torch import nn
 
 (Path(__file__).parent / "imported").touch()
 
-class Labelled(torch.utils.data.Dataset):
+class Labeled(torch.utils.data.Dataset):
     classes = ["below", "above"]
 
     def __init__(self, x, y):
@@ -32,7 +32,7 @@ def data():
     random = torch.Generator().manual_seed(0)
     x = torch.randn(96, 8, generator=random)
     y = (x.sum(dim=1) > 0).long()
-    train, test = (Labelled(x[part], y[part]) for part in (slice(0, 64), slice(64, 96)))
+    train, test = (Labeled(x[part], y[part]) for part in (slice(0, 64), slice(64, 96)))
     return train, test
 """
 

@@ -213,9 +213,9 @@ def test_the_terminals_table_holds_what_the_logs_table_holds(good, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     log = nm2trt("verify", good).stdout
     monkeypatch.setenv("FORCE_COLOR", "1")
-    coloured = nm2trt("verify", good).stdout
-    assert "\x1b[" in coloured
+    colored = nm2trt("verify", good).stdout
+    assert "\x1b[" in colored
     assert "\x1b[" not in log
-    terminal = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    terminal = re.sub(r"\x1b\[[0-9;]*m", "", colored)
     words = [line.split() for line in log.splitlines() if line.strip() and "─" not in line]
     assert words == [line.split() for line in terminal.splitlines() if line.strip() and "─" not in line]

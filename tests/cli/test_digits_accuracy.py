@@ -17,7 +17,7 @@ ONE_POINT = 0.01
 
 
 def most_in_a_group(weight):
-    """Largest number of non-zeros in four neighbouring input channels, by a loop over every group."""
+    """Largest number of non-zeros in four neighboring input channels, by a loop over every group."""
     rows = np.moveaxis(weight, 1, -1).reshape(-1, weight.shape[1])
     return max(int(np.sum(row[start : start + 4] != 0)) for row in rows for start in range(0, len(row), 4))
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 
 def write_images(folder, classes=("cat", "dog"), train=6, val=3, size=20):
-    """Make train/CLASS/* and val/CLASS/*: noise around a grey of the class, in several formats and modes."""
+    """Make train/CLASS/* and val/CLASS/*: noise around a gray of the class, in several formats and modes."""
     numbers = np.random.default_rng(0)
     for part, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):

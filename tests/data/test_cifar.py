@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from nm2trt.data import load_data
-from nm2trt.data.cifar import Standardise, crop_and_flip
+from nm2trt.data.cifar import Standardize, crop_and_flip
 from nm2trt.errors import InputError
 
 
@@ -22,7 +22,7 @@ def write_cifar10(folder):
     (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(number) for number in range(10)]}))
 
 
-def test_files_that_are_there_are_read_and_standardised(tmp_path, monkeypatch):
+def test_files_that_are_there_are_read_and_standardized(tmp_path, monkeypatch):
     write_cifar10(tmp_path)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
@@ -31,7 +31,7 @@ def test_files_that_are_there_are_read_and_standardised(tmp_path, monkeypatch):
     assert (len(data.train), len(data.test)) == (20, 4)
     plain = data.train.x.double().numpy()
     expected = (plain - plain.mean(axis=(0, 2, 3), keepdims=True)) / plain.std(axis=(0, 2, 3), keepdims=True)
-    assert Standardise(data.train.x.numpy())(data.train.x).numpy() == pytest.approx(expected, abs=1e-5)
+    assert Standardize(data.train.x.numpy())(data.train.x).numpy() == pytest.approx(expected, abs=1e-5)
     test_x, test_y = data.test.fetch([1], 0)
     with (tmp_path / "cifar-10-batches-py" / "test_batch").open("rb") as file:
         row = pickle.load(file)["data"][1].reshape(3, 32, 32).astype(np.float64)

@@ -21,7 +21,7 @@ def test_digits_are_the_1797_of_scikit_learn_split_once():
     assert train_x.dtype == np.float32
     assert abs(train_x.mean()) < 1e-5
     assert train_x.std() == pytest.approx(1, abs=1e-5)
-    # Undo the standardisation: the two parts together are exactly the original images.
+    # Undo the standardization: the two parts together are exactly the original images.
     originals = {image.tobytes() for image in load_digits().images.astype(np.uint8)}
     x = np.concatenate([train_x, test_x])[:, 0]
     low, high = x.min(), x.max()

@@ -32,7 +32,7 @@ def test_test_images_are_resized_and_cropped_in_the_middle(images):
     assert round(18 * 256 / 224) == 21
     x_BX, _ = data.test.fetch([0], 0)
     assert tuple(x_BX.shape) == (1, 3, 18, 18)
-    # Resampling from 20 to 21 keeps the mean of the image; its centre lies near.
+    # Resampling from 20 to 21 keeps the mean of the image; its center lies near.
     expected = (pixels.mean(axis=(0, 1)) / 255 - MEAN) / STD
     assert x_BX.mean(dim=(0, 2, 3)).numpy() == pytest.approx(expected, abs=0.1)
     assert torch.equal(x_BX, data.test.fetch([0], 1)[0]), "nothing random in a test sample"

@@ -26,7 +26,7 @@ class Listed(Dataset):
         return torch.full((1, 2, 2), float(index)), index % 3
 
 
-class Unlabelled(Listed):
+class Unlabeled(Listed):
     classes = None
 
 
@@ -69,7 +69,7 @@ def high_test_label():
 
 
 def nothing_tells():
-    return Unlabelled(), Listed()
+    return Unlabeled(), Listed()
 
 
 def endless():
@@ -88,7 +88,7 @@ def fails():
     raise ValueError("no luck")
 
 
-def asks(colour, data_dir):
+def asks(color, data_dir):
     return None
 
 
@@ -136,7 +136,7 @@ def test_a_data_set_of_ours_is_taken_as_it_is(here):
         ("no_such_own_data:f", ConfigError, "there is no module 'no_such_own_data'"),
         ("my_own_data:f", ConfigError, "my_own_data.py has no 'f'"),
         ("my_own_data:number", ConfigError, "number is int and cannot be called"),
-        ("my_own_data:asks", ConfigError, "asks for colour; it can have data_dir"),
+        ("my_own_data:asks", ConfigError, "asks for color; it can have data_dir"),
         ("my_own_data", ConfigError, "unknown data set"),
         ("my own:data", ConfigError, "unknown data set"),
         (

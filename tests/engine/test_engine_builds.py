@@ -54,7 +54,7 @@ def mlp(tmp_path_factory):
 @requires(rtx=True)
 class TestRtx:
     def test_the_flag_changes_nothing_and_other_things_do(self, mlp, tmp_path):
-        """The day this fails, RTX has begun to honour SPARSE_WEIGHTS ahead of time: then the evidence can be read."""
+        """The day this fails, RTX has begun to honor SPARSE_WEIGHTS ahead of time: then the evidence can be read."""
         dense = build(mlp, tmp_path / "a", "control")
         sparse = build(mlp, tmp_path / "a", "sparse")
         assert (dense.error, sparse.error) == (None, None)

@@ -42,7 +42,7 @@ def test_the_trainers_checkpoints_are_sparse_and_resumable(tmp_path):
     shutil.rmtree(checkpoints[-1])
     assert "12 weights are 2:4" in example(tmp_path / "run", "--resume")
     # The Trainer's own resumption is not exact, with or without us; what has to go on is the sparsifier's state.
-    before, after = (torch.load(path / "sparsifier.pt", weights_only=True) for path in checkpoints[1:])
+    before, after = (torch.load(path / "sparsifier.pt", weights_only=True)["sparsifier"] for path in checkpoints[1:])
     assert (before["steps"], after["steps"]) == (44, 66)
     for name, layer in after["layers"].items():
         earlier = before["layers"][name]

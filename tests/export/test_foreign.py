@@ -287,7 +287,7 @@ def test_a_batch_that_is_fixed_inside_is_told_with_its_node(tmp_path):
         )
 
 
-def test_quantised_weights_are_found_and_left(tmp_path):
+def test_quantized_weights_are_found_and_left(tmp_path):
     w = np.random.default_rng(0).integers(-9, 9, (8, 16)).astype(np.int8)
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["wd"], name="dq"),

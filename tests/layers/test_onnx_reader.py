@@ -158,7 +158,7 @@ def test_values_behind_layout_nodes_equal_the_reference_evaluator(tmp_path_facto
     np.testing.assert_array_equal(layer.weight(), expected)
 
 
-QUANTISED = [
+QUANTIZED = [
     (np.int8, 0),
     (np.int8, 3),
     (np.uint8, 128),
@@ -170,10 +170,10 @@ QUANTISED = [
 
 @pytest.mark.parametrize(
     ("dtype", "zero", "form"),
-    [(*case, form) for case in QUANTISED for form in ("per-tensor", "per-channel", "blocked")]
+    [(*case, form) for case in QUANTIZED for form in ("per-tensor", "per-channel", "blocked")]
     + [(np.int8, 0, "no-zero-point"), (np.uint8, 0, "no-zero-point")],
 )
-def test_dequantised_zeros_are_where_the_reference_evaluator_puts_them(dtype, zero, form, tmp_path):
+def test_dequantized_zeros_are_where_the_reference_evaluator_puts_them(dtype, zero, form, tmp_path):
     rng = np.random.default_rng(1)
     stored = rng.integers(zero, zero + 3, (4, 8)).astype(np.int32).astype(dtype)
     scale_shape = {"per-channel": (4,), "blocked": (4, 2)}.get(form, ())

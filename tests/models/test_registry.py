@@ -29,7 +29,7 @@ def test_the_number_counts_weighted_layers_outside_shortcuts(name, layers):
 
 
 def test_resnet20_has_the_papers_size():
-    """He et al. 2016, table 6: 0.27 million parameters on 32x32 colour images (there without shortcut weights)."""
+    """He et al. 2016, table 6: 0.27 million parameters on 32x32 color images (there without shortcut weights)."""
     model = build_model("resnet20", (3, 32, 32), 10)
     parameters = sum(p.numel() for name, p in model.named_parameters() if "shortcut" not in name)
     assert parameters == pytest.approx(0.27e6, rel=0.01)

@@ -98,7 +98,7 @@ def test_filling_takes_every_zero_and_nothing_else(seed, dtype):
         assert set(now.ravel().tolist()) <= set(was[was != 0].ravel().tolist())
 
 
-def test_weights_are_found_behind_quantisation():
+def test_weights_are_found_behind_quantization():
     scale = numpy_helper.from_array(np.array(0.1, dtype=np.float32), "scale")
     stored = numpy_helper.from_array(np.array([[1, 0], [0, 2]], dtype=np.int8), "stored")
     nodes = [

@@ -109,7 +109,7 @@ def test_without_a_batch_it_is_asked_for(tmp_path):
 
 
 def test_unpaired_intervals_cover_slow_waves(tmp_path):
-    """Calls that resemble their neighbours hold less than their number says; the interval must know."""
+    """Calls that resemble their neighbors hold less than their number says; the interval must know."""
     covered = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)

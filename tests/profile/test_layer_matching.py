@@ -10,7 +10,7 @@ from small_networks import small_network
 from nm2trt.artifacts import LayerEvidence
 from nm2trt.artifacts.ratio import RatioRecord
 from nm2trt.artifacts.report_layers import LayerTimeRecord
-from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layer_summary import summarized
 from nm2trt.profile.layers import Network, layer_tables, layers_record, matched
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.runners.onnxruntime_layers import layer_times
@@ -82,7 +82,7 @@ def test_what_shows_without_sparse_kernels_too_is_no_gain_of_theirs(background):
         kernel = index % 2 == 0
         true = background * (1.3 if kernel else 1.0) * float(np.exp(0.01 * rng.standard_normal()))
         rows.append(row(f"l{index}", true * sparse_ms, sparse_ms, kernel))
-    found = summarised(rows, batch=1, source="made up", calls=1, seed=0)
+    found = summarized(rows, batch=1, source="made up", calls=1, seed=0)
     assert found.chosen == 20
     assert found.with_kernel.value == pytest.approx(1.3 * background, rel=0.01)
     assert found.without_kernel.value == pytest.approx(background, rel=0.01)
@@ -95,12 +95,12 @@ def test_what_shows_without_sparse_kernels_too_is_no_gain_of_theirs(background):
 
 
 def test_without_a_sparse_kernel_nothing_is_put_down_to_sparsity():
-    found = summarised(
+    found = summarized(
         [row("a", 1.3, 1.0, chosen=False), row("b", 1.2, 1.0, chosen=False)], batch=1, source="s", calls=1, seed=0
     )
     assert found.net is None
     assert "no layer runs a sparse kernel" in found.sentence
-    unseen = summarised([row("a", 1.3, 1.0, chosen=None)], batch=1, source="s", calls=1, seed=0)
+    unseen = summarized([row("a", 1.3, 1.0, chosen=None)], batch=1, source="s", calls=1, seed=0)
     assert "not observed" in unseen.sentence
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nm2trt.profile.findings import Kernels, headline, sentence
-from nm2trt.profile.statistics import MIN_ROUNDS, compare, paired_ratio, summarise
+from nm2trt.profile.statistics import MIN_ROUNDS, compare, paired_ratio, summarize
 
 ROUNDS, CALLS, NOISE = 100, 3, 0.02
 TRIALS = 80
@@ -131,7 +131,7 @@ def test_unpaired_rounds_are_a_bug():
     st.integers(1, 64),
 )
 def test_summary_against_the_plain_definitions(latency_ms, batch):
-    variant = summarise("dense", latency_ms, batch=batch)
+    variant = summarize("dense", latency_ms, batch=batch)
     values = sorted(float(value) for value in latency_ms.ravel())
 
     def quantile(percent):

@@ -304,7 +304,7 @@ def test_a_rotated_copy_ties_all_channels(tmp_path):
     assert not changed
 
 
-def test_quantised_weights_move_with_their_scales(tmp_path):
+def test_quantized_weights_move_with_their_scales(tmp_path):
     net = Net()
     for name, channels in (("a", 3), ("y", 16)):
         out = 16 if name == "a" else 8

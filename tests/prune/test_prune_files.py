@@ -250,7 +250,7 @@ def test_reduction_axis_behind_layout_nodes(tmp_path, nodes, shape, axis):
     assert_same_bits(numpy_helper.to_array(found.graph.initializer[0]), slow_prune(weight, 2, 4, axis))
 
 
-def quantised(tmp_path, zero):
+def quantized(tmp_path, zero):
     stored = random((8, 8, 1, 1), np.int8)
     initializers = [
         numpy_helper.from_array(stored, "w"),
@@ -266,15 +266,15 @@ def quantised(tmp_path, zero):
 
 
 def test_int8_behind_dequantize(tmp_path):
-    stored = quantised(tmp_path, 0)
+    stored = quantized(tmp_path, 0)
     assert prune_path(tmp_path / "a.onnx", tmp_path / "b.onnx", TWO_FOUR).verdict == "pass"
     found = numpy_helper.to_array(onnx.load(tmp_path / "b.onnx").graph.initializer[0])
     assert np.array_equal(found, slow_prune(stored, 2, 4, 1))
 
 
 def test_a_zero_point_is_refused_by_name(tmp_path):
-    quantised(tmp_path, 3)
-    with pytest.raises(InputError, match="'w' is quantised with a zero point"):
+    quantized(tmp_path, 3)
+    with pytest.raises(InputError, match="'w' is quantized with a zero point"):
         prune_path(tmp_path / "a.onnx", tmp_path / "b.onnx", TWO_FOUR)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx"]
 

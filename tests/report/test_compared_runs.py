@@ -13,7 +13,7 @@ from nm2trt.errors import InputError
 from nm2trt.report.compared_runs import RunCurves, comparison_figure, read_run_curves
 from nm2trt.report.curves import Score
 
-COLUMNS = ("step", "layer", "sad_previous_normalised", "flips_per_weight")
+COLUMNS = ("step", "layer", "sad_previous_normalized", "flips_per_weight")
 
 
 def write_records(folder, factor):
@@ -46,6 +46,16 @@ def test_lines_hold_the_totals_of_each_run(runs):
         np.testing.assert_allclose(moved.lines[index].get_ydata(), [100 * factor / step for step in (10, 20, 30)])
         np.testing.assert_allclose(scores.lines[index].get_ydata(), [50 + factor * step for step in (10, 20, 30)])
     assert scores.get_title(loc="left") == "Test accuracy, %"
+
+
+def test_records_of_the_former_spelling_are_read(runs):
+    before = [row for run in runs for row in read_run_curves(run).sad]
+    for run in runs:
+        table = run / "sad.csv"
+        table.write_text(table.read_text().replace("normalized", "normalised"))  # codespell:ignore
+        document = (run / "run.json").read_text()
+        (run / "run.json").write_text(document.replace("normalized", "normalised"))  # codespell:ignore
+    assert [row for run in runs for row in read_run_curves(run).sad] == before
 
 
 def test_scores_of_two_kinds_share_no_axis():

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.image import imread
 
 from nm2trt.report.curves import Score, curves_figure, curves_label, curves_svg, write_curves_png
-from nm2trt.report.figure import COLOURS
+from nm2trt.report.figure import COLORS
 
-SAD_COLUMNS = ["step", "epoch", "layer", "weights", "sad_previous", "sad_previous_normalised", "flips_cumulative"]
+SAD_COLUMNS = ["step", "epoch", "layer", "weights", "sad_previous", "sad_previous_normalized", "flips_cumulative"]
 
 
 def metrics_rows(epochs=3, steps_per_epoch=4):
@@ -34,7 +34,7 @@ def metrics_rows(epochs=3, steps_per_epoch=4):
 
 def sad_rows(layers=("conv.weight", "fc.weight"), steps=(1, 2, 4, 8)):
     return [
-        {"step": step, "epoch": 0, "layer": layer, "weights": 64, "sad_previous_normalised": 0.5 / step}
+        {"step": step, "epoch": 0, "layer": layer, "weights": 64, "sad_previous_normalized": 0.5 / step}
         for step in steps
         for layer in (*layers, "total")
     ]
@@ -97,15 +97,15 @@ def test_poor_rows_are_drawn_too(metrics, sad, tmp_path):
     assert "<svg" in curves_svg(metrics, sad)
 
 
-def test_svg_takes_colours_fonts_and_size_from_the_page():
+def test_svg_takes_colors_fonts_and_size_from_the_page():
     markup = curves_svg(metrics_rows(), sad_rows(layers=["<script>alert(1)</script>", "a&b"]), name="here")
     assert "<script" not in markup
     assert "http" not in markup
     assert "font-family" not in markup
     for name in ("ink", "muted", "grid", "dense", "sparse"):
-        assert f"var(--fig-{name}, {COLOURS[name]})" in markup
+        assert f"var(--fig-{name}, {COLORS[name]})" in markup
     bare = re.sub(r"var\([^)]*\)", "", re.sub(r"base64,[^\"]*", "", markup))
-    assert not [colour for colour in COLOURS.values() if colour in bare]
+    assert not [color for color in COLORS.values() if color in bare]
     heads = re.findall(r"<svg[^>]*>", markup)
     assert len(heads) == 3
     assert all("viewBox" in head and "width=" not in head and "aria-label" in head for head in heads)

@@ -60,7 +60,7 @@ def everything(tmp_path):
     onnx.save(small_network(), path)
     build = build_document(path, name="a_module_with_a_very_long_name." * 4)
     metrics = [{"kind": "epoch", "step": 9, "train_loss": 1.0, "test_loss": 1.0, "test_score": 0.9}]
-    sad = [{"step": step, "layer": "conv", "sad_previous_normalised": 0.1} for step in (1, 2)]
+    sad = [{"step": step, "layer": "conv", "sad_previous_normalized": 0.1} for step in (1, 2)]
     sections = (
         Section("Training", (Drawing(curves_svg(metrics, sad), "Curves."), Prose("Words. " * 40))),
         layers_section(build.pattern),
@@ -108,7 +108,7 @@ def test_what_a_reader_came_for_is_there(page):
 def test_names_are_text_wherever_they_appear():
     facts = Facts(**{name: fact("unknown", EVIL) for name in ("legal", "eligible", "chosen", "faster")})
     layers = {"source": EVIL, "pattern": EVIL, "layers": [{"name": EVIL, "op": EVIL, "verdict": EVIL, "shape": [EVIL]}]}
-    curves = curves_svg([], [{"step": 1, "layer": EVIL, "sad_previous_normalised": 0.1}])
+    curves = curves_svg([], [{"step": 1, "layer": EVIL, "sad_previous_normalized": 0.1}])
     sections = (
         Section(EVIL, (Prose(EVIL), Callout(EVIL), Commands((EVIL,)), Table((EVIL,), ((Badge(EVIL),),), caption=EVIL))),
         facts_section(facts),

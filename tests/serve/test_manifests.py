@@ -350,7 +350,7 @@ def test_prometheus_finds_the_metrics(tmp_path):
     assert f"--metrics-port={annotations['prometheus.kserve.io/port']}" in container["args"]
 
 
-def labelled(tmp_path, text):
+def labeled(tmp_path, text):
     build = image_build(tmp_path / "build", 3)
     document = json.loads((build / "build.json").read_text())
     document["outputs"][0]["shape"] = ["N", 3]
@@ -364,7 +364,7 @@ def labelled(tmp_path, text):
     "text", ["cat\ndog\nbird", "cat\r\ndog\r\nbird\r\n", "\ufeffcat\ndog\nbird\n", "a b\nc,d\ne\u2028\u0085f\n"]
 )
 def test_nvinfer_gets_one_label_for_each_class(tmp_path, text):
-    result = labelled(tmp_path, text)
+    result = labeled(tmp_path, text)
     assert result.returncode == 0, result.stderr
     written = (tmp_path / "ds/labels.txt").read_text()
     # As nvinfer reads them: apart at semicolons, up to the line's end.
@@ -385,7 +385,7 @@ def test_nvinfer_gets_one_label_for_each_class(tmp_path, text):
     ],
 )
 def test_labels_that_nvinfer_would_take_apart(tmp_path, text, words):
-    assert_one_error_line(labelled(tmp_path, text), 3, words)
+    assert_one_error_line(labeled(tmp_path, text), 3, words)
     assert not (tmp_path / "ds").exists()
 
 

@@ -49,7 +49,7 @@ def main(kind, folder):
         mean = loss.detach() / world
         dist.all_reduce(mean)
         losses.append(mean)
-    record = sparsifier.sad()
+    record = sparsifier.record_sad()
     counts = {layer.layer: (layer.weights, layer.start, layer.flips) for layer in [*record.layers, record.total]}
     weights = {}
     for name, value in net.state_dict().items():

@@ -22,6 +22,8 @@ from nm2trt.training import sparsify
 
 STEPS, BATCH = 3, 8
 RESULTS = {}
+# Switches after its first step, since eps is above any change of v.
+STEP = {"method": "step", "total_steps": 5}
 
 
 def net(widths=(16, 32, 16, 4)):
@@ -40,7 +42,10 @@ def batches():
 
 
 def train(model, *, parts=1, part=0, sparse=None, **options):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    if options.get("method") == "step":
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, eps=1e-3)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
     sparsifier = sparsify(sparse or model, optimizer, "2:4", decay=0.1, **options)
     for x, y in batches():
         optimizer.zero_grad()
@@ -59,7 +64,7 @@ def whole(tree):
 
 
 def record(name, model, sparsifier):
-    sad = sparsifier.sad()
+    sad = sparsifier.record_sad()
     RESULTS[name] = {
         "weights": whole(dict(model.state_dict())),
         "dense": whole(sparsifier.dense_weights()),
@@ -75,8 +80,10 @@ def record(name, model, sparsifier):
 def one_process():
     model = net()
     record("one", model, train(model))
+    held = net()
+    record("step one", held, train(held, **STEP))
     thin = net((16, 1, 16, 2, 16, 4))
-    record("thin one", thin, train(thin, layers={"0": "2:4"}))
+    record("thin one", thin, train(thin, layer_patterns={"0": "2:4"}))
 
 
 def fsdp(rank, folder):
@@ -121,13 +128,16 @@ def hsdp(rank):
     model = net()
     fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
     record("hsdp", model, train(model, parts=4, part=rank))
+    model = net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    record("step hsdp", model, train(model, parts=4, part=rank, **STEP))
 
 
 def thin(rank):
     """Weights of 1 and 2 rows on four processes, and of 16 rows for the rest."""
     model = net((16, 1, 16, 2, 16, 4))
     fully_shard(model)
-    record("thin", model, train(model, parts=4, part=rank, layers={"0": "2:4"}))
+    record("thin", model, train(model, parts=4, part=rank, layer_patterns={"0": "2:4"}))
 
 
 def uneven(rank):

@@ -59,7 +59,7 @@ def test_the_gradient_is_the_same_object_with_the_same_bits_after_the_step(phase
         net, optimizer, "2:4", "asp" if phase == "asp" else "sr-ste", **({} if phase == "asp" else {"decay": 0.5})
     )
     if phase == "frozen":
-        sparsifier.freeze()
+        sparsifier.freeze_masks()
     for x, y in batches_of(3):
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
@@ -91,7 +91,7 @@ def test_a_fused_optimizer_leaves_the_unscaled_gradient_as_without_us():
             sparse = net
         else:
             sparse = mlp()
-            sparsify(sparse, torch.optim.SGD(sparse.parameters(), lr=0.1)).remove()
+            sparsify(sparse, torch.optim.SGD(sparse.parameters(), lr=0.1)).remove_hooks()
         optimizer = torch.optim.SGD(sparse.parameters(), lr=0.1, fused=True)
         if ours:
             sparsify(sparse, optimizer, decay=0.5)

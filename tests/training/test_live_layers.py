@@ -16,32 +16,32 @@ from nm2trt.training import project_average, sparse_average, sparse_average_stat
 def test_unfreeze_goes_on_with_the_values_that_freeze_left():
     net, optimizer, sparsifier = started()
     residuals = {name: value.clone() for name, value in sparsifier.residuals().items()}
-    sparsifier.freeze()
+    sparsifier.freeze_masks()
     masks = sparsifier.masks()
     for x, y in batches_of(3):
         one_step(net, optimizer, x, y)
     for name in WEIGHTS:
         assert torch.equal(sparsifier.residuals()[name], residuals[name])
         assert torch.equal(sparsifier.masks()[name], masks[name])
-    sparsifier.unfreeze()
+    sparsifier.unfreeze_masks()
     for x, y in batches_of(10, seed=1):
         one_step(net, optimizer, x, y)
     assert_split(net, sparsifier)
-    assert sparsifier.sad().total.previous > 0
+    assert sparsifier.record_sad().total.previous > 0
     with pytest.raises(ConfigError, match="asp holds its masks"):
-        started(method="asp")[2].unfreeze()
+        started(method="asp")[2].unfreeze_masks()
 
 
 def test_the_dense_record_goes_on_after_freeze():
     net, optimizer, sparsifier = started(method="dense", lr=0.5)
-    sparsifier.sad()
-    sparsifier.freeze()
+    sparsifier.record_sad()
+    sparsifier.freeze_masks()
     before = sparsifier.masks()
     for x, y in batches_of(10, seed=2):
         one_step(net, optimizer, x, y)
     moved = sum(int((mask ^ before[name]).sum()) for name, mask in sparsifier.masks().items())
     assert moved > 0
-    assert sparsifier.sad().total.previous == moved
+    assert sparsifier.record_sad().total.previous == moved
 
 
 @pytest.mark.parametrize("method", ["ste", "sr-ste", "asp"])
@@ -157,7 +157,7 @@ def test_experts_in_one_parameter_are_each_experts_matrix():
             expert[2].weight.copy_(moe.down_ENK[index])
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (together, apart)]
     ours = sparsify(together, optimizers[0], "2:4", decay=0.1, axes={"moe.up_*": 1, "*.down_ENK": -1})
-    sparsify(apart, optimizers[1], "2:4", decay=0.1, layers={"*.2": "2:4"})
+    sparsify(apart, optimizers[1], "2:4", decay=0.1, layer_patterns={"*.2": "2:4"})
     for _ in range(4):
         x_EBK = torch.randn(3, 6, 16, dtype=torch.float64)
         for optimizer in optimizers:
@@ -298,7 +298,7 @@ def test_with_every_layer_released_training_goes_on_dense_and_layers_can_come_ba
         one_step(net, optimizer, x, y)
     assert most(net[0].weight) == most(net[2].weight) == 4
     assert sparsifier.patterns() == {}
-    assert sparsifier.sad().total.weights == 0
+    assert sparsifier.record_sad().total.weights == 0
     assert sparsifier.state_dict()["layers"] == {}
     assert sparsifier.add_layers(["0"]) == ["0.weight"]
     one_step(net, optimizer, *batches_of(1)[0])

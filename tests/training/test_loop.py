@@ -46,7 +46,7 @@ def test_frozen_masks_stop_moving_and_weights_do_not(tmp_path):
 
 def test_masks_that_are_refreshed_rarely_flip_less_often(tmp_path):
     for every in (1, 20):
-        train(config(epochs=3, refresh_every=every, decay=0.1), tmp_path / str(every))
+        train(config(epochs=3, mask_update_interval=every, decay=0.1), tmp_path / str(every))
     flips = {every: int(sad_rows(tmp_path / str(every))[-1]["flips_cumulative"]) for every in (1, 20)}
     assert 0 < flips[20] < flips[1]
 
@@ -61,8 +61,8 @@ class Cut(BaseException):
         ({"method": "asp", "dense_epochs": 2}, 15),
         ({"method": "asp", "dense_epochs": 2}, 25),
         ({"method": "asp", "dense_epochs": 2}, 35),
-        ({"method": "sr-ste", "freeze_epochs": 2, "refresh_every": 3}, 15),
-        ({"method": "sr-ste", "freeze_epochs": 2, "refresh_every": 3}, 35),
+        ({"method": "sr-ste", "freeze_epochs": 2, "mask_update_interval": 3}, 15),
+        ({"method": "sr-ste", "freeze_epochs": 2, "mask_update_interval": 3}, 35),
         ({"method": "ste", "precision": "bf16"}, 25),
         ({"method": "dense"}, 25),
     ],
@@ -118,7 +118,7 @@ def test_cycles_start_anew():
         ({"epochs": 3, "freeze_epochs": 3}, "leaves nothing of 3 epochs to move masks"),
         ({"epochs": 3, "dense_epochs": 1}, "goes with method asp"),
         ({"epochs": 3, "dense_epochs": 3, "method": "asp"}, "needs an epoch before pruning and one after"),
-        ({"refresh_every": 0}, "refresh_every = 0"),
+        ({"mask_update_interval": 0}, "mask_update_interval = 0"),
     ],
 )
 def test_phases_that_do_not_fit(options, message):

@@ -164,7 +164,7 @@ def test_a_checkpoint_may_be_restored_by_hand_as_often_as_anybody_likes(which, s
         words = f"step {11 + count * steps}: they are the dense weights"
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
-            sparsifier.sad()
+            sparsifier.record_sad()
         if which == "dense" or not count:
             assert [words in str(one.message) for one in caught] == [True]
         for name in WEIGHTS:
@@ -195,7 +195,7 @@ def test_where_some_masks_have_moved_a_restored_checkpoint_is_one_everywhere():
 @pytest.mark.parametrize("options", [{"method": "asp"}, {}])
 def test_while_masks_are_held_kept_weights_may_be_written(options):
     net, optimizer, sparsifier = started(**options)
-    sparsifier.freeze()
+    sparsifier.freeze_masks()
     expected, plain = mlp(), None
     for x, y in batches_of(4, seed=9):
         expected.load_state_dict(net.state_dict())
@@ -244,7 +244,7 @@ def test_training_goes_on_from_loaded_weights_as_from_the_start():
             net.load_state_dict(state)
         for x, y in batches_of(4):
             one_step(net, optimizer, x, y)
-        results.append((sparsifier.dense_weights(), sparsifier.sad()))
+        results.append((sparsifier.dense_weights(), sparsifier.record_sad()))
     for name in WEIGHTS:
         assert torch.equal(results[0][0][name], results[1][0][name])
     assert results[0][1] == results[1][1]
@@ -254,7 +254,7 @@ def test_loading_finds_new_masks_even_where_they_are_held():
     state = mlp(seed=5).state_dict()
     for options in ({"method": "asp"}, {}):
         net, optimizer, sparsifier = started(**options)
-        sparsifier.freeze()
+        sparsifier.freeze_masks()
         with_load(net, state)
         for x, y in batches_of(2):
             one_step(net, optimizer, x, y)
@@ -410,7 +410,7 @@ def test_what_would_have_changed_pruned_weights_in_an_unknown_way_is_refused(wri
 def test_inside_dense_parameters_the_same_acts_on_w(write, freeze):
     net, optimizer, sparsifier = started()
     if freeze:
-        sparsifier.freeze()
+        sparsifier.freeze_masks()
     expected = mlp()
     expected.load_state_dict({**net.state_dict(), **sparsifier.dense_weights()})
     write(expected)
@@ -499,7 +499,7 @@ def test_another_shape_is_refused():
 def test_assigned_parameters_that_no_optimizer_steps_are_refused():
     net, optimizer, sparsifier = started()
     net.load_state_dict(mlp(seed=4).state_dict(), assign=True)
-    for act in (optimizer.step, sparsifier.patterns, sparsifier.sad):
+    for act in (optimizer.step, sparsifier.patterns, sparsifier.record_sad):
         with pytest.raises(ConfigError, match=r"layer 0\.weight: its weight is no longer the model's"):
             act()
 

@@ -159,7 +159,7 @@ def test_a_step_finds_each_mask_once_however_often_the_net_runs(monkeypatch):
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    sparsifier = sparsify(net, optimizer, "2:4", refresh_every=2)
+    sparsifier = sparsify(net, optimizer, "2:4", mask_update_interval=2)
     found = []
     kept = projection.kept
     monkeypatch.setattr(projection, "kept", lambda block, *more: found.append(block.size) or kept(block, *more))

@@ -38,7 +38,7 @@ def launch(folder, name, kill_at):
     (folder / "mortal.py").write_text(NETWORK)
     environment = {**os.environ, "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"),
         *("-m", "nm2trt", "train", "--model", "mortal:Net", "--device", "cpu", "--epochs", "2"),
         *("--batch-size", "128", "--auto-resume", "-o", name),
     ]

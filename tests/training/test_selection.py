@@ -49,7 +49,7 @@ def test_every_kind_of_layer_gets_a_pattern_or_a_reason():
 
 def test_globs_choose_patterns_and_exclusions():
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4))
-    found = reasons(model, pattern="2:4", layers={"*": "1:4", "1": "2:8"}, exclude=["2"])
+    found = reasons(model, pattern="2:4", layer_patterns={"*": "1:4", "1": "2:8"}, exclude=["2"])
     assert [pattern for pattern, _ in found.values()] == ["1:4", "2:8", None, "1:4"]
     assert found["2.weight"][1] == "excluded by '2'"
 
@@ -72,7 +72,7 @@ def test_a_weight_of_two_linears_is_sparse_once():
 def test_a_weight_that_an_embedding_reads_too_stays_dense():
     model = Tied(nn.Embedding(16, 16))
     model.body = nn.Linear(16, 16)
-    found = reasons(model, pattern="2:4", layers={"body": "2:4"})
+    found = reasons(model, pattern="2:4", layer_patterns={"body": "2:4"})
     assert found["first.weight"] == (None, "shares its weight with second.weight, which reads it otherwise")
     assert found["second.weight"][0] is None
     assert found["body.weight"][0] == "2:4"

@@ -25,7 +25,7 @@ def run(*command):
 
 
 def most_kept(weight):
-    """Most non-zeros in four neighbours along axis 1, counted one group at a time."""
+    """Most non-zeros in four neighbors along axis 1, counted one group at a time."""
     rows = weight.movedim(1, -1).reshape(-1, weight.shape[1]).tolist()
     return max(sum(v != 0 for v in row[k : k + 4]) for row in rows for k in range(0, len(row), 4))
 

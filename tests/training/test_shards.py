@@ -38,6 +38,7 @@ def ranks(tmp_path_factory):
     [
         ("fsdp", "one"),
         ("hsdp", "one"),
+        ("step hsdp", "step one"),
         ("tensor parallel", "one"),
         ("both", "one"),
         ("copies", "one"),

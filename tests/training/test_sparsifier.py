@@ -234,7 +234,7 @@ def test_dense_method_changes_nothing_but_records():
     train(watched, optimizer, STEPS)
     for name, value in free.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
-    assert sparsifier.sad().total.flips > 0
+    assert sparsifier.record_sad().total.flips > 0
     assert sparsifier.patterns() == {}
 
 
@@ -248,7 +248,7 @@ def test_asp_holds_the_first_mask():
     train(net, optimizer, STEPS)
     assert torch.equal(sparsifier.masks()["fc.weight"], first)
     assert net.fc.weight.detach()[~first].abs().max() == 0
-    assert sparsifier.sad().total.start == 0
+    assert sparsifier.record_sad().total.start == 0
 
 
 def test_freeze_holds_the_masks_from_there_on():
@@ -257,7 +257,7 @@ def test_freeze_holds_the_masks_from_there_on():
     optimizer = sgd(net)
     sparsifier = sparsify(net, optimizer, "2:4")
     train(net, optimizer, 3)
-    sparsifier.freeze()
+    sparsifier.freeze_masks()
     masks = sparsifier.masks()
     train(net, optimizer, 5)
     for name, mask in sparsifier.masks().items():
@@ -276,7 +276,7 @@ def test_sad_counts_mask_bits_like_a_loop_over_them():
         train(net, optimizer, 1)
         masks.append(sparsifier.masks())
         if len(masks) % 2:  # record every second step
-            records.append(sparsifier.sad())
+            records.append(sparsifier.record_sad())
 
     def differing(one, two, name):
         return sum(a != b for a, b in zip(one[name].flatten().tolist(), two[name].flatten().tolist(), strict=True))
@@ -320,7 +320,7 @@ def test_state_goes_through_a_resume_bit_for_bit():
     steps(other, other_optimizer, data[4:])
     for name, value in net.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
-    assert resumed.sad() == sparsifier.sad()
+    assert resumed.record_sad() == sparsifier.record_sad()
 
 
 def test_state_of_another_pattern_is_refused():
@@ -335,7 +335,7 @@ def test_state_of_another_pattern_is_refused():
 def test_remove_leaves_a_plain_optimizer():
     net = Net()
     optimizer = sgd(net)
-    sparsify(net, optimizer, "2:4").remove()
+    sparsify(net, optimizer, "2:4").remove_hooks()
     before = (net.fc.weight == 0).sum()
     for x, y in batches_of(2):
         F.cross_entropy(net(x.float()), y).backward()
@@ -355,9 +355,9 @@ def test_an_optimizer_of_another_model_is_refused():
         ({"decay": -1.0}, "negative"),
         ({"pattern": "4:2"}, "4:2 keeps"),
         ({"pattern": "1:64"}, "no layer can be sparse"),
-        ({"layers": {"nope.*": "1:4"}}, "no layer matches 'nope"),
+        ({"layer_patterns": {"nope.*": "1:4"}}, "no layer matches 'nope"),
         ({"exclude": ["nope"]}, "no layer matches 'nope'"),
-        ({"layers": {"conv": "1:5"}}, "layer conv: reduction axis of 16 is no multiple of M = 5"),
+        ({"layer_patterns": {"conv": "1:5"}}, "layer conv: reduction axis of 16 is no multiple of M = 5"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):

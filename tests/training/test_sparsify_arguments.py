@@ -33,24 +33,23 @@ def sgd(net):
         ({"pattern": 2}, "pattern: 2 is no N:M pattern"),
         ({"pattern": None}, "pattern: None is no N:M pattern"),
         ({"pattern": b"2:4"}, "pattern: b'2:4' is no N:M pattern"),
-        ({"refresh_every": 1.5}, "refresh_every: refresh_every = 1.5"),
-        ({"refresh_every": "2"}, "refresh_every: refresh_every = '2'"),
-        ({"refresh_every": True}, "refresh_every: refresh_every = True"),
-        ({"refresh_every": -1}, "refresh_every: refresh_every = -1"),
+        ({"mask_update_interval": 1.5}, "mask_update_interval: mask_update_interval = 1.5"),
+        ({"mask_update_interval": "2"}, "mask_update_interval: mask_update_interval = '2'"),
+        ({"mask_update_interval": True}, "mask_update_interval: mask_update_interval = True"),
+        ({"mask_update_interval": -1}, "mask_update_interval: mask_update_interval = -1"),
         ({"dense_steps": -1}, "dense_steps: dense_steps = -1"),
         ({"dense_steps": float("nan")}, "dense_steps: dense_steps = nan"),
-        ({"layers": {"0": 4}}, "layers['0']: 4 is no N:M pattern"),
-        ({"layers": {"0": (1, 4)}}, "layers['0']: (1, 4) is no N:M pattern"),
-        ({"layers": {0: "1:4"}}, "layers: {0: '1:4'} is no mapping"),
-        ({"layers": ["0"]}, "layers: ['0'] is no mapping"),
-        ({"layers": "0"}, "layers: '0' is no mapping"),
+        ({"layer_patterns": {"0": 4}}, "layer_patterns['0']: 4 is no N:M pattern"),
+        ({"layer_patterns": {"0": (1, 4)}}, "layer_patterns['0']: (1, 4) is no N:M pattern"),
+        ({"layer_patterns": {0: "1:4"}}, "layer_patterns: {0: '1:4'} is no mapping"),
+        ({"layer_patterns": ["0"]}, "layer_patterns: ['0'] is no mapping"),
+        ({"layer_patterns": "0"}, "layer_patterns: '0' is no mapping"),
         ({"exclude": "0"}, "exclude: '0' is no list of names"),
         ({"exclude": [0]}, "exclude: 0 is no name"),
         ({"exclude": 0}, "exclude: 0 is no list of names"),
         ({"axes": {"0.weight": "1"}}, "axes: {'0.weight': '1'} is no mapping"),
         ({"axes": {"9.weight": 1}}, "axes: no parameter matches '9.weight'"),
         ({"axes": {"0.weight": 2}}, "layer 0.weight: axis 2 of a weight of shape [24, 16]"),
-        ({"method": None}, "method: unknown method None"),
         ({"method": ["ste"]}, "method: unknown method ['ste']"),
     ],
 )
@@ -92,13 +91,18 @@ def test_swapped_and_foreign_objects(arguments, words):
 def test_numbers_of_numpy_and_patterns_as_objects_are_fine():
     net = mlp()
     sparsifier = sparsify(
-        net, sgd(net), NMPattern(2, 4), decay=np.float32(1e-3), refresh_every=np.int64(2), layers={"0": NMPattern(1, 4)}
+        net,
+        sgd(net),
+        NMPattern(2, 4),
+        decay=np.float32(1e-3),
+        mask_update_interval=np.int64(2),
+        layer_patterns={"0": NMPattern(1, 4)},
     )
     assert {name: str(pattern) for name, pattern in sparsifier.patterns().items()} == {
         "0.weight": "1:4",
         "2.weight": "2:4",
     }
-    assert (sparsifier.decay, sparsifier.refresh_every) == (pytest.approx(1e-3), 2)
+    assert (sparsifier.decay, sparsifier.mask_update_interval) == (pytest.approx(1e-3), 2)
 
 
 @pytest.mark.parametrize("name", ["a[0]", "b*", "c?", "[d]"])
@@ -107,10 +111,10 @@ def test_a_name_with_the_signs_of_globs_means_itself(name):
     sparsifier = sparsify(net, sgd(net), exclude=[name])
     assert set(sparsifier.patterns()) == {"e.weight"}
     assert next(entry for entry in sparsifier.report() if entry.module == name).reason == f"excluded by {name!r}"
-    sparsifier = sparsify(net, sgd(net), layers={name: "1:4"})
+    sparsifier = sparsify(net, sgd(net), layer_patterns={name: "1:4"})
     assert str(sparsifier.patterns()[f"{name}.weight"]) == "1:4"
     with pytest.raises(ConfigError, match=r"layer .*: reduction axis of 16 is no multiple of M = 5"):
-        sparsify(net, sgd(net), layers={name: "1:5"})
+        sparsify(net, sgd(net), layer_patterns={name: "1:5"})
     assert sparsifier.release_layers([name]) == [f"{name}.weight"]
 
 

@@ -84,7 +84,7 @@ def test_after_an_exception_weights_are_n_m_and_w_is_what_it_was(error, freeze):
     for x, y in batches_of(3):
         one_step(net, optimizer, x, y)
     if freeze:
-        sparsifier.freeze()
+        sparsifier.freeze_masks()
     before, optimizer.error = sparsifier.dense_weights(), error
     optimizer.param_groups[0]["lr"] = 0.0
     gradient = net[0].weight.grad.clone()
@@ -368,7 +368,7 @@ def test_sam_steps_its_base_and_stays_n_m(by_closure):
         assert_split(net, sparsifier)
     assert sparsifier.steps == 5
     assert all(count == 2 for count in calls)
-    assert sparsifier.sad().total.flips > 0
+    assert sparsifier.record_sad().total.flips > 0
 
 
 class ScheduleFree(torch.optim.Optimizer):
@@ -528,7 +528,7 @@ def test_a_step_that_somebody_has_replaced_on_the_object(calls):
         assert_split(net, sparsifier)
     assert sparsifier.steps == 5
     assert_equal(sparsifier.dense_weights(), plain_run(), tolerance=1e-14)
-    sparsifier.remove()
+    sparsifier.remove_hooks()
     assert optimizer.step is mine
 
 
@@ -621,10 +621,10 @@ def test_sparsify_again_goes_on_from_w():
     for x, y in data[3:]:
         one_step(net, optimizer, x, y)
     assert (first.steps, second.steps) == (3, 3)
-    for ask in (first.patterns, first.state_dict, first.sad):
+    for ask in (first.patterns, first.state_dict, first.record_sad):
         with pytest.raises(ConfigError, match="a later call of sparsify has taken these layers over"):
             ask()
-    first.remove()
+    first.remove_hooks()
     once = mlp()
     optimizer = torch.optim.SGD(once.parameters(), lr=0.1, momentum=0.9)
     only = sparsify(once, optimizer, "2:4", decay=DECAY)
@@ -739,7 +739,7 @@ def test_a_schedule_made_before_or_after_does_not_warn():
                 one_step(net, optimizer, x, y)
                 schedule.step()
         assert sparsifier.steps == 3
-        sparsifier.remove()
+        sparsifier.remove_hooks()
         one_step(net, optimizer, *batches_of(1)[0])
         assert sparsifier.steps == 3
         assert most(net[0].weight) > 2
@@ -748,7 +748,7 @@ def test_a_schedule_made_before_or_after_does_not_warn():
 def test_remove_gives_the_optimizer_its_step_back():
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    sparsify(net, optimizer, "2:4").remove()
+    sparsify(net, optimizer, "2:4").remove_hooks()
     assert "step" not in vars(optimizer)
     assert not optimizer._optimizer_step_pre_hooks
     assert not any(module._load_state_dict_post_hooks for module in net.modules())

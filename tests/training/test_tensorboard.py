@@ -52,7 +52,7 @@ def test_the_event_file_holds_the_runs_records(tmp_path):
     for layer in ("hidden1.weight", "hidden2.weight", "total"):
         rows = [row for row in sad if row["layer"] == layer]
         for kind in ("previous", "start"):
-            expected = [(int(row["step"]), close(row[f"sad_{kind}_normalised"])) for row in rows]
+            expected = [(int(row["step"]), close(row[f"sad_{kind}_normalized"])) for row in rows]
             assert found[f"sad_{kind}/{layer}"] == expected
         flips, step = 0, 0
         for row, (at, rate) in zip(rows, found[f"flip_rate/{layer}"], strict=True):

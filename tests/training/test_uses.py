@@ -244,13 +244,13 @@ class FunctionalHead(nn.Module):
 def test_the_classifier_is_what_makes_the_output(model, heads):
     """Definition order says nothing; where nothing can be traced it is what is left."""
     assert output_linears(model) == heads
-    report = found(model, layers={} if heads is not None else {"body": "2:4"})
+    report = found(model, layer_patterns={} if heads is not None else {"body": "2:4"})
     dense = {name for name, (_, reason) in report.items() if "classifier" in reason}
     assert dense == {f"{head}.weight" for head in (heads if heads is not None else ["head"])}
 
 
 def test_naming_one_of_several_heads_makes_that_one_sparse():
-    report = found(TwoHeads(), layers={"fine": "2:4"})
+    report = found(TwoHeads(), layer_patterns={"fine": "2:4"})
     assert report["fine.weight"][0] == "2:4"
     assert report["coarse.weight"][1] == "a classifier, one of several outputs, stays dense unless it is named"
 

@@ -100,7 +100,7 @@ def _output(one: OutputAgreement) -> str:
 def _sensitivity_lines(document: CalibrationDocument) -> list[str]:
     if not document.sensitivity:
         return []
-    lines = ["most sensitive layers (each quantised alone, calibration samples):"]
+    lines = ["most sensitive layers (each quantized alone, calibration samples):"]
     for entry in document.sensitivity[:_MOST_RANKED]:
         drop = "" if entry.score_drop_points is None else f", score {0 - entry.score_drop_points:+.2f} points"
         lines.append(f"  {entry.sqnr_db:6.1f} dB  {entry.layer}{drop}")
@@ -114,7 +114,7 @@ def _compile_line(document: CalibrationDocument) -> str:
     if found.error is not None:
         return f"compile check: {found.builder} {found.version} fails for SM{found.sm}: {found.error}"
     adds = (
-        f", {found.residual_adds_fused} of {found.residual_adds} residual additions fused with their quantisation"
+        f", {found.residual_adds_fused} of {found.residual_adds} residual additions fused with their quantization"
         if found.residual_adds
         else ""
     )

@@ -9,7 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from nm2trt.artifacts import BuildDocument, FactState, NumericsRecord
+from nm2trt.artifacts.build import CalibrationRecord
 from nm2trt.cli.common import stdout_console
+from nm2trt.cli.render.calibrate import agreement_lines
 
 _STYLES = {FactState.PROVED.value: "green", FactState.DISPROVED.value: "red", FactState.UNKNOWN.value: "yellow"}
 
@@ -28,6 +30,8 @@ def print_build(document: BuildDocument, output: Path) -> None:
     )
     if document.numerics is not None:
         _print_numerics(console, document.numerics)
+    if document.calibration is not None:
+        _print_calibration(console, document.calibration)
     _print_pattern(console, document)
     _print_engines(console, document)
     _print_facts(console, document)
@@ -54,6 +58,18 @@ def _print_numerics(console: Console, numerics: NumericsRecord) -> None:
         console.print(f"  {escape(output.name)}: {error}{agreement}{state}", soft_wrap=True)
     for note in numerics.notes:
         console.print(f"  note: {escape(note)}", soft_wrap=True)
+
+
+def _print_calibration(console: Console, found: CalibrationRecord) -> None:
+    console.print(
+        f"INT8: {found.int8_layers} of {found.layers} layers, {escape(found.method)}, placement {found.placement}, "
+        f"calibrated on {escape(found.data)}",
+        soft_wrap=True,
+    )
+    if found.kept_float:
+        console.print(f"  kept in floating point by --max-drop: {escape(', '.join(found.kept_float))}", soft_wrap=True)
+    for line in agreement_lines(found.agreement) if found.agreement is not None else ():
+        console.print(escape(line), soft_wrap=True)
 
 
 def _print_pattern(console: Console, document: BuildDocument) -> None:

@@ -10,15 +10,14 @@ from nm2trt.cli.common import stdout_console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nm2trt.artifacts import BatchRecord, ReportDocument
-    from nm2trt.artifacts.report_layers import LayersRecord, LoadRecord
+    from nm2trt.pipelines.profile import BatchRecord, LayersRecord, LoadRecord, ReportDocument
 
 _MOST_LAYERS = 15
 
 
 def show(report: ReportDocument, output: Path) -> None:
     """Print the tables, the remarks and the verdict."""
-    from nm2trt.report.latency_section import setting
+    from nm2trt.pipelines.profile import setting
 
     console = stdout_console()
     names = report.sparse.name if _is_alone(report) else f"{report.sparse.name} against {_dense_name(report)}"
@@ -74,7 +73,7 @@ def _new(title: str, columns: tuple[str, ...], texts: int) -> Table:
 
 
 def _table(batch: BatchRecord) -> Table:
-    from nm2trt.report.latency_section import VARIANT_COLUMNS, variant_cells
+    from nm2trt.pipelines.profile import VARIANT_COLUMNS, variant_cells
 
     table = _new(f"batch {batch.label}", VARIANT_COLUMNS, 1)
     for variant in batch.variants:

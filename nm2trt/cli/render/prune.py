@@ -25,8 +25,8 @@ def print_document(console: Console, document: PruneDocument) -> None:
     if not console.is_terminal:
         # A log or a pipe has no width of its own; 80 columns would fold every name.
         console.width = max(console.width, _LOG_WIDTH)
-    console.print(_table(document))
-    for line in (*_dense_lines(document.layers), *_permutation_lines(document)):
+    console.print(_table(document) if document.calibrated is None else _error_table(document))
+    for line in (*_dense_lines(document.layers), *_permutation_lines(document), *_data_lines(document)):
         console.print(Text("  " + line), soft_wrap=True)
     for note in document.notes:
         console.print(Text(f"  note: {plain(note)}"), soft_wrap=True)
@@ -71,6 +71,82 @@ def _table(document: PruneDocument) -> Table:
     return table
 
 
+def _error_table(document: PruneDocument) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    title = "squared output error of each layer on the calibration samples, of the dense output's energy"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("N:M", no_wrap=True)
+    assert document.calibrated is not None
+    method = document.calibrated.method
+    for column in (method, *(("by magnitude",) if method != "magnitude" else ()), "of sum |w|"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in document.layers:
+        if layer.output is None:
+            continue
+        table.add_row(
+            Text(plain(layer.name) + (" (damped)" if layer.output.damped else "")),
+            "x".join(map(str, layer.shape)),
+            layer.pattern,
+            _percent(layer.output.error),
+            *((_percent(layer.output.magnitude_error),) if method != "magnitude" else ()),
+            _percent(layer.kept),
+        )
+    return table
+
+
+def _data_lines(document: PruneDocument) -> list[str]:
+    found = document.calibrated
+    if found is None:
+        return []
+    damping = f", damping {found.damping:g}" if found.method == "obs" else ""
+    lines = [f"data: {plain(found.data)}; {found.method}{damping}, layer by layer on {found.samples} samples"]
+    outputs = [layer.output for layer in document.layers if layer.output is not None]
+    damped = sum(one.damped for one in outputs)
+    if damped:
+        layers = f"{damped} layer{'' if damped == 1 else 's'}"
+        lines.append(
+            f"damped: the Hessian of {layers} is singular (fewer samples than inputs, or inputs that depend on each "
+            "other); more samples help"
+        )
+    lines += _norm_lines(document)
+    if found.sensitivity:
+        worst = ", ".join(f"{plain(one.layer)} ({one.sqnr_db:.1f} dB)" for one in found.sensitivity[:_MOST_UNKNOWN])
+        lines.append(f"most sensitive layers, each pruned alone: {worst}")
+    return [*lines, *_agreement_lines(document)]
+
+
+def _norm_lines(document: PruneDocument) -> list[str]:
+    norms = document.calibrated.norms if document.calibrated is not None else None
+    if norms is None:
+        return []
+    if not norms.total:
+        return [
+            "batch norm: the graph holds no BatchNormalization (folded into the layers before), none to recalibrate"
+        ]
+    left = f"; {norms.shared} left, whose statistics others read or the graph computes" if norms.shared else ""
+    return [f"batch norm: {norms.recalibrated} of {norms.total} recalibrated, those behind pruned layers{left}"]
+
+
+def _agreement_lines(document: PruneDocument) -> list[str]:
+    found = document.calibrated
+    if found is None or found.agreement is None or found.relative_error is None:
+        return []
+    checked = found.agreement
+    line = f"against the dense network on {checked.samples} held-out samples: relative error of the outputs "
+    line += f"{_percent(found.relative_error)}, cosine {checked.cosine:.4f}"
+    if checked.argmax_agreement is not None:
+        line += f", same argmax {_percent(checked.argmax_agreement)}"
+    if checked.score_before is None or checked.score_after is None:
+        return [line]
+    score = f"{checked.score_name}: dense {_percent(checked.score_before)}, pruned {_percent(checked.score_after)}"
+    return [line, score]
+
+
 def _dense_lines(layers: list[PrunedLayer]) -> list[str]:
     """Products that stayed dense by name; all other tensors counted by reason."""
     dense = [layer for layer in layers if layer.pattern is None]
@@ -112,7 +188,8 @@ def _permutation_lines(document: PruneDocument) -> list[str]:
     gap = document.totals.kept_unstructured - document.totals.kept_unpermuted
     won = (
         f", {100 * (document.totals.kept - document.totals.kept_unpermuted) / gap:.1f} % of the gap to unstructured"
-        if gap > 0
+        # With data, a mask that keeps less magnitude may keep more of the outputs.
+        if gap > 0 and document.calibrated is None
         else ""
     )
     return [*lines, f"permuted: {len(moved)} groups of channels, {tensors} tensors{won}; {checked}"]
@@ -131,9 +208,19 @@ def _summary(document: PruneDocument) -> Text:
     kinds = Counter(layer.pattern for layer in document.layers if layer.pattern is not None)
     line.append(
         f"{plain(document.output)}: {totals.tensors} tensors pruned to {', '.join(map(str, kinds))} and verified, "
-        f"{100 * totals.kept:.1f} % of their magnitude kept; accuracy is not measured here"
+        + _result_words(document)
     )
     return line
+
+
+def _result_words(document: PruneDocument) -> str:
+    found = document.calibrated
+    if found is None or found.agreement is None or found.relative_error is None:
+        return f"{100 * document.totals.kept:.1f} % of their magnitude kept; accuracy is not measured here"
+    before, after = found.agreement.score_before, found.agreement.score_after
+    if before is None or after is None:
+        return f"outputs differ by {_percent(found.relative_error)} from the dense network's"
+    return f"{found.agreement.score_name} {_percent(before)} before, {_percent(after)} after"
 
 
 def _percent(share: float | None) -> str:

@@ -69,7 +69,7 @@ def _print_rich(console: Console, document: CheckResult) -> None:
 
 
 def plain_lines(document: CheckResult) -> list[str]:
-    """The same without colours and without folding: columns as wide as their longest cell."""
+    """The same without colors and without folding: columns as wide as their longest cell."""
     lines = []
     rows = [_COLUMNS, *(_cells(layer) for layer in worst_first(document.layers) if layer.verdict not in _UNREAD)]
     if len(rows) > 1:

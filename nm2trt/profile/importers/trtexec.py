@@ -35,7 +35,7 @@ from nm2trt.profile import statistics
 from nm2trt.profile.comparable import check_comparable, comparison_notes
 from nm2trt.profile.findings import Kernels
 from nm2trt.profile.importers.trtexec_batch import batch_record, is_timed
-from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layer_summary import summarized
 from nm2trt.profile.layers import Network, layers_record, network_of
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
@@ -316,7 +316,7 @@ def import_table(path: Path, *, batch: int, seed: int = 0) -> ReportDocument:
     rows = read_layer_table(path)
     total_ms = sum(row.sparse_ms for row in rows)
     records = [_table_row(row, batch, total_ms) for row in rows]
-    layers = summarised(records, batch=batch, source=f"the table {path.name}", calls=1, seed=seed)
+    layers = summarized(records, batch=batch, source=f"the table {path.name}", calls=1, seed=seed)
     kernels = Kernels(exist=True, chosen=layers.chosen, weighted=layers.weighted)
     network = NetworkRecord(kind="table", name=path.name, sha256=sha256_of(path), zero_share=None)
     words = f"Layers only: {layers.sentence}."

@@ -102,7 +102,7 @@ def _record(
 
 def _arm_of_calls(name: VariantName, run: TrtexecRun, calls_ms: statistics.Timings, batch: int) -> VariantRecord:
     enqueue_ms = float(np.median(run.enqueue_ms)) if run.enqueue_ms is not None and not run.toggles.graph else None
-    return statistics.summarise(name, calls_ms, batch=batch).model_copy(
+    return statistics.summarize(name, calls_ms, batch=batch).model_copy(
         update={
             "with_transfers": statistics.spread(run.latency_ms) if run.latency_ms is not None else None,
             "enqueue_ms": enqueue_ms,

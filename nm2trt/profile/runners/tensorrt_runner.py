@@ -207,7 +207,7 @@ class TensorrtLayers:
         self._context: EngineContext | None = EngineContext(engine, shapes, seed, profiler=Collector())
 
     def run_once(self) -> None:
-        """Execute once; the profiler reports when the stream is synchronised."""
+        """Execute once; the profiler reports when the stream is synchronized."""
         if self._context is not None:
             _run_blocking(self._context)
 

@@ -76,7 +76,7 @@ class TorchRunner:
             provider=torch.cuda.get_device_name() if self._device == "cuda" else "cpu",
             threads=torch.get_num_threads() if self._device == "cpu" else None,
             settings={"mode": "compiled" if self._compiled else "eager", "precision": "fp32"},
-            clock="one call in inference mode, synchronised, host clock (time.perf_counter)",
+            clock="one call in inference mode, synchronized, host clock (time.perf_counter)",
             sparse_kernels=False,
             note=_NOTE,
         )

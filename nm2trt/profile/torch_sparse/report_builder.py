@@ -22,7 +22,7 @@ from nm2trt.artifacts.report_layers import LayersRecord, LayerTimeRecord
 from nm2trt.profile import statistics
 from nm2trt.profile.config import ProfileConfig
 from nm2trt.profile.findings import Kernels, sentence
-from nm2trt.profile.layer_summary import summarised
+from nm2trt.profile.layer_summary import summarized
 from nm2trt.profile.layers import Network, layers_record
 from nm2trt.profile.reasons import Setting
 from nm2trt.profile.roofline import known_roofline
@@ -145,7 +145,7 @@ def batch_record(found: BatchFound, layers: Sequence[ProductLayer], config: Prof
         steady=found.measured.steady,
         baseline="dense",
         variants=tuple(
-            statistics.summarise(name, calls_ms, batch=found.batch).model_copy(
+            statistics.summarize(name, calls_ms, batch=found.batch).model_copy(
                 update={"enqueue_ms": found.enqueue_ms.get(name)}
             )
             for name, calls_ms in times.items()
@@ -175,7 +175,7 @@ def _layers(found: Found, config: ProfileConfig) -> LayersRecord:
     by_name = {layer.name: layer for layer in found.layers}
     multiprocessors = _multiprocessors()
     rows = [_explained(row, by_name, found, config, multiprocessors) for row in record.layers]
-    return summarised(rows, batch=record.batch, source=source, calls=record.calls, seed=config.seed)
+    return summarized(rows, batch=record.batch, source=source, calls=record.calls, seed=config.seed)
 
 
 def _multiprocessors() -> int | None:

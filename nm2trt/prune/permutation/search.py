@@ -65,7 +65,7 @@ def find_order(weight: Array, pattern: NMPattern, *, work: float, seed: int = 0)
 
 
 def kept_magnitude(weight: Array, pattern: NMPattern, order: NDArray[np.intp] | None = None) -> float:
-    """Sum of the N largest of every M neighbouring columns, row by row."""
+    """Sum of the N largest of every M neighboring columns, row by row."""
     columns = weight if order is None else weight[:, order]
     groups = columns.reshape(weight.shape[0], -1, pattern.m)
     split = pattern.m - pattern.n

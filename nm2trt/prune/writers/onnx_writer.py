@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,17 @@ class OnnxFile:
             )
             for layer, constant in weights
         ]
+
+    def write_others(self, values: Mapping[str, Array]) -> None:
+        """Replace constants by name.
+
+        Raises:
+            InputError: One is stored in a form that cannot be written.
+        """
+        for value in constant_values(self.graph.model):
+            tensor = ir.convenience.get_const_tensor(value) if value.name in values else None
+            if tensor is not None:
+                write_tensor(tensor, values[str(value.name)])
 
     def save(self) -> None:
         """Write the file as it was, with the embedded data of its tensors replaced; external data were written before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,8 @@ class SafetensorsFile:
     """Open a copy of a .safetensors file; errors as `nm2trt.layers.open_source`."""
 
     def __init__(self, path: Path, facts: CheckpointFacts) -> None:
-        tensors = {tensor.name: tensor for tensor in safetensors_tensors(path)}
+        self._path = path
+        self._tensors = tensors = {tensor.name: tensor for tensor in safetensors_tensors(path)}
         starts = _starts(path)
         layers = list(layers_of(list(tensors.values()), facts.neighbors))
         self.weights = [
@@ -32,6 +34,13 @@ class SafetensorsFile:
             )
             for layer in layers
         ]
+
+    def write_others(self, values: Mapping[str, Array]) -> None:
+        """Replace tensors by name, in the type that the file has; names that it does not hold are left out."""
+        starts = _starts(self._path)
+        for name in values.keys() & self._tensors.keys():
+            tensor = self._tensors[name]
+            _write(self._path, starts[name], tensor, values[name].astype(tensor.load().dtype))
 
     def save(self) -> None:
         """Nothing is left to do: every write went to the file."""

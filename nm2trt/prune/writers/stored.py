@@ -5,7 +5,7 @@ Every format is patched in place, so that what is not pruned keeps its bytes: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,9 @@ class StoredFile(Protocol):
     @property
     def weights(self) -> Sequence[StoredWeight]:
         """Every use of every tensor; for prunable and other tensors alike."""
+
+    def write_others(self, values: Mapping[str, Array]) -> None:
+        """Replace constants that are no weights of layers, by name; same shapes. Not for .pt files."""
 
     def save(self) -> None:
         """Finish the file after the last write."""

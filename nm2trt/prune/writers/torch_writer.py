@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,10 @@ class TorchFile:
             )
             for layer in layers
         ]
+
+    def write_others(self, values: Mapping[str, Array]) -> None:
+        """Refuse: a checkpoint has no graph that would read them."""
+        raise NotImplementedError(", ".join(values))
 
     def save(self) -> None:
         """Bring the archive's check sums up to date; write an old-format file anew."""
