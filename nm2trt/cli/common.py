@@ -26,15 +26,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def output_option(metavar: str, text: str, *, required: bool = True, default: Path | None = None) -> Callable[[F], F]:
     """`-o/--output`, a folder."""
+    # Since click 8.3 a default of None is a value, with which a required option counts as given.
+    given: dict[str, Any] = {} if default is None else {"default": default, "show_default": True}
     return click.option(
         "-o",
         "--output",
         type=click.Path(path_type=Path),
         metavar=metavar,
         required=required,
-        default=default,
-        show_default=default is not None,
         help=text,
+        **given,
     )
 
 

@@ -177,3 +177,13 @@ def test_options_are_checked_before_any_work(tmp_path):
     result = nm2trt("train", "--nonsense", "-o", tmp_path / "run")
     assert result.returncode == 2
     assert_one_error_line(nm2trt_inline("train", "--layer", "fc", "-o", tmp_path / "run"), 2, "'fc' has no '='")
+
+
+@pytest.mark.parametrize("command", ["prune", "package", "export", "profile", "calibrate", "train"])
+def test_a_missing_output_is_asked_for(command, tmp_path):
+    source = tmp_path / "m.onnx"
+    source.write_bytes(b"")
+    arguments = [command] if command == "train" else [command, str(source)]
+    result = subprocess.run([sys.executable, "-m", "nm2trt", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "'-o' / '--output'" in result.stderr
