@@ -1,6 +1,6 @@
 """Why something is as it is, as data: a code to decide by, and words made from it only when something is printed.
 
-No code may branch on the words; `tests/test_prose_as_data.py` holds that. Documents keep the words for their readers
+No code may branch on the words. Documents keep the words for their readers
 and the code beside them for programs.
 """
 

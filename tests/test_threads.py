@@ -77,14 +77,14 @@ def test_every_command_that_runs_a_network_takes_threads_before_anything_heavy_i
 def test_a_run_records_and_says_its_threads_and_goes_on_with_as_many(tmp_path):
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     common = ("train", "--model", "mlp", "--epochs", 2, "--device", "cpu")
-    result = nm2trt(*common, "-o", tmp_path / "small", env=clean)
+    result = nm2trt(*common, "-o", tmp_path / "small", env=clean, fresh=True)
     assert "CPU: 1 thread (a batch is 0.0033 GFLOP)" in result.stdout
     recorded = json.loads((tmp_path / "small" / "run.json").read_text())["threads"]
     assert (recorded["threads"], recorded["source"], recorded["waiting"]) == (1, "work", "sleep")
     assert recorded["gflop"] == pytest.approx(2 * 64 * (64 * 128 + 128 * 128 + 128 * 10) / 1e9, rel=1e-6)
-    result = nm2trt(*common, "--threads", 2, "-o", tmp_path / "asked", env=clean)
+    result = nm2trt(*common, "--threads", 2, "-o", tmp_path / "asked", env=clean, fresh=True)
     assert "CPU: 2 threads (--threads; idle ones sleep)" in result.stdout
-    assert nm2trt(*common, "--threads", 0, "-o", tmp_path / "none", env=clean).returncode == 2
+    assert nm2trt(*common, "--threads", 0, "-o", tmp_path / "none", env=clean, fresh=True).returncode == 2
 
 
 def test_a_session_of_onnxruntime_gets_the_choice_and_does_not_spin(monkeypatch):

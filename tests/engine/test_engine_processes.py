@@ -161,8 +161,18 @@ def test_parser_errors_come_first_then_error_lines_then_the_exception():
     assert explain("", "boom") == "boom"
 
 
-def test_no_worker_is_left(worker, tmp_path):
+def test_no_worker_is_left(worker, tmp_path, monkeypatch):
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
     worker("import sys; sys.exit(3)")
     process.run_job(job(tmp_path))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert started, "no worker was started"
+    for pid in started:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

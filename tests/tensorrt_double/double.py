@@ -38,7 +38,8 @@ def double_environment(version, *faults, torch=""):
 
 def nm2trt_on_double(version, *arguments, faults=(), torch=""):
     """Run the command line on the double, in a process of its own."""
-    return nm2trt(*arguments, env=double_environment(version, *faults, torch=torch))
+    # A driver that is too old is met when torch is imported: no process that has it already may stand in.
+    return nm2trt(*arguments, env=double_environment(version, *faults, torch=torch), fresh=bool(torch))
 
 
 def require_double(version):
