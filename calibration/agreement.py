@@ -26,47 +26,40 @@ _KEPT_BYTES = 256 * 2**20
 _NOISELESS_DB = 200.0
 
 
-class OutputChecker:
-    """Compares quantized models with one reference; the reference's outputs are computed once, if they are small.
+Network = Callable[[Feed], dict[str, Array]]
+"""Runs one batch; outputs by name."""
+
+
+class NetworkChecker:
+    """Compares changed networks with one reference; the reference's outputs are computed once, if they are small.
 
     Args:
-        reference: The model as it was given: the file itself, whose bytes ONNX Runtime reads, or a proto.
+        reference: The network as it was given.
         batches: Gives the samples anew at every call.
-        task: Scores outputs against labels (`nm2trt.data.Task`), or None.
-        where: For error lines.
-        changed: What was done to the models that are compared, in a word.
+        task: Scores the first output against labels (`nm2trt.data.Task`), or None.
+        changed: What was done to the networks that are compared, in a word.
     """
 
-    def __init__(
-        self,
-        reference: Path | onnx.ModelProto,
-        batches: Callable[[], Iterable[Batch]],
-        task: Any,
-        where: object,
-        *,
-        changed: str = "quantized",
-    ) -> None:
-        self._changed = changed
-        self._reference = Runner(reference, where)
+    def __init__(self, reference: Network, batches: Callable[[], Iterable[Batch]], task: Any, changed: str) -> None:
+        self._run_reference = reference
         self._batches = batches
         self._task = task
-        self._where = where
+        self._changed = changed
         self._kept: list[dict[str, Array]] | None = []
 
-    def agreement(self, quantized: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
+    def compare(self, network: Network, progress: Callable[[int], None] = lambda _: None) -> Agreement:
         """Run all samples through both.
 
         Raises:
-            InputError: There is no sample, or a model cannot run.
+            InputError: There is no sample, or a network cannot run.
         """
-        runner = Runner(quantized, self._where)
         sums = _Sums()
         known = self._kept if self._kept else None
         for number, batch in enumerate(self._batches()):
-            before = known[number] if known else as_arrays(self._reference.named(batch.feed))
+            before = known[number] if known else self._run_reference(batch.feed)
             if known is None:
                 self._keep(before)
-            sums.add(before, as_arrays(runner.named(batch.feed)), batch, self._task)
+            sums.add(before, network(batch.feed), batch, self._task)
             progress(sums.samples)
         if not sums.samples:
             raise InputError(
@@ -82,34 +75,37 @@ class OutputChecker:
             self._kept = None
 
 
-def compare_networks(
-    reference: Callable[[Feed], dict[str, Array]],
-    changed: Callable[[Feed], dict[str, Array]],
-    batches: Iterable[Batch],
-    task: Any,
-    words: str,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Agreement:
-    """Run samples through two networks, whatever runs them.
+class OutputChecker(NetworkChecker):
+    """The same for ONNX models, run by ONNX Runtime.
 
     Args:
-        reference: Outputs by name of the network as it was given.
-        changed: The same of the other.
-        batches: Samples.
-        task: Scores the first output against labels, or None.
-        words: What was done to `changed`, in a word.
-        progress: Told how many samples are done.
-
-    Raises:
-        InputError: There is no sample.
+        reference: The model as it was given: the file itself, whose bytes ONNX Runtime reads, or a proto.
+        batches: As of `NetworkChecker`.
+        task: As of `NetworkChecker`.
+        where: For error lines.
+        changed: As of `NetworkChecker`.
     """
-    sums = _Sums()
-    for batch in batches:
-        sums.add(reference(batch.feed), changed(batch.feed), batch, task)
-        progress(sums.samples)
-    if not sums.samples:
-        raise InputError("no sample is left to hold out", where="--data", hint="give more samples, or fewer --samples")
-    return sums.agreement(task, words)
+
+    def __init__(
+        self,
+        reference: Path | onnx.ModelProto,
+        batches: Callable[[], Iterable[Batch]],
+        task: Any,
+        where: object,
+        *,
+        changed: str = "quantized",
+    ) -> None:
+        super().__init__(_onnx_network(reference, where), batches, task, changed)
+        self._where = where
+
+    def agreement(self, changed: onnx.ModelProto, progress: Callable[[int], None] = lambda _: None) -> Agreement:
+        """As `compare`, of a model."""
+        return self.compare(_onnx_network(changed, self._where), progress)
+
+
+def _onnx_network(model: Path | onnx.ModelProto, where: object) -> Network:
+    runner = Runner(model, where)
+    return lambda feed: as_arrays(runner.named(feed))
 
 
 @dataclass(slots=True)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from nm2trt.cli.common import force_option, output_option, say_threads, stderr_console, threads_option
+from nm2trt.cli.common import force_option, option_group, output_option, say_threads, stderr_console, threads_option
 from nm2trt.cli.export_engines import calibration_options, engine_options
 from nm2trt.cli.json_output import json_option, print_json
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_SOURCE_OPTIONS = (
+_source_options = option_group(
     click.option(
         "--model",
         metavar="NAME",
@@ -65,6 +62,7 @@ _SOURCE_OPTIONS = (
     ),
     click.option("--external-data", is_flag=True, help="Put the weights beside model.onnx; always so beyond 2 GB."),
 )
+"""What SOURCE itself does not say: fields of `SourceOptions`."""
 
 _ABOUT_SOURCE = (
     "model",
@@ -81,13 +79,6 @@ _ABOUT_SOURCE = (
     "trust",
 )
 _ABOUT_CALIBRATION = ("held_out", "method", "placement", "weights", "exclude", "max_drop", "preprocess")
-
-
-def _source_options(command: F) -> F:
-    """Add the options that say what SOURCE itself does not: fields of `SourceOptions`."""
-    for option in reversed(_SOURCE_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.command(name="export")

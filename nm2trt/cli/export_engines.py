@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+from nm2trt.cli.common import option_group
 
-_OPTIONS = (
+engine_options = option_group(
     click.option(
         "--builder",
         default="auto",
@@ -53,16 +51,10 @@ _OPTIONS = (
         help="How often each engine is built; builds of one network differ, and `profile` can tell by how much.",
     ),
 )
+"""The engine part; all but --builder and --sm are fields of `nm2trt.engine.EngineSettings`."""
 
 
-def engine_options(command: F) -> F:
-    """Add the options of the engine part; all but --builder and --sm are fields of `nm2trt.engine.EngineSettings`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-_CALIBRATION_OPTIONS = (
+calibration_options = option_group(
     click.option(
         "--calibration-samples",
         type=int,
@@ -113,10 +105,4 @@ _CALIBRATION_OPTIONS = (
         help="With int8, for a folder of images: imagenet, or 'resize=256 crop=224 mean=..'",
     ),
 )
-
-
-def calibration_options(command: F) -> F:
-    """Add what only `--precision int8` takes: fields of `CalibrationOptions`."""
-    for option in reversed(_CALIBRATION_OPTIONS):
-        command = option(command)
-    return command
+"""What only `--precision int8` takes: fields of `CalibrationOptions`."""

@@ -13,6 +13,7 @@ from nm2trt.artifacts.files import write_atomic
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.gpu_benchmark import BenchmarkConfig, GpuBenchmarkDocument, benchmark_gpu, refit
 from nm2trt.gpu_benchmark.wording import best_sparse
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.report.gpu_benchmark_plot import MapCell, write_map
 
 __all__ = ["BenchmarkConfig", "GpuBenchmarkDocument", "best_sparse", "measure_gpu"]
@@ -50,16 +51,12 @@ def measure_gpu(
     _check_output(output, force=force)
     logger.debug("benchmark-gpu into %s", output)
     if measured is None:
-        document = benchmark_gpu(config or BenchmarkConfig(), progress=progress or _ignore)
+        document = benchmark_gpu(config or BenchmarkConfig(), progress=progress or ignore_progress)
     else:
         document = refit(_read(measured))
     write_atomic(output, document.to_json())
     _write_plot(document, output.with_suffix(".png"))
     return document
-
-
-def _ignore(_what: str, _share: float) -> None:
-    pass
 
 
 def _read(path: Path) -> GpuBenchmarkDocument:

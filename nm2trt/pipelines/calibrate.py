@@ -13,6 +13,7 @@ from nm2trt.calibration.run import calibrate, check_target
 from nm2trt.calibration.settings import Settings
 from nm2trt.engine import choose_builder
 from nm2trt.pipelines.compile_check import compile_result
+from nm2trt.pipelines.progress import ignore_progress
 
 __all__ = ["CalibrationConfig", "CalibrationDocument", "calibrate_model", "draw_ranges"]
 
@@ -72,7 +73,7 @@ def calibrate_model(
         output,
         config,
         force=force,
-        progress=progress or _ignore,
+        progress=progress or ignore_progress,
         compile_check=partial(compile_result, chosen=chosen, sm=sm),
     )
 
@@ -82,7 +83,3 @@ def draw_ranges(document: CalibrationDocument, output: Path) -> None:
     from nm2trt.report.calibration import write_ranges_png
 
     write_ranges_png(document, output)
-
-
-def _ignore(_what: str, _done: int, _of: int) -> None:
-    pass

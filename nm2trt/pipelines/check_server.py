@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nm2trt.artifacts.files import check_output, staged_folder
 from nm2trt.artifacts.server_report import OutputsRecord, SaturationRecord, ServerReportDocument
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.report.server_page import LOAD_COLUMNS, load_cells, server_page
 from nm2trt.serve import check
 from nm2trt.serve.address import Tls
@@ -55,13 +56,9 @@ def check_server(
     if output is not None:
         check_output(output, force=force)
     logger.debug("check %s at %s against %s", config.model, config.url, config.build)
-    report = check.check_server(config, progress or _ignore)
+    report = check.check_server(config, progress or ignore_progress)
     if output is not None:
         with staged_folder(output, force=force) as folder:
             report.write(folder)
             (folder / PAGE).write_text(server_page(report), encoding="utf-8")
     return report
-
-
-def _ignore(_words: str) -> None:
-    pass

@@ -11,6 +11,7 @@ from nm2trt.artifacts import DemoDocument, file_records, host_record, staged_fol
 from nm2trt.artifacts.files import check_output
 from nm2trt.pipelines import demo_report
 from nm2trt.pipelines.demo_stages import DemoSettings, Say, commands, run_stages
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.training.config import load_config
 
 __all__ = ["DemoDocument", "DemoSettings", "demo_settings", "run_demo"]
@@ -60,7 +61,7 @@ def run_demo(
     """
     started = time.perf_counter()
     with staged_folder(output, force=force) as folder:
-        stages = run_stages(settings, folder, say=say or _ignore, doing=doing or _ignore)
+        stages = run_stages(settings, folder, say=say or ignore_progress, doing=doing or ignore_progress)
         write_atomic(folder / "report.html", demo_report.page(stages, folder))
         problems = demo_report.problems(stages)
         document = DemoDocument(
@@ -82,7 +83,3 @@ def run_demo(
         )
         document.write(folder)
     return document
-
-
-def _ignore(_line: str) -> None:
-    pass

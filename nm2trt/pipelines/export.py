@@ -42,6 +42,7 @@ from nm2trt.export.quantized import check_tensorrt_takes
 from nm2trt.layers.sources import MODEL
 from nm2trt.pipelines.engines import build_engines
 from nm2trt.pipelines.export_config import USUAL_BATCH, ExportConfig, SourceOptions
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.verify import verify_path
 from nm2trt.verify.verify_schema import document_of
 
@@ -88,7 +89,7 @@ def export_network(
         ('pass', 0.0)
     """
     config = config or ExportConfig()
-    progress = progress or _ignore
+    progress = progress or ignore_progress
     check_output(output, force=force)
     source_kind(source)
     progress("looking for TensorRT")
@@ -101,10 +102,6 @@ def export_network(
         document = _export_into(folder, source, config, chosen, sm, progress)
         document.write(folder)
     return document
-
-
-def _ignore(_step: str) -> None:
-    pass
 
 
 def failures(document: BuildDocument) -> list[str]:

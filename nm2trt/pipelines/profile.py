@@ -13,6 +13,7 @@ from nm2trt.artifacts.files import check_output, staged_folder
 from nm2trt.artifacts.report_layers import LayersRecord, LoadRecord
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.evidence.recognize import FileKind, recognize
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.pipelines.torch_network import CheckpointConfig, load_torch_network
 from nm2trt.profile.config import ProfileConfig, profile_config
 
@@ -140,17 +141,13 @@ def profile_build(
     _check_source(network, sources)
     _check_backend(config, sources)
     check_output(Path(output), force=force)
-    report = _report(network, config, sources, progress or _ignore)
+    report = _report(network, config, sources, progress or ignore_progress)
     from nm2trt.report.profile_page import profile_page
 
     with staged_folder(Path(output), force=force) as folder:
         report.write(folder)
         (folder / PAGE).write_text(profile_page(report), encoding="utf-8")
     return report
-
-
-def _ignore(_what: str, _share: float) -> None:
-    pass
 
 
 def _place(paths: tuple[Path, ...], sources: ProfileSources) -> tuple[Path | None, ProfileSources]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.pattern import NMPattern
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.prune import PermuteOptions, PrunedLayer, PruneDocument, Request, prune_path
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def prune_file(
         permute=None if config.permute_s is None else PermuteOptions(config.permute_s),
         with_data=with_data,
         force=config.force,
-        watch=progress or (lambda _: None),
+        watch=progress or ignore_progress,
     )
     if with_data is not None and document.verdict == "pass":
         from nm2trt.artifacts import write_atomic
@@ -94,7 +95,8 @@ def prune_file(
 
 def _with_data(source: Path, output: Path, config: PruneConfig, steps: StepProgress | None) -> PruneWithData:
     """Check what can be checked before anything is copied."""
-    from nm2trt.pipelines.prune_data import check_machine, prune_onnx_with_data
+    from nm2trt.pipelines.prune_data import check_machine
+    from nm2trt.pipelines.prune_onnx import prune_onnx_with_data
     from nm2trt.prune.prune_schema import document_path
 
     assert config.data is not None
@@ -108,7 +110,7 @@ def _with_data(source: Path, output: Path, config: PruneConfig, steps: StepProgr
         return _with_torch(source, config, steps)
     if config.network is not None and config.network.given:
         raise ConfigError(f"{', '.join(config.network.given)}: for checkpoints only", where=source, hint="leave it out")
-    return partial(prune_onnx_with_data, config=config.data, source=source, progress=steps or (lambda *_: None))
+    return partial(prune_onnx_with_data, config=config.data, source=source, progress=steps or ignore_progress)
 
 
 def _with_torch(source: Path, config: PruneConfig, steps: StepProgress | None) -> PruneWithData:
@@ -127,7 +129,7 @@ def _with_torch(source: Path, config: PruneConfig, steps: StepProgress | None) -
             hint="save it as .safetensors, or leave out --recalibrate-bn",
         )
     network = load_export_source(source, config.network or CheckpointConfig())
-    return partial(prune_torch_with_data, config=config.data, network=network, progress=steps or (lambda *_: None))
+    return partial(prune_torch_with_data, config=config.data, network=network, progress=steps or ignore_progress)
 
 
 def draw_errors(document: PruneDocument, output: Path) -> None:

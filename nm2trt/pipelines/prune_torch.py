@@ -6,27 +6,39 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nm2trt.artifacts.calibration import Agreement, Sensitivity
 from nm2trt.errors import InputError
-from nm2trt.pipelines.prune_data import DataConfig, StepProgress, find_fewest_dense, find_problems, make_record
-from nm2trt.prune.prune_schema import LayerError, NormRecord
+from nm2trt.pipelines.prune_data import (
+    DataConfig,
+    StepProgress,
+    add_layer_errors,
+    find_fewest_dense,
+    find_problems,
+    find_ranking_samples,
+    keep_dense,
+    make_record,
+    open_samples,
+)
+from nm2trt.prune.prune_schema import NormRecord
 from nm2trt.prune.run import DataPruned
 from nm2trt.selectors import escape_glob
 
 if TYPE_CHECKING:
-    from nm2trt.artifacts.calibration import Agreement, Sensitivity
-    from nm2trt.calibration.feeds import Batch, Source
+    from nm2trt.calibration.agreement import Network, NetworkChecker
+    from nm2trt.calibration.feeds import Source
     from nm2trt.export.source import ExportSource
+    from nm2trt.prune.calibrated.solve import PrunedColumns
     from nm2trt.prune.calibrated.torch_network import LayerResult
     from nm2trt.prune.selection import Decision
 
 _BATCH = 64
-_SENSITIVITY_SAMPLES = 64
 
 
 def prune_torch_with_data(
@@ -51,13 +63,13 @@ def prune_torch_with_data(
     if not chosen:
         why = f" ({settled[0].weight.layer.name}: {settled[0].reason})" if settled else ""
         raise InputError(f"no weight can be pruned with data{why}", where=path, hint="prune it without --data")
-    work = _Work(dense=network, chosen=chosen, config=config, source=_open_source(network, config), progress=progress)
+    work = _Work.open(network, chosen, config, progress)
     result = work.search()
     settled = [_settled(decision, result, config) for decision in settled]
     record = make_record(
         config,
         data=work.source.words,
-        samples=result.samples,
+        samples=work.samples,
         norms=NormRecord(recalibrated=result.norms, shared=0, total=work.norm_count) if config.recalibrate_bn else None,
         agreement=result.agreement,
         kept_dense=result.dense,
@@ -67,7 +79,7 @@ def prune_torch_with_data(
     return DataPruned(
         decisions=settled,
         weights={d.weight.layer.name: _as_stored(d, result) for d in settled if d.pattern is not None},
-        errors={name: found for name in chosen if (found := _layer_error(name, result, config)) is not None},
+        errors={name: add_layer_errors(found) for name in chosen if (found := result.solved(name))},
         statistics=work.statistics(result),
         record=record,
         problems=find_problems(config, result.agreement),
@@ -103,8 +115,11 @@ class _Attempt:
     module: Any
     results: list[LayerResult]
     agreement: Agreement
-    samples: int
     norms: int
+
+    def solved(self, name: str) -> list[PrunedColumns]:
+        """What was found for each slice of a tensor."""
+        return [found.details for found in self.results if found.name == name and found.details is not None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,12 +128,32 @@ class _Work:
     chosen: dict[str, Decision]
     config: DataConfig
     source: Source
+    size: int
+    checker: NetworkChecker
     progress: StepProgress
     ranking: list[Sensitivity] = field(default_factory=list)
+    samples: int = 0
+    """In the last whole pass over those that choose."""
 
-    @property
-    def size(self) -> int:
-        return self.config.batch_size or _BATCH
+    @classmethod
+    def open(
+        cls, network: ExportSource, chosen: dict[str, Decision], config: DataConfig, progress: StepProgress
+    ) -> _Work:
+        """Open samples; what a user can get wrong is found here or in the first batch."""
+        from nm2trt.calibration.agreement import NetworkChecker
+        from nm2trt.calibration.graph import Port
+
+        source = open_samples(config, [Port(spec.name, spec.dtype, (None, *spec.shape)) for spec in network.inputs])
+        size, dense = config.batch_size or _BATCH, _runner(network, network.module)
+        return cls(
+            dense=network,
+            chosen=chosen,
+            config=config,
+            source=source,
+            size=size,
+            checker=NetworkChecker(dense, partial(source.held_out, size), source.task, "pruned"),
+            progress=progress,
+        )
 
     @property
     def norm_count(self) -> int:
@@ -155,28 +190,20 @@ class _Work:
             dense=dense,
             module=module,
             results=results,
-            agreement=self.compare(module, self.source.held_out(self.size), "comparing with the dense network"),
-            samples=sum(batch.count for batch in self.source.calibration(self.size)),
+            agreement=self.checker.compare(
+                _runner(self.dense, module), lambda done: self.progress("comparing with the dense network", done, 0)
+            ),
             norms=norms,
-        )
-
-    def compare(self, module: Any, batches: Iterator[Batch], what: str) -> Agreement:
-        """Run samples through both networks."""
-        from nm2trt.calibration.agreement import compare_networks
-
-        def done(samples: int) -> None:
-            self.progress(what, samples, 0)
-
-        return compare_networks(
-            self._runner(self.dense.module), self._runner(module), batches, self.source.task, "pruned", done
         )
 
     def rank(self, first: _Attempt) -> list[Sensitivity]:
         """Prune each layer alone; the one that costs most comes first."""
         import torch
 
-        from nm2trt.artifacts.calibration import Sensitivity
+        from nm2trt.calibration.agreement import NetworkChecker
 
+        samples = partial(find_ranking_samples, self.source, self.size)
+        checker = NetworkChecker(_runner(self.dense, self.dense.module), samples, self.source.task, "pruned")
         module, found = copy.deepcopy(self.dense.module), []
         pruned = {result.name for result in first.results if result.pattern is not None}
         for number, name in enumerate(sorted(pruned)):
@@ -185,7 +212,7 @@ class _Work:
             with torch.no_grad():
                 before = parameter.detach().clone()
                 parameter.copy_(first.module.get_parameter(name))
-                checked = self.compare(module, self._first_samples(), "ranking layers")
+                checked = checker.compare(_runner(self.dense, module))
                 parameter.copy_(before)
             found.append(Sensitivity(layer=name, sqnr_db=checked.sqnr_db, score_drop_points=checked.drop_points))
         return sorted(found, key=lambda entry: entry.sqnr_db)
@@ -198,48 +225,31 @@ class _Work:
         return {name: value.numpy() for name, value in result.module.named_buffers() if name.endswith(ends)}
 
     def _inputs(self) -> Iterator[Any]:
+        count = 0
         for batch in self.source.calibration(self.size):
-            yield self._arguments(batch.feed)
-
-    def _arguments(self, feed: dict[str, Any]) -> Any:
-        import torch
-
-        given = {spec.name: torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in self.dense.inputs}
-        return given if any(spec.keyword for spec in self.dense.inputs) else tuple(given.values())
-
-    def _runner(self, module: Any) -> Any:
-        from nm2trt.prune.calibrated.torch_network import output_tensors
-        from nm2trt.prune.calibrated.torch_uses import as_in_inference, run_batches
-
-        def run(feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
-            with as_in_inference(module):
-                (output,) = run_batches(module, lambda: [self._arguments(feed)], "samples")
-            return {f"output {place}": tensor.numpy() for place, tensor in enumerate(output_tensors(output))}
-
-        return run
-
-    def _first_samples(self) -> Iterator[Batch]:
-        """Calibration samples for the ranking, so that held-out ones stay unseen."""
-        done = 0
-        for batch in self.source.calibration(min(self.size, _SENSITIVITY_SAMPLES)):
-            if done >= _SENSITIVITY_SAMPLES:
-                return
-            done += batch.count
-            yield batch
+            count += batch.count
+            yield _arguments(self.dense, batch.feed)
+        self.samples = count
 
 
-def _open_source(network: ExportSource, config: DataConfig) -> Source:
-    from nm2trt.calibration.graph import Port
-    from nm2trt.calibration.sources import open_data
+def _arguments(network: ExportSource, feed: dict[str, Any]) -> Any:
+    import torch
 
-    return open_data(
-        config.data,
-        [Port(spec.name, spec.dtype, (None, *spec.shape)) for spec in network.inputs],
-        samples=config.samples,
-        held_out=config.held_out,
-        preprocess=config.preprocess,
-        data_dir=config.data_dir,
-    )
+    given = {spec.name: torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in network.inputs}
+    return given if any(spec.keyword for spec in network.inputs) else tuple(given.values())
+
+
+def _runner(network: ExportSource, module: Any) -> Network:
+    """Runs a module with the network's inputs."""
+    from nm2trt.prune.calibrated.torch_network import output_tensors
+    from nm2trt.prune.calibrated.torch_uses import as_in_inference, run_batches
+
+    def run(feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        with as_in_inference(module):
+            (output,) = run_batches(module, lambda: [_arguments(network, feed)], "samples")
+        return {f"output {place}": tensor.numpy() for place, tensor in enumerate(output_tensors(output))}
+
+    return run
 
 
 def _settled(decision: Decision, result: _Attempt, config: DataConfig) -> Decision:
@@ -248,7 +258,7 @@ def _settled(decision: Decision, result: _Attempt, config: DataConfig) -> Decisi
     if decision.pattern is None:
         return decision
     if name in result.dense:
-        return replace(decision, pattern=None, reason=f"kept dense by --max-drop {config.max_drop:g}")
+        return keep_dense(decision, config)
     rows = [found for found in result.results if found.name == name]
     refused = next((found.reason for found in rows if found.pattern is None), None)
     return decision if refused is None else replace(decision, pattern=None, reason=refused)
@@ -258,20 +268,3 @@ def _as_stored(decision: Decision, result: _Attempt) -> NDArray[Any]:
     parameter = result.module.get_parameter(decision.weight.layer.name)
     array: NDArray[Any] = parameter.detach().numpy().astype(decision.weight.read().dtype)
     return array
-
-
-def _layer_error(name: str, result: _Attempt, config: DataConfig) -> LayerError | None:
-    """Of a tensor; the slices of a packed one are added up."""
-    details = [found.details for found in result.results if found.name == name and found.details is not None]
-    if not details:
-        return None
-    energy = sum(one.dense_energy for one in details)
-    return LayerError(
-        error=sum(one.error for one in details) / energy if energy else 0.0,
-        magnitude_error=sum(one.magnitude_error for one in details) / energy if energy else 0.0,
-        dense_energy=float(energy),
-        damping=max(one.damping for one in details) if config.method == "obs" else 0.0,
-        damped=any(one.damped for one in details),
-        dead_columns=sum(one.dead_columns for one in details),
-        magnitude_rows=sum(one.magnitude_rows for one in details),
-    )

@@ -12,6 +12,7 @@ from typing import Literal
 
 from nm2trt._version import __version__
 from nm2trt.errors import ConfigError
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.serve import check_repository
 from nm2trt.serve.installed import STAND_INS, Installed, find_triton
 from nm2trt.serve.server import Server, choose_ports, start
@@ -93,7 +94,7 @@ def serve_repository(
         InputError: The repository cannot be served, or a model does not load.
         MachineError: There is no Triton, it was not ready in time, or it ended and no restart was left.
     """
-    config, note = config or ServeConfig(), on_note or _ignore
+    config, note = config or ServeConfig(), on_note or ignore_progress
     if not math.isfinite(config.timeout_s):
         raise ConfigError(f"{config.timeout_s} is no time", where="--timeout", hint="give seconds")
     models = check_repository(repository)
@@ -112,13 +113,9 @@ def serve_repository(
         ),
         {name: versions for name, (_, versions) in models.items()},
         config,
-        on_ready or _ignore,
+        on_ready or ignore_progress,
         note,
     )
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 def _stand_ins(installed: Installed, needed: frozenset[str], note: Notes) -> frozenset[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nm2trt.artifacts import RunDocument
 from nm2trt.errors import Nm2trtError
+from nm2trt.pipelines.progress import ignore_progress
 from nm2trt.training.config import FILE as CONFIG
 from nm2trt.training.config import TrainConfig, load_config, resumed_config
 from nm2trt.training.interruption import InterruptedRunError
@@ -108,13 +109,9 @@ def train_network(
     output = Path(output)
     logger.debug("train %s on %s, %s", config.model, config.data, config.method)
     try:
-        return train(config, output, force=force, resume=resume, trust=trust, progress=progress or _ignore)
+        return train(config, output, force=force, resume=resume, trust=trust, progress=progress or ignore_progress)
     except KeyboardInterrupt:
         raise _interrupted(output) from None
-
-
-def _ignore(_done: int, _of: int, _words: str) -> None:
-    pass
 
 
 def _interrupted(output: Path) -> Nm2trtError:

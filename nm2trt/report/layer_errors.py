@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nm2trt.artifacts.files import write_atomic
-from nm2trt.report.figure import INK, MUTED, SPARSE, house_style, new_figure, note, png_bytes
-from nm2trt.report.sparsity import short_name
+from nm2trt.report.figure import MUTED, SPARSE, house_style, new_figure, note, png_bytes
+from nm2trt.report.layer_rows import WIDTH_IN, height_of_rows, name_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WIDTH_IN = 9.0
 _ROW_IN = 0.24
-_MOST_NAMED = 200
-_MOST_HEIGHT_IN = 40.0
+_UNNAMED_ROW_IN = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +36,8 @@ def write_errors_png(rows: Sequence[ErrorRow], path: Path, title: str) -> None:
 
 def errors_figure(rows: Sequence[ErrorRow], title: str) -> Figure:
     """Draw the layers in the network's order from the top; 200 and more lose their names."""
-    named = len(rows) <= _MOST_NAMED
-    height_in = min(1.3 + (_ROW_IN if named else 0.04) * max(len(rows), 6), _MOST_HEIGHT_IN)
     with house_style():
-        figure = new_figure(_WIDTH_IN, height_in)
+        figure = new_figure(WIDTH_IN, height_of_rows(len(rows), _ROW_IN, _UNNAMED_ROW_IN))
         axes = figure.subplots()
         axes.set_title(title)
         if not rows:
@@ -50,13 +46,8 @@ def errors_figure(rows: Sequence[ErrorRow], title: str) -> Figure:
         at = np.arange(len(rows))
         axes.barh(at - 0.2, [100 * row.error for row in rows], height=0.38, color=SPARSE, label="as written")
         axes.barh(at + 0.2, [100 * row.magnitude_error for row in rows], height=0.38, color=MUTED, label="by magnitude")
-        axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_xlabel("squared output error, % of the dense output's energy")
-        if named:
-            axes.set_yticks(at, [short_name(row.name) for row in rows], fontsize=6.5, color=INK)
-        else:
-            axes.set_yticks([])
-            axes.set_ylabel(f"{len(rows)} layers, first on top")
+        name_rows(axes, [row.name for row in rows])
         axes.legend(loc="lower right")
     return figure

@@ -14,16 +14,14 @@ from matplotlib.patches import Patch
 
 from nm2trt.artifacts.files import write_atomic
 from nm2trt.report.figure import ACCENT, INK, MUTED, SPARSE, house_style, new_figure, note, png_bytes
+from nm2trt.report.layer_rows import WIDTH_IN, are_named, height_of_rows, name_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH_IN = 9.0
 _ROW_IN = 0.17
-_MOST_NAMED = 200
-_MOST_HEIGHT_IN = 40.0
-_LONGEST_NAME = 44
+_UNNAMED_ROW_IN = 0.03
 _MOST_IN_LEGEND = 9
 
 
@@ -48,10 +46,10 @@ def write_sparsity_png(rows: Sequence[SparsityRow], path: Path, title: str) -> N
 
 def sparsity_figure(rows: Sequence[SparsityRow], title: str) -> Figure:
     """Draw the layers in file order from the top; 200 and more lose their names, and none gets a page of its own."""
-    named = len(rows) <= _MOST_NAMED
-    height_in = min(1.3 + (_ROW_IN if named else 0.03) * max(len(rows), 6), _MOST_HEIGHT_IN)
+    named = are_named(len(rows))
+    height_in = height_of_rows(len(rows), _ROW_IN, _UNNAMED_ROW_IN)
     with house_style():
-        figure = new_figure(_WIDTH_IN, height_in)
+        figure = new_figure(WIDTH_IN, height_in)
         axes = figure.subplots()
         axes.set_title(title)
         if rows:
@@ -69,22 +67,18 @@ def _bars(axes: Axes, rows: Sequence[SparsityRow], *, named: bool) -> None:
         lefts = np.concatenate(([0.0], np.cumsum(shares)[:-1]))
         colors = [_color(nonzeros, row) for nonzeros in range(len(row.groups))]
         axes.barh(np.full(len(shares), at), shares, left=lefts, color=colors, height=0.78 if named else 1.0)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the layer's groups")
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.grid(visible=False)
+    name_rows(axes, [row.name for row in rows])
     if named:
-        axes.set_yticks(range(len(rows)), [short_name(row.name) for row in rows], fontsize=6.5)
         for at, row in enumerate(rows):
             axes.text(
                 1.01, at, row.verdict, va="center", fontsize=6.5, color=ACCENT if row.bad else MUTED, clip_on=False
             )
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_color(ACCENT if row.bad else INK)
-    else:
-        axes.set_yticks([])
-        axes.set_ylabel(f"{len(rows)} layers, first on top")
 
 
 def _legend(axes: Axes, rows: Sequence[SparsityRow], height_in: float) -> None:
@@ -115,8 +109,3 @@ def _color(nonzeros: int, row: SparsityRow) -> tuple[float, float, float, float]
         most = len(row.groups) - 1
         strength = 0.45 + 0.55 * (nonzeros - row.n) / max(most - row.n, 1)
     return red, green, blue, strength
-
-
-def short_name(name: str) -> str:
-    """Cut the start of a long name: its end tells layers apart."""
-    return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nm2trt.verify.check import as_named, check_layers, left_out_notes, matches, names_of, parse_pattern, reduction_size
+from nm2trt.verify.check import check_layers, left_out_notes, parse_pattern, reduction_size
 from nm2trt.verify.files import verify_path
 from nm2trt.verify.histogram import group_histograms
+from nm2trt.verify.naming import as_named, matches, names_of
 from nm2trt.verify.verdicts import BAD_VERDICTS, ELIGIBLE, UNREAD_VERDICTS, CheckResult, LayerVerdict, Totals, Violation
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,11 +13,12 @@ import numpy as np
 from nm2trt.layers import LayerWeight
 from nm2trt.pattern import TENSORRT_PATTERN, NMPattern
 from nm2trt.reasons import Reason, words_of
-from nm2trt.selectors import last_match, match_any, selectable_names
+from nm2trt.selectors import last_match
 from nm2trt.verify.axes import other_grouping
 from nm2trt.verify.counting import GroupCount
 from nm2trt.verify.eligibility import reason_against, structural_reason
 from nm2trt.verify.hints import BLIND, sparse_kernel_hint
+from nm2trt.verify.naming import as_named, matches, names_of
 from nm2trt.verify.origins import KeptShare, origin_notes
 from nm2trt.verify.strongest import strongest_pattern
 from nm2trt.verify.values import Values
@@ -255,16 +256,6 @@ def _pattern_of(layer: LayerWeight, rules: Rules) -> NMPattern | Auto:
     return rules.pattern
 
 
-def matches(layer: LayerWeight | LayerVerdict, globs: Sequence[str]) -> bool:
-    """Tell whether a glob matches the tensor's name, with or without `.weight`, or one of its nodes' names."""
-    return bool(globs) and match_any(names_of(layer), globs)
-
-
-def names_of(layer: LayerWeight | LayerVerdict) -> tuple[str, ...]:
-    """What a glob may match: the tensor and its nodes, with and without `.weight`."""
-    return selectable_names(layer.name, *layer.node.split(", ")) if layer.node else selectable_names(layer.name)
-
-
 def _unread(layer: LayerWeight, pattern: NMPattern, verdict: Verdict, reason: Reason) -> LayerVerdict:
     against = structural_reason(layer) or Reason("not-checked", reason.words())
     return _layer_verdict(layer, pattern, verdict, reason.words(), reason=reason, against=against)
@@ -357,13 +348,6 @@ def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
         f"{_tensors(count)} under {part!r}: the trainer's and not the network's, left out"
         for part, count in left_out.items()
     ]
-
-
-def as_named(layer: LayerWeight, globs: Sequence[str]) -> LayerWeight:
-    """The layer as a weight, where it is not known to be one but the user names it."""
-    if layer.not_checked and layer.reduction_axis is not None and matches(layer, globs):
-        return replace(layer, not_checked=False, reason=None)
-    return layer
 
 
 def _tensors(count: int) -> str:
