@@ -6,7 +6,6 @@ Semi-Structural Adaptive Sparse Training" (AAAI 2025), with the temperature of H
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nm2trt.artifacts import RunDocument
+from nm2trt.artifacts import RunDocument, sha256_of
 from nm2trt.artifacts.code_trust import check_code
 from nm2trt.artifacts.run import TeacherRecord
 from nm2trt.data import DataSet
@@ -131,5 +130,5 @@ def load_teacher(config: TrainConfig, data: DataSet, *, trust: bool = False) -> 
     load_init(network, path, option="--teacher")
     network.eval().requires_grad_(requires_grad=False)
     file = path / checkpoint.FILE if path.is_dir() else path
-    record = TeacherRecord(name=path.name, model=name, checkpoint_sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    record = TeacherRecord(name=path.name, model=name, checkpoint_sha256=sha256_of(file))
     return Teacher(network, config.teacher_weight, config.teacher_temperature, record)
