@@ -10,7 +10,7 @@ TYPECHECK := build/check
 help:
 	@echo "make demo    end to end on bundled data, ends in build/demo/report.html"
 	@echo "make test    format, lint, spelling, types, import rules, then every test"
-	@echo "make quick   unit tests of every package: no process, no training, no engine; under two minutes"
+	@echo "make quick   unit tests of every package: no process, no training, no engine"
 	@echo "make docs    the documentation site with the API reference, into build/site"
 	@echo "make check   only the checks that run no test"
 	@echo "make test-gpu  the tests that need a GPU and TensorRT; packs what they saw into build/gpu-evidence.tar.gz"

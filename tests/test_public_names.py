@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from safetensors.numpy import save_file
 
 import nm2trt
@@ -38,6 +39,12 @@ NAMES = {
 
 def test_the_names_are_pinned():
     assert set(nm2trt.__all__) == NAMES
+
+
+def test_the_page_of_the_api_describes_each_where_it_is_defined():
+    described = {line[4:] for line in (REPOSITORY / "docs/api.md").read_text().splitlines() if line.startswith("::: ")}
+    public = {f"{getattr(nm2trt, name).__module__}.{name}" for name in NAMES - {"__version__"}}
+    assert described == public
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - {"__version__"}))
