@@ -5,15 +5,20 @@ from __future__ import annotations
 _LONGEST = 200
 
 
-def one_line(error: BaseException | str) -> str:
-    """First line of an error's text; of a long one its first sentence, or else as many whole words as fit."""
+def one_line(error: BaseException | str, *, longest: int = _LONGEST) -> str:
+    """First line of an error's text; of a long one its first sentence, or else as many whole words as fit.
+
+    Args:
+        error: Or its text.
+        longest: From how many characters on a line is long.
+    """
     lines = str(error).strip().splitlines()
     if not lines:
         return "no reason given" if isinstance(error, str) else type(error).__name__
     line = lines[0].strip()
-    if len(line) <= _LONGEST:
+    if len(line) <= longest:
         return line
     sentence = line.partition(". ")[0]
-    if len(sentence) <= _LONGEST:
+    if len(sentence) <= longest:
         return sentence
-    return line[:_LONGEST].rpartition(" ")[0] + " ..."
+    return line[:longest].rpartition(" ")[0] + " ..."

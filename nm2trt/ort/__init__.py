@@ -16,11 +16,12 @@ from nm2trt.ort.compare_outputs import (
     first_failure,
     merge_comparisons,
 )
-from nm2trt.ort.open_session import find_safe_level, open_session
+from nm2trt.ort.open_session import SessionError, find_safe_level, open_session, run_session, runtime_reason
 
 __all__ = [
     "OutputComparison",
     "Reason",
+    "SessionError",
     "as_arrays",
     "compare_output",
     "compare_outputs",
@@ -30,4 +31,6 @@ __all__ = [
     "first_failure",
     "merge_comparisons",
     "open_session",
+    "run_session",
+    "runtime_reason",
 ]

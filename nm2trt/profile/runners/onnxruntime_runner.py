@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from nm2trt.artifacts import RunnerRecord
 from nm2trt.errors import InputError
 from nm2trt.onnx_tools.graph_compare import precision_of
-from nm2trt.ort.open_session import ATTRIBUTES, Level, find_safe_level
+from nm2trt.ort.open_session import (
+    ATTRIBUTES,
+    Level,
+    SessionError,
+    find_safe_level,
+    open_session,
+    runtime_reason,
+)
 from nm2trt.profile.runners.onnxruntime_layers import OnnxRuntimeLayers
 from nm2trt.profile.runners.onnxruntime_providers import PROVIDERS
 from nm2trt.threads import threads_to_measure
@@ -35,9 +42,9 @@ _TENSORRT_NOTE = (
     "only a build of `nm2trt export --builder tensorrt` shows whether a sparse kernel was chosen."
 )
 _NOTES = {"cpu": _CPU_NOTE, "cuda": _CUDA_NOTE, "tensorrt": _TENSORRT_NOTE}
-_SESSION = {"session.intra_op.allow_spinning": "0", "session.set_denormal_as_zero": "1"}
 _FLOATS: dict[str, Any] = {"float": np.float32, "double": np.float64, "float16": np.float16}
-_QUIET = 3
+_ERRORS = 3
+"""ONNX Runtime's log severity: a GPU's provider that cannot be opened is an error of its log alone."""
 _OPTIMIZATION: dict[Level, str] = {
     level: level if level == "all" else f"{level}: ONNX Runtime crashes on this network at higher levels"
     for level in ATTRIBUTES
@@ -87,22 +94,20 @@ class OnnxRuntimeRunner:
         self._batch = 0
 
     def _open(self, profile_prefix: str = "") -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, ATTRIBUTES[self._level])
-        options.log_severity_level = _QUIET
-        if profile_prefix:
-            options.enable_profiling = True
-            options.profile_file_prefix = profile_prefix
-        for key, value in _SESSION.items():
-            options.add_session_config_entry(key, value)
         try:
-            return ort.InferenceSession(self._model.SerializeToString(), options, providers=self._providers())
-        except Exception as error:  # noqa: BLE001 -- onnxruntime's exceptions share no public base
+            return open_session(
+                self._model.SerializeToString(),
+                where=self._name,
+                level=self._level,
+                threads=self._threads,
+                providers=self._providers(),
+                entries={"session.set_denormal_as_zero": "1"},
+                profile_prefix=profile_prefix,
+                log_severity=_ERRORS,
+            )
+        except SessionError as error:
             raise InputError(
-                f"ONNX Runtime cannot open it: {_one_line(error)}", where=self._name, hint="check it with onnx.checker"
+                f"ONNX Runtime cannot open it: {error.reason}", where=self._name, hint="check it with onnx.checker"
             ) from None
 
     def _providers(self) -> list[Any]:
@@ -169,7 +174,7 @@ class OnnxRuntimeRunner:
         try:
             self.run_once()
         except Exception as error:  # noqa: BLE001 -- as above
-            raise InputError(f"fails at batch {batch}: {_one_line(error)}", where=self._name) from None
+            raise InputError(f"fails at batch {batch}: {runtime_reason(error)}", where=self._name) from None
 
     def run_once(self) -> float:
         """Run once; milliseconds."""
@@ -267,8 +272,3 @@ class OnnxRuntimeRunner:
 def _run_bound(session: Any, binding: Any) -> None:
     session.run_with_iobinding(binding)
     binding.synchronize_outputs()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 240 else f"{text[:240]}…"
