@@ -9,6 +9,8 @@ The rules, the same wherever outputs are compared:
   magnitude of the reference. Where that is 0 the error itself is held against the tolerance.
 - NaN and infinities are at the same places with the same sign. So is a fill value, of magnitude 1e30 or more, as
   masks write it: it is held against itself and sets no size, since beside it everything else would look small.
+  Wherever outputs are compared this is the one rule for NaN: here, in the figures of `nm2trt.ort.similarity`, and on a
+  GPU in `nm2trt.torch_sparse.products.relative_error`.
 - An output without elements agrees with another of its shape. One of rank 0 is one element.
 
 A large output can be compared piece by piece: `merge_comparisons` gives what the whole would have given.
