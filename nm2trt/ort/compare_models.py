@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nm2trt.ort import Reason, SessionError, first_failure, open_session, runtime_reason
 from nm2trt.ort import compare_outputs as compare_arrays
 from nm2trt.ort.open_session import Level
+from nm2trt.ort.random_inputs import NUMPY_TYPES, draw_values
 
 _DYNAMIC_SIZES = (64, 32, 16, 224, 8)
 """Tried in turn for axes of unknown size other than the first, which gets a batch of 2, then of 1."""
@@ -23,17 +24,6 @@ _NOISE_FACTOR = 10.0
 _TELLING_NOISE = 0.05
 """Outputs that move more than this when nothing but rounding changes tell nothing."""
 _TRIALS = 3
-
-_NUMPY = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(bool)": np.bool_,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +116,7 @@ def _difference(left: Any, right: Any) -> float:
 
 
 def _feeds(inputs: list[Any], batch: int, size: int) -> list[dict[str, NDArray[Any]]]:
-    if any(port.type not in _NUMPY for port in inputs):
+    if any(port.type not in NUMPY_TYPES for port in inputs):
         return []
     # An axis of the batch's name is as long as the batch, wherever it is.
     batches = {port.shape[0] for port in inputs if port.shape and isinstance(port.shape[0], str)}
@@ -151,8 +141,4 @@ def _random(rng: np.random.Generator, port: Any, batch: int, size: int, batches:
         length if isinstance(length, int) else (batch if axis == 0 or length in batches else size)
         for axis, length in enumerate(port.shape)
     ]
-    dtype = _NUMPY[port.type]
-    if np.dtype(dtype).kind == "f":
-        return np.asarray(rng.standard_normal(shape)).astype(dtype)
-    # Small integers are tokens, masks and lengths alike.
-    return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
+    return draw_values(rng, shape, NUMPY_TYPES[port.type])

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -25,6 +26,7 @@ from nm2trt.ort.open_session import (
     open_session,
     runtime_reason,
 )
+from nm2trt.ort.random_inputs import NUMPY_TYPES, draw_values
 from nm2trt.profile.runners.onnxruntime_layers import OnnxRuntimeLayers
 from nm2trt.profile.runners.onnxruntime_providers import PROVIDERS
 from nm2trt.threads import threads_to_measure
@@ -42,7 +44,6 @@ _TENSORRT_NOTE = (
     "only a build of `nm2trt export --builder tensorrt` shows whether a sparse kernel was chosen."
 )
 _NOTES = {"cpu": _CPU_NOTE, "cuda": _CUDA_NOTE, "tensorrt": _TENSORRT_NOTE}
-_FLOATS: dict[str, Any] = {"float": np.float32, "double": np.float64, "float16": np.float16}
 _ERRORS = 3
 """ONNX Runtime's log severity: a GPU's provider that cannot be opened is an error of its log alone."""
 _OPTIMIZATION: dict[Level, str] = {
@@ -254,14 +255,11 @@ class OnnxRuntimeRunner:
         return [batch, *rest]
 
     def _draw(self, port: Any, shape: list[int], rng: np.random.Generator) -> Any:
-        dtype = port.type.removeprefix("tensor(").removesuffix(")")
-        if dtype in _FLOATS:
-            return self._kept(port, rng.standard_normal(shape).astype(_FLOATS[dtype]))
-        if dtype == "bfloat16":
-            bits = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        if port.type == "tensor(bfloat16)":
+            bits = draw_values(rng, shape, ml_dtypes.bfloat16).view(np.uint16)
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
-        if dtype in ("int8", "uint8", "int32", "int64", "bool"):
-            return self._kept(port, rng.integers(0, 2, shape).astype(dtype))
+        if port.type in NUMPY_TYPES:
+            return self._kept(port, draw_values(rng, shape, NUMPY_TYPES[port.type]))
         raise InputError(f"input {port.name!r} has type {port.type}, for which no values are drawn", where=self._name)
 
     def _kept(self, port: Any, values: NDArray[Any]) -> Any:

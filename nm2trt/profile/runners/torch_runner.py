@@ -14,6 +14,7 @@ from nm2trt.artifacts import RunDocument, RunnerRecord, sha256_of
 from nm2trt.artifacts.code_trust import check_code
 from nm2trt.errors import InputError
 from nm2trt.models import build_model, load_strict
+from nm2trt.ort.random_inputs import draw_tensor
 from nm2trt.profile.runners.runner import LayerProfiler
 from nm2trt.threads import threads_to_measure
 
@@ -90,7 +91,7 @@ class TorchRunner:
         if self._device == "cpu":
             torch.set_num_threads(threads_to_measure())
         generator = torch.Generator(self._device).manual_seed(self._seed)
-        self._input = torch.randn((batch, *self._shape), generator=generator, device=self._device)
+        self._input = draw_tensor(generator, (batch, *self._shape), torch.float32)
         try:
             self.run_once()
         except Exception as error:  # noqa: BLE001 -- the network's own code, or the compiler
