@@ -12,6 +12,7 @@ from nm2trt.artifacts.facts import Facts
 from nm2trt.artifacts.files import FileRecord
 from nm2trt.artifacts.host import HostRecord
 from nm2trt.artifacts.layer_evidence import LayerEvidence
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.artifacts.run import ModelRecord, RunResult
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -119,7 +120,7 @@ class EngineRecord(BaseModel):
     variant: Variant = Field(alias="arm")
     """The flag and the weights, not a finding: see `Variant`."""
     file: str | None
-    onnx: str = "model.onnx"
+    onnx: str = ONNX_FILE
     """The file of the build folder that it was built from."""
     rebuild: int = 0
     """0, or the number of a repetition that shows how much builds of one variant differ."""

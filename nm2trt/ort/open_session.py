@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import InputError
 from nm2trt.library_errors import one_line
 from nm2trt.threads import settle_session
@@ -154,7 +155,7 @@ def find_safe_level(content: bytes) -> Level:
     if not may_crash(content):
         return "all"
     with tempfile.TemporaryDirectory(prefix="nm2trt-session-") as folder:
-        file = Path(folder) / "model.onnx"
+        file = Path(folder) / ONNX_FILE
         file.write_bytes(content)
         tried: tuple[Level, ...] = ("all", "extended", "basic")
         return next((level for level in tried if not _crashes(file, level)), "none")

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import InputError
 from nm2trt.onnx_tools.convert_precision import convert
 from nm2trt.onnx_tools.writing import EXTERNAL_ABOVE_BYTES, weights_size_bytes
@@ -72,8 +73,8 @@ def session_of_model(model: ir.Model, path: Path, *, optimized: bool = True) -> 
         ir.external_data.load_to_model(model)
         return _opened(ir.to_proto(model).SerializeToString(), path.name, optimized=optimized)
     with tempfile.TemporaryDirectory(prefix="nm2trt-export-") as folder:
-        file = Path(folder) / "model.onnx"
-        ir.save(model, file, external_data="model.onnx.data")
+        file = Path(folder) / ONNX_FILE
+        ir.save(model, file, external_data=f"{ONNX_FILE}.data")
         return _opened(str(file), path.name, optimized=optimized)
 
 

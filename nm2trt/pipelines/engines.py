@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 
 from nm2trt.artifacts import BatchRange, EngineRecord, GraphPort, Variant
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.engine import BuildProgress, Chosen, EngineSettings, Network, build_variants, legal_nodes, ort_session
 from nm2trt.errors import InputError
-from nm2trt.layers.sources import MODEL
 from nm2trt.onnx_tools.graph_compare import find_difference
 from nm2trt.onnx_tools.lazy_file import read_model
 from nm2trt.verify import ELIGIBLE, verify_path
@@ -93,7 +93,7 @@ def profile_of(
             named = ", ".join(f"{index} ({port.shape[index]})" for index in dynamic)
             raise InputError(
                 f"dimension {named} of input {port.name!r} has no size",
-                where=MODEL,
+                where=ONNX_FILE,
                 hint="only the batch may vary: fix the others before the export",
             )
         smallest, optimal, largest = (
@@ -106,7 +106,7 @@ def profile_of(
 
 def _take_dense(source: Path, folder: Path, sparse: str) -> str:
     """Copy the dense network into the build folder, with its external data, once it has proved to be the same one."""
-    path = source / MODEL if source.is_dir() else source
+    path = source / ONNX_FILE if source.is_dir() else source
     hint = "--dense takes the same network with other weights, exported with the same options"
     if not path.is_file():
         raise InputError("no ONNX file", where=path, hint=hint)
