@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 from nm2trt.onnx_tools.lazy_file import raw_range
 
 Names = Literal["free", "ports", "all"]
@@ -40,7 +41,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except Exception as error:  # noqa: BLE001 -- protobuf's own errors pass through onnx
-        raise InputError(f"is no readable ONNX ({str(error)[:160]})", where=path, hint=hint) from None
+        raise InputError(f"is no readable ONNX ({one_line(error)})", where=path, hint=hint) from None
     if not model.graph.node or not model.graph.output:
         raise InputError("is no ONNX model: no operator in it", where=path, hint=hint)
     return model

@@ -144,7 +144,7 @@ def runtime_reason(error: BaseException) -> str:
     failed = _FAILED_NODE.search(text)
     if failed:
         return f"node {failed[2]} ({failed[1]}): {one_line(_LOCATION.sub('', failed[3]))}"
-    return one_line(_PREFIX.sub("", text), longest=_LONGEST_REASON) if text else one_line(error)
+    return one_line(_PREFIX.sub("", text) or error, longest=_LONGEST_REASON)
 
 
 def find_safe_level(content: bytes) -> Level:

@@ -13,6 +13,7 @@ from torch import nn
 from nm2trt.artifacts import RunDocument, RunnerRecord, sha256_of
 from nm2trt.artifacts.code_trust import check_code
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 from nm2trt.models import build_model, load_strict
 from nm2trt.ort.random_inputs import draw_tensor
 from nm2trt.profile.runners.runner import LayerProfiler
@@ -95,9 +96,8 @@ class TorchRunner:
         try:
             self.run_once()
         except Exception as error:  # noqa: BLE001 -- the network's own code, or the compiler
-            reason = " ".join(str(error).split())[:200]
             what = "cannot be compiled" if self._compiled else "fails"
-            raise InputError(f"{what} at batch {batch}: {reason}", where="torch") from None
+            raise InputError(f"{what} at batch {batch}: {one_line(error, whole=True)}", where="torch") from None
 
     def run_once(self) -> float:
         """Run once; milliseconds."""
