@@ -78,6 +78,8 @@ class OutputNumerics(BaseModel):
     """Code of what decided: `nm2trt.ort.Reason`."""
     message: str = ""
     """The same for people; empty where the output agrees."""
+    summary: str = ""
+    """`message` without the place and the values there."""
     elements: int | None = None
     mismatches: int | None = None
     """Integers, booleans or strings that are not equal; None for floating point."""
@@ -108,6 +110,8 @@ class NumericsRecord(BaseModel):
     passed: bool
     outputs: tuple[OutputNumerics, ...] = ()
     """Each output by itself; the figures above are those of the worst."""
+    worst: str = ""
+    """Its name."""
     notes: tuple[str, ...] = ()
     """What the conversion changed beside types, and how near activations come to its range."""
 

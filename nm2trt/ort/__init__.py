@@ -15,6 +15,7 @@ from nm2trt.ort.compare_outputs import (
     describe_comparison,
     first_failure,
     merge_comparisons,
+    summarize_comparison,
 )
 from nm2trt.ort.open_session import SessionError, find_safe_level, open_session, run_session, runtime_reason
 
@@ -33,4 +34,5 @@ __all__ = [
     "open_session",
     "run_session",
     "runtime_reason",
+    "summarize_comparison",
 ]

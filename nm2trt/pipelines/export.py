@@ -127,9 +127,9 @@ def _difference(numerics: NumericsRecord) -> str:
             f"outputs differ from the reference's by {numerics.max_rel_error:.2e} of the largest output, "
             f"more than {numerics.tolerance:.0e}, at {numerics.max_abs_error_at}{more}"
         )
-    first = next((one for one in failed if numerics.max_abs_error_at.startswith(f"{one.name}: ")), failed[0])
-    at = numerics.max_abs_error_at.removeprefix(f"{first.name}: ")
-    return f"{first.message.partition('; ')[0]}{f', first at {at}' if at else ''}{more}"
+    first = next((one for one in failed if one.name == numerics.worst), failed[0])
+    at = first.max_abs_error_at
+    return f"{first.summary}{f', first at {at}' if at else ''}{more}"
 
 
 def _first_bad(document: BuildDocument) -> str:

@@ -134,6 +134,7 @@ def batch_record(found: BatchFound, layers: Sequence[ProductLayer], config: Prof
                 ratio=ratio,
                 finding=statistics.finding_of(ratio, compared.noise_floor, rounds=rounds),
                 sentence=f"{over} / {under} {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]; {what}",
+                shows=what,
             )
         )
     return BatchRecord(
