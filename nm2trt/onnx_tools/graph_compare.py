@@ -13,14 +13,15 @@ from onnx import numpy_helper
 
 from nm2trt.errors import InputError
 from nm2trt.library_errors import one_line
+from nm2trt.onnx_tools.constants import resolve
 from nm2trt.onnx_tools.lazy_file import raw_range
+from nm2trt.onnx_tools.proto_graph import graph_nodes, inlined
 
 Names = Literal["free", "ports", "all"]
 """No name matters; those of inputs and outputs, by which a network is fed; also those of operators and constants, by
 which an engine knows its weights."""
 
 _WEIGHT_INPUTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1)}
-_PASSED_THROUGH = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose")
 _FLOATS = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
@@ -61,19 +62,25 @@ def precision_of(model: onnx.ModelProto) -> str:
 
 
 def weights(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, NDArray[Any]]]:
-    """Constant weights of convolutions and matrix products, each with its values; found through Q/DQ and casts."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {output: node for node in model.graph.node for output in node.output}
-    seen: set[str] = set()
-    for node in model.graph.node:
-        for index in _WEIGHT_INPUTS.get(node.op_type, ()):
-            name = node.input[index] if index < len(node.input) else ""
-            while name not in constants and name in makers and makers[name].op_type in _PASSED_THROUGH:
-                name = makers[name].input[0]
-            tensor = constants.get(name)
-            if tensor is not None and name not in seen and len(tensor.dims) > 1:
-                seen.add(name)
-                yield tensor, numpy_helper.to_array(tensor)
+    """Constant weights of convolutions and matrix products, bodies of loops and branches included, with their values.
+
+    Args:
+        model: With its data in it. Of one that calls its own functions the tensors are those of an inlined copy.
+
+    Yields:
+        The stored tensor, each once, found as `nm2trt.onnx_tools.constants.resolve` does; and its values as stored.
+
+    Raises:
+        InputError: A tensor's data contradict its shape.
+    """
+    seen: set[int] = set()
+    for node in graph_nodes(model, Path()):
+        for index in _WEIGHT_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ():
+            found = resolve(node.inputs[index], Path()) if index < len(node.inputs) else None
+            if found is None or len(found.tensor.shape) < 2 or id(found.tensor.proto) in seen:
+                continue
+            seen.add(id(found.tensor.proto))
+            yield found.tensor.proto, numpy_helper.to_array(found.tensor.proto)
 
 
 def zero_share(model: onnx.ModelProto) -> float:
@@ -89,7 +96,7 @@ def fill_pruned(model: onnx.ModelProto, *, seed: int) -> onnx.ModelProto:
     The result computes something else and is only good for timing: same graph, same shapes, dense values.
     """
     filled = onnx.ModelProto()
-    filled.CopyFrom(model)
+    filled.CopyFrom(inlined(model, Path()))
     rng = np.random.default_rng(seed)
     for tensor, values in weights(filled):
         zeros = values == 0

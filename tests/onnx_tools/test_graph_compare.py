@@ -83,6 +83,49 @@ def test_weights_may_stay_in_their_file(tmp_path):
         assert find_difference(read[0], one, words=("one", "the other"), names="all") == ""
 
 
+def test_weights_are_found_where_verify_finds_them():
+    """In a Constant node, behind a Squeeze, and in a branch: each once, and filled there."""
+
+    def weight(seed):
+        values = np.random.default_rng(seed).standard_normal((1, 4, 4)).astype(np.float32)
+        values[:, :2] = 0
+        return values
+
+    stored = numpy_helper.from_array(weight(0), "stored")
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("MatMul", ["h", "stored2"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weight(seed)[0], "stored2")],
+        )
+        for seed, name in ((1, "then"), (2, "else"))
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Squeeze", ["stored", "axes"], ["flat"]),
+            helper.make_node("Constant", [], ["inside"], value=numpy_helper.from_array(weight(3)[0])),
+            helper.make_node("MatMul", ["x", "flat"], ["g"]),
+            helper.make_node("MatMul", ["g", "inside"], ["h"]),
+            helper.make_node("If", ["c"], ["y"], then_branch=branches["then"], else_branch=branches["else"]),
+        ],
+        "four weights",
+        [
+            helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4]),
+            helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [stored, numpy_helper.from_array(np.array([0], np.int64), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = [values.tobytes() for _, values in weights(model)]
+    assert sorted(found) == sorted(weight(seed).tobytes() for seed in range(4))
+    assert zero_share(model) == 0.5
+    assert zero_share(fill_pruned(model, seed=0)) == 0
+    assert zero_share(model) == 0.5
+
+
 def test_attributes_count():
     other = small_network()
     other.graph.node[0].attribute[0].ints[:] = [0, 0, 2, 2]
