@@ -50,8 +50,8 @@ class Network:
 NETWORKS = {
     one.name: one
     for one in (
-        Network("fashion-mnist", "runs/fashion-mnist", "resnet8 on Fashion-MNIST", batch_norm=True),
-        Network("cmudict", "runs/cmudict", "encoder-small on CMUdict"),
+        Network("fashion-mnist", "runs/fashion-mnist", "resnet8 on Fashion-MNIST: accuracy", batch_norm=True),
+        Network("cmudict", "runs/cmudict", "encoder-small on CMUdict after one epoch: phoneme error rate"),
         Network("magika", "magika/models/standard_v3_3/model.onnx", "Magika 3.3", draw=read_bytes),
         Network(
             "ocr", "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", "PP-OCRv4 recognizer", draw=draw_words
@@ -179,9 +179,9 @@ def page(folder: Path, seeds: int) -> str:
         "# What pruning with data keeps",
         "",
         "Written by `python benchmarks/prune.py --write docs/prune-results.md` from the cells that",
-        f"`python benchmarks/prune.py --seeds {seeds}` computed. {SAMPLES} calibration samples, others for every seed;",
-        "seeds: how many there are of each row. Mean ± half width of Student's 95 % interval over those seeds; one seed",
-        "has no interval. Scores in per cent, on held-out samples; without labels the relative error of the outputs and",
+        f"`python benchmarks/prune.py --seeds {seeds}` computed. {SAMPLES} calibration samples, others for each seed;",
+        "seeds: how many each row has. Mean ± half width of Student's 95 % interval over them; one has",
+        "none. Scores in per cent, on held-out samples; without labels the relative error of the outputs and",
         "their cosine to the dense network's say how near they are. How: [prune.md](prune.md).",
     ]
     for network in NETWORKS.values():
