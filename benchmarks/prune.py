@@ -183,6 +183,8 @@ def page(folder: Path, seeds: int) -> str:
         "seeds: how many each row has. Mean ± half width of Student's 95 % interval over them; one has",
         "none. Scores in per cent, on held-out samples; without labels the relative error of the outputs and",
         "their cosine to the dense network's say how near they are. How: [prune.md](prune.md).",
+        "`--permute` takes ONNX only, so runs have no row of it. Runs are scored on the same held-out samples for all",
+        "seeds; ONNX networks draw theirs anew for each.",
     ]
     for network in NETWORKS.values():
         table = list(rows(network, folder, seeds))

@@ -1,4 +1,4 @@
-"""Pruning with data: the inputs of a layer choose what goes, and what stays makes up for it. Needs numpy and torch."""
+"""Pruning with data: the inputs of a layer choose what goes, and what stays makes up for it. numpy only."""
 
 from nm2trt.prune.calibrated.gram import InputGram
 from nm2trt.prune.calibrated.solve import Method, PrunedColumns, prune_columns
