@@ -158,11 +158,11 @@ def choose_method(optimizer: Any, total_steps: int | None) -> Method:
         optimizer: What `sparsify` was given.
         total_steps: Of the whole training; without it STEP cannot be.
     """
-    adams = [one for one in innermost(optimizer_chain(optimizer)) if "adam" in type(one).__name__.lower()]
-    if not adams or total_steps is None or any(why_not_step(one) for one in adams):
+    stepping = innermost(optimizer_chain(optimizer))
+    if total_steps is None or any(why_not_step(one) for one in stepping):
         return "sr-ste"
     warnings.warn(
-        f"{STEP_BY_DEFAULT} under {type(adams[0]).__name__}; method='sr-ste' has SR-STE",
+        f"{STEP_BY_DEFAULT} under {type(stepping[0]).__name__}; method='sr-ste' has SR-STE",
         stacklevel=3,
     )
     return "step"
