@@ -18,10 +18,10 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from paper_data import part_of
 from paper_grid import Cell, settings
 
 from nm2trt.data import DataSet, load_data
-from nm2trt.data.samples import ArraySamples
 
 CELLS = (Cell("ste", "2:4"), Cell("sr-ste", "2:4", 2e-4), Cell("sr-ste", "2:4", 2e-3))
 IMAGES = "NM2TRT_PAPER_FLIPS_IMAGES"
@@ -30,17 +30,7 @@ TEST_IMAGES = 1000
 
 def part() -> DataSet:
     """Fashion-MNIST's first images; `--data paper_flips:part`."""
-    whole = load_data("fashion-mnist")
-    count = int(os.environ[IMAGES])
-    train, test = (samples.fetch(range(n), 0) for samples, n in ((whole.train, count), (whole.test, TEST_IMAGES)))
-    return DataSet(
-        name="part of fashion-mnist",
-        source=whole.source,
-        classes=whole.classes,
-        input_shape=whole.input_shape,
-        train=ArraySamples(*train, name="fashion-mnist train"),
-        test=ArraySamples(*test, name="fashion-mnist test"),
-    )
+    return part_of(load_data("fashion-mnist"), range(int(os.environ[IMAGES])), range(TEST_IMAGES))
 
 
 def flips_per_weight(cell: Cell, seed: int, epochs: int) -> float:

@@ -16,7 +16,7 @@ from nm2trt.data import check_data
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
-from nm2trt.training.methods import PAPER_DECAY, STEP_BY_DEFAULT, Method
+from nm2trt.training.methods import PAPER_DECAY, STEP_BY_DEFAULT, MaskDecay, Method
 from nm2trt.training.recipes import RECIPES, Recipe
 
 if sys.version_info >= (3, 11):
@@ -74,6 +74,8 @@ class TrainConfig(BaseModel):
     """lambda of SR-STE; the paper's 2e-4."""
     decay_warmup: float = Field(default=0, ge=0, le=1)
     """Of sr-ste: share of all steps in which lambda grows from 0 to `decay`."""
+    mask_decay: MaskDecay = "linear"
+    """Of decaying-mask: a factor of pruned weights falls linearly or exponentially, or N falls to the pattern's."""
     mask_update_interval: int = Field(default=1, ge=1)
     """Optimizer steps between new masks."""
     freeze_epochs: int = Field(default=0, ge=0)
@@ -167,6 +169,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"step holds Adam's second moments, so it goes with optimizer adamw, not {self.optimizer}")
         if self.decay_warmup and self.method != "sr-ste":
             raise ValueError(f"decay_warmup goes with method sr-ste, not {self.method}")
+        if self.mask_decay != "linear" and self.method != "decaying-mask":
+            raise ValueError(f"mask_decay goes with method decaying-mask, not {self.method}")
         if self.method == "s-ste" and self.mask_update_interval != 1:
             raise ValueError("s-ste finds new masks in every step, so mask_update_interval is 1")
         if self.method != "asp":

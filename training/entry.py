@@ -24,6 +24,7 @@ from nm2trt.training.masked_weights import MaskedWeights
 from nm2trt.training.methods import (
     PAPER_DECAY,
     WITH_DECAY,
+    MaskDecay,
     Method,
     MethodRule,
     check_rule,
@@ -50,6 +51,7 @@ def sparsify(
     dense_steps: int = 0,
     total_steps: int | None = None,
     decay_warmup: float = 0.0,
+    mask_decay: MaskDecay = "linear",
     hold_masks: bool = False,
     example_inputs: Any = None,
 ) -> Sparsifier:
@@ -76,6 +78,9 @@ def sparsify(
         dense_steps: Optimizer steps before the first masks are imposed; until then the network trains dense.
         total_steps: Optimizer steps of the whole training, for "step", "decaying-mask" and `decay_warmup`.
         decay_warmup: Share of all steps in which lambda grows from 0 to `decay`.
+        mask_decay: Of "decaying-mask". "linear" and "exponential": pruned weights are multiplied with a factor that
+            falls from 1. "structured": masks are hard, and N falls in equal times from M - 1 over M / 2, M / 4 and so
+            on to the pattern's own.
         hold_masks: Take the masks from the weights as they are, also of another tool's checkpoint, and hold them from
             the first step on. The method is "asp" then.
         example_inputs: A batch (a tensor, a tuple of positional or a dict of keyword arguments) that the network is run
@@ -103,6 +108,7 @@ def sparsify(
             dense_steps=check_count(dense_steps, "dense_steps", 0),
             total_steps=total_steps,
             decay_warmup=decay_warmup,
+            mask_decay=mask_decay,
             hold_masks=bool(hold_masks),
         )
     )

@@ -52,6 +52,8 @@ class SparseLayer:
     """Whether the residual holds all of W, as the soft threshold of S-STE needs."""
     factor: float = 0.0
     """What the parameter holds of pruned weights; 0 but while a decaying mask fades."""
+    kept: int | None = None
+    """N of the moment while the structure of a mask decays; None is the pattern's own."""
     beta: torch.Tensor | None = None
     """Scale of S-STE, from its first step on."""
     variance_steps: int | None = None
@@ -104,10 +106,16 @@ class SparseLayer:
             flips=self.flips.clone(),
             is_whole=self.is_whole,
             factor=self.factor,
+            kept=self.kept,
             beta=None if self.beta is None else self.beta.clone(),
             variance_steps=self.variance_steps,
             rewritten=self.rewritten,
         )
+
+    @property
+    def current_pattern(self) -> NMPattern:
+        """What masks are made by now."""
+        return self.pattern if self.kept is None else NMPattern(self.kept, self.pattern.m)
 
     def weight(self) -> torch.Tensor:
         """The local part of the parameter, without its graph; state follows if it moved in memory."""
@@ -366,7 +374,9 @@ def split_all(layers: Sequence[SparseLayer], *, impose: bool, hold: bool, count:
     """After a step: split every W into W~ and R, by new masks or by the old ones, and count the flips."""
     changed = project_all(
         [
-            Split(layer.weight(), layer.residual, layer.bits, layer.pattern, layer.axis, impose=impose, hold=hold)
+            Split(
+                layer.weight(), layer.residual, layer.bits, layer.current_pattern, layer.axis, impose=impose, hold=hold
+            )
             for layer in layers
         ]
     )

@@ -162,6 +162,7 @@ class Trainer:
             mask_update_interval=config.mask_update_interval,
             total_steps=self._steps,
             decay_warmup=config.decay_warmup,
+            mask_decay=config.mask_decay,
             hold_masks=config.hold_masks,
             example_inputs=example_BX,
         )

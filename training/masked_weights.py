@@ -75,7 +75,7 @@ class MaskedWeights:
     @property
     def conforms(self) -> bool:
         """Whether the parameters are N:M now: masks are imposed, and hard."""
-        return self.imposes and (self.frozen or not self.rule.pruned_factor(self.steps))
+        return self.imposes and (self.frozen or self.steps >= self.rule.fading_steps)
 
     def freeze(self) -> None:
         """Hold the masks; pruned weights are zero from here on."""
@@ -93,6 +93,13 @@ class MaskedWeights:
         if self.imposes and not self.frozen:
             soften(layers, self.method, self.rule.pruned_factor(self.steps))
 
+    def _set_structure(self, layers: Sequence[SparseLayer]) -> bool:
+        """Give layers the N of this moment; whether it has changed."""
+        before = [layer.kept for layer in layers]
+        for layer in layers:
+            layer.kept = None if self.frozen else self.rule.kept_at(self.steps, layer.pattern)
+        return before != [layer.kept for layer in layers]
+
     def add(self, layers: Iterable[tuple[SparseLayer, nn.Module]], *, split: bool = True) -> None:
         """Take dense weights in, each with the module that owns it; those of a copy are split already."""
         new = []
@@ -104,6 +111,7 @@ class MaskedWeights:
         if not split:
             self.remember(new)
             return
+        self._set_structure(new)
         with torch.no_grad():
             split_all(new, impose=self.imposes, hold=self.rule.hold_masks, count=False)
             self._soften(new)
@@ -157,7 +165,8 @@ class MaskedWeights:
         self.steps, self.frozen = steps, frozen
         if self.precondition and precondition is not None:
             self.precondition.load_state_dict(precondition)
-        shapes = [(layer.is_whole, layer.factor) for layer in self.layers]
+        shapes = [(layer.is_whole, layer.factor, layer.kept) for layer in self.layers]
+        self._set_structure(self.layers)
         for layer in self.layers:
             layer.is_whole = self.method == "s-ste" and self.imposes and not frozen
             layer.factor = self.rule.pruned_factor(steps) if self.imposes and not frozen else 0.0
@@ -169,7 +178,7 @@ class MaskedWeights:
             if self.precondition and switch is not None:
                 self.precondition.load_state_dict(switch)
             for layer, shape in zip(self.layers, shapes, strict=True):
-                layer.is_whole, layer.factor = shape
+                layer.is_whole, layer.factor, layer.kept = shape
             raise
         if imposed and not self.imposes:
             restore_all(self.layers)
@@ -271,12 +280,14 @@ class MaskedWeights:
             self.precondition.end_step(self.steps, self.layers, self._stepping)
         self._stepping = []
         begins = stepped and self.steps == self.dense_steps
+        restructured = self._set_structure(self.layers)
         if not self.imposes or begins:
             split_all(self.layers, impose=self.imposes, hold=False)
         elif self.frozen:
             self._close_held(dense_section)
         else:
-            split_all(self.layers, impose=True, hold=self.steps % self.rule.mask_update_interval != 0)
+            held = self.steps % self.rule.mask_update_interval != 0 and not restructured
+            split_all(self.layers, impose=True, hold=held)
         self._soften(self.layers)
         if self.imposes:
             self.remember(self.layers)

@@ -7,21 +7,25 @@
 | asp | E * W, the mask held | Mishra et al., 2021 |
 | s-ste | beta * E * sign(W) * (abs(W) - t) | Hu et al., NeurIPS 2024 |
 | step | W while Adam's second moments settle, then E * W with these held | Lu et al., ICML 2023 |
-| decaying-mask | (E + (1 - E) * f) * W, f from 1 to 0 | Kao et al., 2022; Bambhaniya et al., 2024 |
+| decaying-mask | (E + (1 - E) * f) * W, f to 0, or E * W, N falls | Kao et al., 2022; Bambhaniya et al., 2024 |
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nm2trt.errors import ConfigError
+from nm2trt.pattern import NMPattern
 from nm2trt.training.precondition import why_not_step
 from nm2trt.training.step_hooks import innermost, optimizer_chain
 
 Method = Literal["dense", "ste", "sr-ste", "asp", "s-ste", "step", "decaying-mask"]
 METHODS: tuple[str, ...] = get_args(Method)
+MaskDecay = Literal["linear", "exponential", "structured"]
+MASK_DECAYS: tuple[str, ...] = get_args(MaskDecay)
 PAPER_DECAY = 2e-4
 STEP_BY_DEFAULT = "no method was given, so it is step (Lu et al., ICML 2023: Adam's second moments settle before masks)"
 
@@ -32,6 +36,8 @@ _WITH_TOTAL = ("step", "decaying-mask")
 
 MASK_DECAY_SHARE = 0.75
 """Share of all steps in which "decaying-mask" lets pruned weights fade; the rest trains hard masks."""
+LAST_EXPONENTIAL_FACTOR = 0.01
+"""What an exponentially decaying mask comes down to before it is hard; the public code leaves the rate to its user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,7 @@ class MethodRule:
         total_steps: Of the whole training; None where nothing depends on it.
         decay_warmup: Share of all steps in which lambda grows from 0.
         hold_masks: With "asp": the masks are those that the weights have already.
+        mask_decay: How the mask of "decaying-mask" decays.
     """
 
     method: str
@@ -55,6 +62,7 @@ class MethodRule:
     total_steps: int | None = None
     decay_warmup: float = 0.0
     hold_masks: bool = False
+    mask_decay: str = "linear"
 
     @property
     def keeps_residual(self) -> bool:
@@ -66,11 +74,32 @@ class MethodRule:
         ramp = self.decay_warmup * (self.total_steps or 0)
         return self.decay * min(1.0, steps / ramp) if ramp else self.decay
 
-    def pruned_factor(self, steps: int) -> float:
-        """What pruned weights are multiplied with after `steps` steps; 0 but for "decaying-mask"."""
+    @property
+    def fading_steps(self) -> int:
+        """Steps before masks are hard; 0 but for "decaying-mask"."""
         if self.method != "decaying-mask" or self.total_steps is None:
+            return 0
+        return max(1, int(MASK_DECAY_SHARE * self.total_steps))
+
+    def pruned_factor(self, steps: int) -> float:
+        """What pruned weights are multiplied with after `steps` steps: linearly down from 1, or exp(-c * steps)."""
+        if steps >= self.fading_steps or self.mask_decay == "structured":
             return 0.0
-        return max(0.0, 1.0 - steps / max(1, int(MASK_DECAY_SHARE * self.total_steps)))
+        share = steps / self.fading_steps
+        return 1.0 - share if self.mask_decay == "linear" else math.exp(share * math.log(LAST_EXPONENTIAL_FACTOR))
+
+    def kept_at(self, steps: int, pattern: NMPattern) -> int | None:
+        """N after `steps` steps where the structure decays; None where it is the pattern's own."""
+        if steps >= self.fading_steps or self.mask_decay != "structured":
+            return None
+        stages = structure_stages(pattern)
+        return stages[steps * len(stages) // self.fading_steps] if stages else None
+
+
+def structure_stages(pattern: NMPattern) -> list[int]:
+    """N before it is the pattern's own: M - 1, M / 2, M / 4 and so on (Bambhaniya et al., 2024, SdGf-Stepwise)."""
+    halves = [pattern.m >> power for power in range(1, pattern.m.bit_length())]
+    return [n for n in dict.fromkeys((pattern.m - 1, *halves)) if n > pattern.n]
 
 
 def check_rule(rule: MethodRule) -> MethodRule:
@@ -90,6 +119,14 @@ def check_rule(rule: MethodRule) -> MethodRule:
             where="total_steps",
             hint="give the number of optimizer steps that the training will have",
         )
+    if rule.mask_decay not in MASK_DECAYS:
+        raise ConfigError(
+            f"unknown decay of masks {rule.mask_decay!r}",
+            where="mask_decay",
+            hint=f"choose from {', '.join(MASK_DECAYS)}",
+        )
+    if rule.mask_decay != "linear" and rule.method != "decaying-mask":
+        raise ConfigError(f"goes with method decaying-mask, not {rule.method}", where="mask_decay")
     if rule.decay_warmup and rule.method != "sr-ste":
         raise ConfigError(f"goes with method sr-ste, not {rule.method}", where="decay_warmup")
     if rule.method == "s-ste" and rule.mask_update_interval != 1:
@@ -121,11 +158,11 @@ def choose_method(optimizer: Any, total_steps: int | None) -> Method:
         optimizer: What `sparsify` was given.
         total_steps: Of the whole training; without it STEP cannot be.
     """
-    adams = [one for one in innermost(optimizer_chain(optimizer)) if "adam" in type(one).__name__.lower()]
-    if not adams or total_steps is None or any(why_not_step(one) for one in adams):
+    stepping = innermost(optimizer_chain(optimizer))
+    if total_steps is None or any(why_not_step(one) for one in stepping):
         return "sr-ste"
     warnings.warn(
-        f"{STEP_BY_DEFAULT} under {type(adams[0]).__name__}; method='sr-ste' has SR-STE",
+        f"{STEP_BY_DEFAULT} under {type(stepping[0]).__name__}; method='sr-ste' has SR-STE",
         stacklevel=3,
     )
     return "step"

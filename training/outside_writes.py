@@ -104,7 +104,7 @@ def classify(layer: SparseLayer) -> Found:
         return Found(layer, Write.SAME)
     if layer.aside is not None and _is_back(layer.aside, layer.parameter, weight):
         return Found(layer, Write.RETURNED)
-    if layer.factor and samples is not None and _equal(*samples):
+    if layer.factor and (_is_faded(layer, weight) if samples is None else _equal(*samples)):
         return Found(layer, Write.SAME)
     stray = (weight != 0) & ~layer.mask()
     strays = int(stray.count_nonzero())
@@ -125,13 +125,21 @@ def classify(layer: SparseLayer) -> Found:
     if not strays:
         is_other = samples is not None and not _is_alteration(*samples)
         return Found(layer, Write.REPLACED if is_other else Write.UNEVEN, values=values)
-    pattern = layer.pattern
+    pattern = layer.current_pattern
     groups = (weight != 0).movedim(layer.axis, -1).reshape(-1, pattern.m).sum(1)
     if int(groups.max()) <= pattern.n:
         return Found(layer, Write.SPARSE, values=values)
     pruned = weight.numel() * (1 - pattern.density)
     write = Write.DENSE if strays >= _DENSE_FROM * pruned else Write.MIXED
     return Found(layer, write, values=values, is_derived=samples is not None and _are_alike(*samples))
+
+
+def _is_faded(layer: SparseLayer, weight: torch.Tensor) -> bool:
+    """Whether pruned weights are what a decaying mask left them as; where memory changed, nothing else can be told."""
+    if layer.residual is None:
+        return False
+    apart = (weight - layer.residual * layer.factor).masked_fill(layer.mask(), 0).abs().max()
+    return float(apart) <= _ROUNDINGS * torch.finfo(weight.dtype).eps * float(weight.abs().max())
 
 
 def _is_back(aside: Aside, parameter: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from nm2trt.training.layer_state import SparseLayer, zero_pruned
+from nm2trt.training.layer_state import SparseLayer, restore_all, split_all, zero_pruned
 from nm2trt.training.shards import sum_over_shards
 
 
@@ -73,7 +73,12 @@ def soften(layers: Sequence[SparseLayer], method: str, factor: float) -> None:
 
 
 def harden(layers: Sequence[SparseLayer]) -> None:
-    """Before masks are held: pruned weights are zero, and the residual holds only what was pruned."""
+    """Before masks are held: they are N:M, pruned weights are zero, and the residual holds only what was pruned."""
+    if wide := [layer for layer in layers if layer.kept is not None]:
+        restore_all(wide)
+        for layer in wide:
+            layer.kept = None
+        split_all(wide, impose=True, hold=False)
     zero_pruned([layer for layer in layers if layer.factor])
     for layer in layers:
         if layer.is_whole and layer.residual is not None:

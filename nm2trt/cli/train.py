@@ -69,6 +69,7 @@ from nm2trt.cli.json_output import json_option, print_json
 @click.option("--dense-epochs", metavar="N", help="With asp: epochs before pruning; default half of them.")
 @click.option("--decay", metavar="X", help="lambda of SR-STE; default 2e-4, the paper's.")
 @click.option("--decay-warmup", metavar="X", help="Share of all steps in which lambda grows from 0; default 0.")
+@click.option("--mask-decay", metavar="NAME", help="Of decaying-mask: linear (default), exponential or structured.")
 @click.option("--epochs", metavar="N", help="Default 30.")
 @click.option("--batch-size", metavar="N", help="Samples per process and micro-batch; default 64.")
 @click.option("--accumulation", metavar="N", help="Micro-batches per optimizer step; default 1.")

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: a few steps of SR-STE, every rank on its part of each batch."""
+"""Run by test_distributed.py under torchrun: a few steps of each method, every rank on its part of each batch."""
 
 import os
 import sys
@@ -9,13 +9,31 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from nm2trt.errors import ConfigError
 from nm2trt.training import sparsify
 
 STEPS, BATCH = 6, 8
+TOTAL = 5
+"""Fading ends after 3 steps and STEP switches after 3, so both sides of each are trained."""
+OPTIONS = {
+    "sr-ste": {"method": "sr-ste"},
+    "sr-ste, warmed up": {"method": "sr-ste", "decay_warmup": 1.0},
+    "s-ste": {"method": "s-ste"},
+    "step": {"method": "step"},
+    "linear": {"method": "decaying-mask"},
+    "exponential": {"method": "decaying-mask", "mask_decay": "exponential"},
+    "structured": {"method": "decaying-mask", "mask_decay": "structured"},
+}
 
 
 def main(kind, folder):
     dist.init_process_group("gloo")
+    found = {name: train(kind, options) for name, options in OPTIONS.items()}
+    torch.save(found, Path(folder) / f"{kind}-{dist.get_rank()}-of-{dist.get_world_size()}.pt")
+    end_process()
+
+
+def train(kind, options):
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4)).double()
@@ -29,14 +47,19 @@ def main(kind, folder):
             if isinstance(layer, nn.Linear):
                 fully_shard(layer)
         fully_shard(net)
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
+    rule, settings = torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
+    if options["method"] == "step":
+        rule, settings = torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 1e-2, "eps": 1e-4}
     if kind == "zero":
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
-        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, **settings)
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), rule, **settings)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), **settings)
-    sparsifier = sparsify(model, optimizer, "2:4", decay=0.1)
+        optimizer = rule(model.parameters(), **settings)
+    try:
+        sparsifier = sparsify(model, optimizer, "2:4", decay=0.1, total_steps=TOTAL, **options)
+    except ConfigError as error:
+        return {"refused": str(error), "default": sparsify(model, optimizer, total_steps=TOTAL).method}
     generator = torch.Generator().manual_seed(1)
     losses = []
     for _ in range(STEPS):
@@ -51,15 +74,20 @@ def main(kind, folder):
         losses.append(mean)
     record = sparsifier.record_sad()
     counts = {layer.layer: (layer.weights, layer.start, layer.flips) for layer in [*record.layers, record.total]}
-    weights = {}
-    for name, value in net.state_dict().items():
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        weights[name] = whole.clone()
-    torch.save(
-        {"losses": torch.stack(losses), "weights": weights, "sad": counts},
-        Path(folder) / f"{kind}-{rank}-of-{world}.pt",
-    )
-    end_process()
+    return {
+        "losses": torch.stack(losses),
+        "weights": whole(net.state_dict()),
+        "dense": whole(sparsifier.dense_weights()),
+        "masks": whole(sparsifier.masks()),
+        "sad": counts,
+    }
+
+
+def whole(tensors):
+    return {
+        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+        for name, value in tensors.items()
+    }
 
 
 def end_process():

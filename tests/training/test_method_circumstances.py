@@ -10,7 +10,8 @@ from torch import nn
 
 from nm2trt.training import sparsify
 
-METHODS = ("s-ste", "decaying-mask", "step")
+METHODS = ("s-ste", "decaying-mask", "exponential", "structured", "step")
+"""The middle two are other decays of "decaying-mask"."""
 STEPS = 8
 """Fading ends after 4, STEP switches after 4: both sides of each are seen."""
 TOTAL = 6
@@ -31,7 +32,20 @@ def optimizer_for(method, net, **options):
 def made(method, dtype=torch.float64, **options):
     net = fresh(dtype)
     optimizer = optimizer_for(method, net, **options)
-    return net, optimizer, sparsify(net, optimizer, "2:4", method, decay=0.1, total_steps=TOTAL)
+    return net, optimizer, sparse(net, optimizer, method)
+
+
+def sparse(net, optimizer, method, decay=0.1):
+    decays = {"exponential", "structured"} & {method}
+    return sparsify(
+        net,
+        optimizer,
+        "2:4",
+        "decaying-mask" if decays else method,
+        mask_decay=method if decays else "linear",
+        decay=decay,
+        total_steps=TOTAL,
+    )
 
 
 def loss_of(net, x, y):
@@ -73,11 +87,14 @@ def test_threads_do_not_change_a_bit(method, monkeypatch):
     assert record.record_sad() == other.record_sad()
 
 
-def test_channels_last_changes_nothing_even_after_the_fact(method):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_channels_last_changes_nothing_even_after_the_fact(method, at):
     plain, _ = plain_run(method)
     net, optimizer, _ = made(method)
-    net.to(memory_format=torch.channels_last)
-    for x, y in batches_of(STEPS):
+    for step, (x, y) in enumerate(batches_of(STEPS)):
+        if step == at:
+            net.to(memory_format=torch.channels_last)
         optimizer.zero_grad()
         loss_of(net, x, y).backward()
         optimizer.step()
@@ -89,7 +106,7 @@ def test_a_compiled_model_is_the_same(method):
     net = fresh()
     optimizer = optimizer_for(method, net)
     compiled = torch.compile(net, backend="eager")
-    sparsify(compiled, optimizer, "2:4", method, decay=0.1, total_steps=TOTAL)
+    sparse(compiled, optimizer, method)
     for x, y in batches_of(STEPS):
         optimizer.zero_grad()
         loss_of_compiled = F.cross_entropy(compiled(x), y)
@@ -187,7 +204,7 @@ def test_weight_decay_acts_on_the_dense_weights(method):
     """Without a gradient, only the decay moves W, and all of W by the same factor."""
     net = fresh()
     optimizer = optimizer_for(method, net, lr=0.1, weight_decay=0.1, momentum=0.0)
-    sparsifier = sparsify(net, optimizer, "2:4", method, decay=0.0, total_steps=TOTAL)
+    sparsifier = sparse(net, optimizer, method, decay=0.0)
     before = sparsifier.dense_weights()
     for _ in range(3):
         for parameter in net.parameters():
@@ -228,7 +245,7 @@ def test_a_state_that_was_read_onto_the_cpu_goes_on_on_a_gpu(method):
     saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
     other = fresh(torch.float32).cuda()
     other_optimizer = optimizer_for(method, other)
-    resumed = sparsify(other, other_optimizer, "2:4", method, decay=0.1, total_steps=TOTAL)
+    resumed = sparse(other, other_optimizer, method)
     for target, state in zip((other, other_optimizer, resumed), saved, strict=True):
         target.load_state_dict(state)
     for entry in resumed.state_dict()["layers"].values():

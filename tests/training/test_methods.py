@@ -96,6 +96,63 @@ def test_a_decaying_mask_fades_linearly_and_ends_hard(steps):
     assert set(sparsifier.patterns()) == (set(SPARSE) if steps >= 6 else set())
 
 
+KEPT_OF = {
+    "2:4": [3] * 9 + [2],
+    "1:4": [3] * 5 + [2] * 4 + [1],
+    "1:16": [15] * 3 + [8] * 2 + [4] * 2 + [2] * 2 + [1],
+    "3:4": [3] * 10,
+}
+"""N in the forward pass of each of ten steps of twelve: the first nine, three quarters, are shared out evenly."""
+
+
+@pytest.mark.parametrize("text", KEPT_OF)
+def test_a_structure_decays_by_halves_and_ends_at_the_pattern(text):
+    net, pattern = fresh(), NMPattern.parse(text)
+
+    def seen(_name, weight, step):
+        return slow_keep(weight, NMPattern((KEPT_OF[text] + [pattern.n])[step], pattern.m)) * weight
+
+    dense = reference(copy.deepcopy(net), STEPS, seen)
+    optimizer = sgd(net)
+    sparsifier = sparsify(net, optimizer, text, "decaying-mask", total_steps=12, mask_decay="structured")
+    train(net, optimizer, STEPS)
+    check(net, sparsifier, dense, lambda name: seen(name, dense[name], STEPS))
+    assert set(sparsifier.patterns()) == set(SPARSE)
+
+
+@pytest.mark.parametrize("steps", [4, STEPS])
+def test_a_mask_decays_exponentially_to_a_hundredth_and_ends_hard(steps):
+    net, pattern = fresh(), NMPattern(1, 4)
+
+    def seen(_name, weight, step):
+        keep = slow_keep(weight, pattern)
+        factor = 0.01 ** (step / 9) if step < 9 else 0.0
+        return (keep + (1 - keep) * factor) * weight
+
+    dense = reference(copy.deepcopy(net), steps, seen)
+    optimizer = sgd(net)
+    sparsifier = sparsify(net, optimizer, "1:4", "decaying-mask", total_steps=12, mask_decay="exponential")
+    train(net, optimizer, steps)
+    check(net, sparsifier, dense, lambda name: seen(name, dense[name], steps))
+    assert set(sparsifier.patterns()) == (set(SPARSE) if steps >= 9 else set())
+
+
+def test_a_structure_decays_on_time_where_masks_are_held_between_steps():
+    net = fresh()
+    optimizer = sgd(net)
+    sparsifier = sparsify(
+        net, optimizer, "1:4", "decaying-mask", total_steps=12, mask_decay="structured", mask_update_interval=100
+    )
+    kept = []
+    for x, y in batches_of(STEPS):
+        kept.append(int((net.fc.weight != 0).unflatten(1, (-1, 4)).sum(2).max()))
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    assert kept == KEPT_OF["1:4"]
+    assert set(sparsifier.patterns()) == set(SPARSE)
+
+
 def test_decay_warmup_lets_lambda_grow():
     net, pattern = fresh(), NMPattern(2, 4)
     dense = reference(
@@ -111,9 +168,17 @@ def test_decay_warmup_lets_lambda_grow():
     check(net, sparsifier, dense, lambda name: slow_keep(dense[name], pattern) * dense[name])
 
 
-@pytest.mark.parametrize("method", ["s-ste", "decaying-mask"])
-@pytest.mark.parametrize("first", [2, 7])
-def test_a_resumed_run_is_the_same_bit_for_bit(method, first):
+FADING = [
+    {"method": "s-ste"},
+    {"method": "decaying-mask"},
+    {"method": "decaying-mask", "mask_decay": "exponential"},
+    {"method": "decaying-mask", "mask_decay": "structured"},
+]
+
+
+@pytest.mark.parametrize("options", FADING)
+@pytest.mark.parametrize("first", [2, 7, 8])
+def test_a_resumed_run_is_the_same_bit_for_bit(options, first):
     data = list(batches_of(10))
 
     def steps(net, optimizer, part):
@@ -124,14 +189,14 @@ def test_a_resumed_run_is_the_same_bit_for_bit(method, first):
 
     net = fresh()
     optimizer = sgd(net)
-    sparsifier = sparsify(net, optimizer, "2:4", method, total_steps=10)
+    sparsifier = sparsify(net, optimizer, "1:4", **options, total_steps=10)
     steps(net, optimizer, data[:first])
     saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
     steps(net, optimizer, data[first:])
     torch.manual_seed(9)
     other = Net().double()
     other_optimizer = sgd(other)
-    resumed = sparsify(other, other_optimizer, "2:4", method, total_steps=10)
+    resumed = sparsify(other, other_optimizer, "1:4", **options, total_steps=10)
     other.load_state_dict(saved[0])
     other_optimizer.load_state_dict(saved[1])
     resumed.load_state_dict(saved[2])
@@ -143,26 +208,27 @@ def test_a_resumed_run_is_the_same_bit_for_bit(method, first):
     assert resumed.record_sad() == sparsifier.record_sad()
 
 
-@pytest.mark.parametrize("method", ["s-ste", "decaying-mask"])
-def test_frozen_masks_conform_at_once_and_stay(method):
+@pytest.mark.parametrize("options", FADING)
+def test_frozen_masks_conform_at_once_and_stay(options):
     net = fresh()
     optimizer = sgd(net)
-    sparsifier = sparsify(net, optimizer, "2:4", method, total_steps=100)
+    sparsifier = sparsify(net, optimizer, "2:4", **options, total_steps=100)
     train(net, optimizer, 3)
     sparsifier.freeze_masks()
     masks = sparsifier.masks()
     train(net, optimizer, 3)
     assert set(sparsifier.patterns()) == set(SPARSE)
+    assert all(mask.double().mean() == 0.5 for mask in masks.values())
     for name, mask in sparsifier.masks().items():
         assert torch.equal(mask, masks[name])
         assert net.state_dict()[name][~mask].abs().max() == 0
 
 
-@pytest.mark.parametrize("method", ["s-ste", "decaying-mask"])
-def test_a_skipped_step_changes_nothing_and_scaling_is_no_matter(method):
+@pytest.mark.parametrize("options", FADING)
+def test_a_skipped_step_changes_nothing_and_scaling_is_no_matter(options):
     net = fresh().float()
     optimizer = sgd(net)
-    sparsifier = sparsify(net, optimizer, "2:4", method, total_steps=8)
+    sparsifier = sparsify(net, optimizer, "2:4", **options, total_steps=8)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     weights, dense = copy.deepcopy(net.state_dict()), sparsifier.dense_weights()
     x, y = next(batches_of(1))
@@ -184,6 +250,8 @@ def test_a_skipped_step_changes_nothing_and_scaling_is_no_matter(method):
         ({"decay_warmup": 1.5, "total_steps": 4}, "share"),
         ({"method": "s-ste", "decay_warmup": 0.5, "total_steps": 4}, "sr-ste"),
         ({"method": "s-ste", "mask_update_interval": 2}, "mask_update_interval"),
+        ({"method": "sr-ste", "mask_decay": "structured"}, "mask_decay"),
+        ({"method": "decaying-mask", "mask_decay": "cosine", "total_steps": 4}, "linear, exponential, structured"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(options, message):
