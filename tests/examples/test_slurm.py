@@ -1,4 +1,4 @@
-"""`examples/slurm/train.sbatch` under stand-ins for SLURM's commands: the time limit comes, the job queues again and ends."""
+"""`examples/slurm/train.sbatch` with stand-ins for SLURM: the time limit comes, the job queues again and ends."""
 
 import os
 import signal
