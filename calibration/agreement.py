@@ -21,6 +21,7 @@ from nm2trt.calibration.sessions import Array, Feed, Runner
 from nm2trt.data.tasks import better_of
 from nm2trt.errors import InputError
 from nm2trt.ort import OutputComparison, Reason, as_arrays, compare_outputs, describe_comparison, merge_comparisons
+from nm2trt.ort.similarity import comparable_values, cosines_of_rows
 
 _KEPT_BYTES = 256 * 2**20
 _NOISELESS_DB = 200.0
@@ -163,18 +164,11 @@ class _OutputSums:
     def add(self, before: Array, after: Array, count: int) -> None:
         if before.dtype.kind != "f" or not before.size:
             return
-        finite = np.isfinite(before) & np.isfinite(after)
-        # A NaN or an infinity is counted by itself, and would swallow all figures here.
-        a, b = (_rows(np.where(finite, array.astype(np.float64), 0.0), count) for array in (before, after))
+        a, b = (_rows(array, count) for array in comparable_values(before, after))
         difference = a - b
         self.signal += float((a * a).sum())
         self.noise += float((difference * difference).sum())
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        dots = (a * b).sum(axis=1)
-        # Two outputs of zeros agree; one alone does not.
-        equal = np.all(a == b, axis=1)
-        cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-        self.cosines += float(np.where(equal, 1.0, cosines).sum())
+        self.cosines += float(cosines_of_rows(a, b).sum())
         self.rows += len(a)
         if before.ndim >= 2 and before.shape[-1] > 1:
             agree = before.argmax(axis=-1) == after.argmax(axis=-1)

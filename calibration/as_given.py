@@ -5,6 +5,7 @@ What was raised to a newer opset or taken apart may compute something else, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from nm2trt.calibration.graph import OLDEST_OPSET, Graph, load_proto
 from nm2trt.calibration.sessions import Feed, Runner
 from nm2trt.calibration.stripping import quantized_ranges
 from nm2trt.errors import InputError
-from nm2trt.ort import as_arrays, compare_outputs, describe_comparison, first_failure
+from nm2trt.ort import Reason, as_arrays, compare_outputs, describe_comparison, first_failure
+from nm2trt.ort.similarity import comparable_values, cosines_of_rows
 
 _SAME, _SAME_NARROW = 1e-3, 2e-2
 """Bounds on what another opset may change, of float32 and of float16: the order of sums, and nothing else."""
@@ -83,13 +85,19 @@ def check_against_given(graph: Graph, feed: Feed, *, resymmetrized: bool) -> Non
 
 def _check_taken_apart(before: Mapping[str, Any], after: Mapping[str, Any], given: Path) -> None:
     """Rounding is gone, so outputs differ; they still have to point the same way."""
-    for name, array in before.items():
-        if array.dtype.kind != "f" or name not in after or array.shape != after[name].shape:
+    for compared in compare_outputs(before, after, tolerance=math.inf, mismatch_share=1.0):
+        name = compared.name
+        if compared.structural is not None or before[name].dtype.kind != "f" or not compared.elements:
             continue
-        a, b = array.astype(np.float64).reshape(-1), after[name].astype(np.float64).reshape(-1)
-        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-        cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
-        if not cosine >= _LEAST_COSINE:
+        if compared.reason is Reason.NON_FINITE:
+            raise InputError(
+                f"computes something else without its quantization: {describe_comparison(compared, other='converted')}",
+                where=given,
+                hint="calibrate the float model that it was made from",
+            )
+        a, b = (array.reshape(1, -1) for array in comparable_values(before[name], after[name]))
+        cosine = float(cosines_of_rows(a, b)[0])
+        if cosine < _LEAST_COSINE:
             raise InputError(
                 f"computes something else without its quantization: the cosine of output {name} is {cosine:.2f}. Its "
                 "quantization clips more than was found",

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from nm2trt.calibration.graph import Port
 from nm2trt.calibration.sessions import Feed
 from nm2trt.errors import InputError
+from nm2trt.ort.random_inputs import NUMPY_TYPES, draw_values
 
 Array = NDArray[Any]
 
 _HELD_OUT_SHARE = 0.2
 _SEED = 0
+_DRAWN = frozenset(np.dtype(one).name for one in NUMPY_TYPES.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,12 +304,9 @@ def random_feed(ports: Sequence[Port], size: int = 2, free: int = 8) -> Feed:
             size_ if size_ is not None else (size if axis == port.batch_axis else free)
             for axis, size_ in enumerate(port.shape)
         ]
-        if port.dtype.startswith("float"):
-            feed[port.name] = random.standard_normal(shape).astype(port.dtype)
-        elif port.dtype in ("int64", "int32", "bool", "uint8", "int8"):
-            feed[port.name] = random.integers(0, 2, shape).astype(port.dtype)
-        else:
+        if port.dtype not in _DRAWN:
             return {}
+        feed[port.name] = draw_values(random, shape, port.dtype)
     return feed
 
 

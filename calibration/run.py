@@ -22,6 +22,7 @@ from nm2trt.artifacts.calibration import (
     Sensitivity,
     document_path,
 )
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.calibration.agreement import OutputChecker
 from nm2trt.calibration.as_given import check_against_given, find_clipped
 from nm2trt.calibration.cache import read_cache
@@ -48,7 +49,6 @@ Progress = Callable[[str, int, int], None]
 Compile = Callable[[Path, Graph, Placement, dict[str, tuple[int, ...]]], CompileRecord | None]
 """Called with the result, the float graph, the placement, and the shape of one sample's input, for free sizes."""
 
-_MODEL = "model.onnx"
 _BATCH_BYTES = 128 * 2**20
 _LARGEST_BATCH = 64
 _SENSITIVITY_SAMPLES = 64
@@ -215,7 +215,7 @@ def _how(work: _Work, placement: Placement) -> dict[str, Any]:
 
 def model_file(path: Path) -> Path:
     """Return the ONNX file itself where a folder of `nm2trt export` was named."""
-    return path / _MODEL if (path / _MODEL).is_file() else path
+    return path / ONNX_FILE if (path / ONNX_FILE).is_file() else path
 
 
 def check_target(model: Path, output: Path, *, force: bool) -> None:
@@ -247,7 +247,7 @@ def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> 
     progress("opening the model", 0, 0)
     if model.is_dir():
         hint = "pass an .onnx file, or a folder of `nm2trt export`"
-        raise foreign_error(model) or InputError("holds no model.onnx", where=model, hint=hint)
+        raise foreign_error(model) or InputError(f"holds no {ONNX_FILE}", where=model, hint=hint)
     if not model.is_file():
         raise InputError("no such file" if not model.exists() else "is no file", where=model, hint="pass an .onnx file")
     graph, checked, notes = _float_graph(model, folder, settings)

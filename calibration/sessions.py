@@ -10,10 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from nm2trt.calibration.graph import Graph
-from nm2trt.errors import InputError
-from nm2trt.library_errors import one_line
-from nm2trt.ort import open_session
-from nm2trt.threads import settle_session
+from nm2trt.ort import open_session, run_session
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -31,23 +28,12 @@ class Runner:
     """
 
     def __init__(self, model: bytes | Path | onnx.ModelProto, where: object) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        # The arena keeps what was freed: a quarter more memory where every activation is an output.
-        options.enable_cpu_mem_arena = False
-        # The CPU's INT8 kernels may saturate where TensorRT's do not, so Q/DQ stay what they say: rounding in float.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        settle_session(options)
         content = (
             str(model) if isinstance(model, Path) else model if isinstance(model, bytes) else model.SerializeToString()
         )
-        try:
-            self._session = open_session(content, options)
-        except Exception as error:
-            # onnxruntime's exception classes have no public base.
-            raise InputError(f"ONNX Runtime refuses the model: {one_line(error)}", where=where) from error
+        # The arena takes a quarter more memory where every activation is an output. The CPU's INT8 kernels may saturate
+        # where TensorRT's do not, so Q/DQ stay what they say: rounding in float.
+        self._session = open_session(content, where=where, arena=False, entries={"session.disable_quant_qdq": "1"})
         self.outputs = [output.name for output in self._session.get_outputs()]
         self._where = where
 
@@ -57,15 +43,11 @@ class Runner:
         Raises:
             InputError: ONNX Runtime refuses the batch.
         """
-        try:
-            found: list[Array] = self._session.run(None, feed)
-        except Exception as error:
-            raise InputError(f"ONNX Runtime cannot run the batch: {one_line(error)}", where=self._where) from error
-        return found
+        return list(self.named(feed).values())
 
     def named(self, feed: Feed) -> dict[str, Any]:
         """Run one batch; outputs by name, errors as `run`."""
-        return dict(zip(self.outputs, self.run(feed), strict=True))
+        return run_session(self._session, feed, where=self._where)
 
 
 def with_outputs(graph: Graph, tensors: Sequence[str]) -> onnx.ModelProto:

@@ -26,6 +26,7 @@ from nm2trt.calibration.feeds import (
 from nm2trt.calibration.graph import Port
 from nm2trt.calibration.images import ImageSource, Preprocessing
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.library_errors import one_line
 
 LABELS = "labels"
 """Name of an array in an .npz that holds classes and no input."""
@@ -201,8 +202,9 @@ def _read_arrays(path: Path, ports: Sequence[Port]) -> tuple[dict[str, Array], A
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"is no readable array file: {reason}", where=path, hint="save it with numpy") from None
+        raise InputError(
+            f"is no readable array file: {one_line(error)}", where=path, hint="save it with numpy"
+        ) from None
     labels = arrays.pop(LABELS, None)
     if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
         raise InputError(f"labels are {list(labels.shape)} {labels.dtype} and not [N] integers", where=path)

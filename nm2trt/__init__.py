@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.package import PackageConfig, package_build
     from nm2trt.pipelines.profile import ProfileConfig, ProfileSources, profile_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
+    from nm2trt.pipelines.prune_data import DataConfig
     from nm2trt.pipelines.recommend import recommend_layers
     from nm2trt.pipelines.refit import refit_build
     from nm2trt.pipelines.verify import VerifyConfig, verify_file
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibrationConfig",
+    "DataConfig",
     "EstimateConfig",
     "ExportConfig",
     "InspectConfig",
@@ -52,6 +54,7 @@ __all__ = [
 
 _HOMES = {
     "CalibrationConfig": "pipelines.calibrate",
+    "DataConfig": "pipelines.prune_data",
     "EstimateConfig": "pipelines.estimate",
     "ExportConfig": "pipelines.export_config",
     "InspectConfig": "pipelines.inspect",

@@ -75,8 +75,25 @@ GainCode = Literal[
     "float-output", "few-rows", "narrow", "launch-bound", "memory-bound", "on-chip-bound", "compute-bound"
 ]
 """Why a sparse kernel is not expected to be faster."""
+TorchKernelCode = Literal[
+    "no-torch-kernel",
+    "kernel-size",
+    "grouped-convolution",
+    "padded-convolution",
+    "attention-call",
+    "never-called",
+    "no-matrix",
+    "not-on-gpu",
+    "kernel-dtype",
+    "cusparselt-multiples",
+    "cutlass-multiples",
+    "not-contiguous",
+    "dense",
+    "broken-pattern",
+]
+"""Why none of torch's 2:4 kernels takes a weight."""
 OtherCode = Literal["on-purpose"]
-ReasonCode = Literal[NotWeightCode, ReadingCode, EligibilityCode, GainCode, OtherCode]
+ReasonCode = Literal[NotWeightCode, ReadingCode, EligibilityCode, GainCode, TorchKernelCode, OtherCode]
 
 _NEEDS = "TensorRT's sparse kernels need FP16 or INT8"
 _WORDS: dict[ReasonCode, tuple[str, str]] = {
@@ -167,6 +184,20 @@ _WORDS: dict[ReasonCode, tuple[str, str]] = {
     "memory-bound": ("memory-bound", "sparse weights hardly relieve it"),
     "on-chip-bound": ("bound on chip", "activations come to the Tensor Cores dense"),
     "compute-bound": ("small gain", "few multiply-adds for each activation"),
+    "no-torch-kernel": ("{0}", "torch has no 2:4 kernel for it"),
+    "kernel-size": ("{0} convolution", "torch has 2:4 kernels for matrix products only, so for 1x1"),
+    "grouped-convolution": ("grouped convolution ({0} groups)", "no matrix product"),
+    "padded-convolution": ("1x1 convolution with padding {0}", "no plain matrix product"),
+    "attention-call": ("called with {0}", "only self-attention without masks and weights is rewritten"),
+    "never-called": ("did not run for these inputs", ""),
+    "no-matrix": ("weight {0} is no matrix", ""),
+    "not-on-gpu": ("the weight is on the {0}, not on a GPU", ""),
+    "kernel-dtype": ("{0} has no 2:4 kernel for {1}", ""),
+    "cusparselt-multiples": ("weight {0}", "cusparselt needs multiples of {1}"),
+    "cutlass-multiples": ("weight {0}", "cutlass needs multiples of {1}"),
+    "not-contiguous": ("the weight is not contiguous (strides {0})", ""),
+    "dense": ("dense", "{0} of its weights are zero; {1} groups of four have more than two non-zeros"),
+    "broken-pattern": ("not 2:4", "{0} of {1} groups have more than two non-zeros"),
     "on-purpose": ("left dense on purpose", ""),
 }
 """Code -> what sums it up, and what explains it; {0} is the detail, {1} the second detail."""

@@ -116,9 +116,9 @@ def threads_to_measure() -> int:
     return _requested if _requested is not None else available_cpus()
 
 
-def settle_session(options: Any) -> None:
-    """Give an `onnxruntime.SessionOptions` the threads that were chosen, none of which spins when idle."""
-    options.intra_op_num_threads = choose_threads().threads
+def settle_session(options: Any, threads: int | None = None) -> None:
+    """Give an `onnxruntime.SessionOptions` its threads, None: those that were chosen; none of them spins when idle."""
+    options.intra_op_num_threads = choose_threads().threads if threads is None else threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 

@@ -106,7 +106,12 @@ def full_report(name="net", **changes):
                         power_w=251.0, power_limit_w=300.0, throttle_reasons=("power cap",))  # fmt: skip
     ratio = RatioRecord(value=1.05, low=1.04, high=1.06)
     contrast = ContrastRecord(
-        over="control", under="sparse", ratio=ratio, finding="sparse-faster", sentence="control / sparse; the kernels"
+        over="control",
+        under="sparse",
+        ratio=ratio,
+        finding="sparse-faster",
+        sentence="control / sparse; the kernels",
+        shows="the kernels",
     )
     batches = [
         batch_record(size).model_copy(

@@ -12,6 +12,7 @@ import nm2trt
 
 NAMES = {
     "CalibrationConfig",
+    "DataConfig",
     "EstimateConfig",
     "ExportConfig",
     "InspectConfig",

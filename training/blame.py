@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nm2trt.errors import ConfigError, InputError, MachineError, Nm2trtError
+from nm2trt.library_errors import one_line
 from nm2trt.models import model_names
 from nm2trt.user_code import describe
 
@@ -136,6 +137,6 @@ def workers_live() -> Iterator[None]:
         if _WORKER_DIED not in str(error):
             raise
         raise MachineError(
-            f"a process that reads samples died: {str(error).splitlines()[0]}",
+            f"a process that reads samples died: {one_line(error)}",
             hint="the memory may be full: give fewer --workers, or --workers 0 to see the error itself",
         ) from error

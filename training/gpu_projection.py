@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nm2trt.library_errors import one_line
 from nm2trt.training.masks import INTEGERS
 from nm2trt.training.snapshot import is_gapless
 
@@ -94,7 +95,7 @@ def split_on_gpu(splits: Sequence[Split]) -> list[torch.Tensor] | None:
             if any(count is not None for count in changed):
                 raise
             KernelState.off = True
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, whole=True)
             warnings.warn(
                 f"Triton cannot compile the projection here ({reason}); it runs as torch operations, which costs a "
                 "step of a large network a few milliseconds more",

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 
 MARK = "tensor in shards"
 """What stands for a tensor in the plain part: {MARK: its name}."""
@@ -89,8 +90,7 @@ def load_shards(folder: Path, prototype: Callable[[str], torch.Tensor | None]) -
         with _quiet():
             load(targets, storage_reader=reader)
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
-        raise InputError(f"cannot be read: {reason}", where=folder, hint="train again with --force") from error
+        raise InputError(f"cannot be read: {one_line(error)}", where=folder, hint="train again with --force") from error
     return targets
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from nm2trt.artifacts import write_atomic
 from nm2trt.errors import ConfigError, InputError
+from nm2trt.library_errors import one_line
 from nm2trt.training.checkpoint import checkpoint_bytes
 from nm2trt.training.history import History, Session
 from nm2trt.training.processes import decide_on_first
@@ -165,8 +166,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 -- damaged files end in whatever the unpickler or zip reader raises
-        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
-        raise InputError(f"cannot be read or is not safe to load: {reason}", where=path, hint=again) from None
+        raise InputError(f"cannot be read or is not safe to load: {one_line(error)}", where=path, hint=again) from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"is no state of schema {SCHEMA}", where=path, hint=again)
     return content
@@ -206,8 +206,7 @@ def restore(content: dict[str, Any], parts: Parts, folder: Path) -> History:
             {name: like(value, targets[name]) if name in targets else value for name, value in content["model"].items()}
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the state is of another network: {reason[:200]}") from None
+        raise ConfigError(f"the state is of another network: {one_line(error, whole=True)}") from None
     parts.optimizer.load_state_dict(_placed(content["optimizer"], parts.optimizer))
     parts.sparsifier.load_state_dict(content["sparsifier"])
     _set_schedule(parts.schedule, content["schedule"]["last_epoch"], content["optimizer"])

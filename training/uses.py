@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from nm2trt.errors import ConfigError
+from nm2trt.library_errors import one_line
 from nm2trt.pattern import NMPattern
 from nm2trt.training.masks import nm_mask
 from nm2trt.training.shards import is_dtensor
@@ -345,9 +346,8 @@ def trace_example(model: nn.Module, example_inputs: Any, weights: Sequence[Watch
             else:
                 model(*positional)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ConfigError(
-            f"the network cannot be run on it: {type(error).__name__}: {first}",
+            f"the network cannot be run on it: {type(error).__name__}: {one_line(error)}",
             where="example_inputs",
             hint="give a batch as the forward method takes it: a tensor, a tuple, or a dict of keyword arguments",
         ) from error

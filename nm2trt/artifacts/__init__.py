@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nm2trt.artifacts.files import FileRecord, file_records, sha256_of, staged_folder, write_atomic
     from nm2trt.artifacts.host import HostRecord, host_record
     from nm2trt.artifacts.layer_evidence import LayerEvidence
+    from nm2trt.artifacts.names import ONNX_FILE
     from nm2trt.artifacts.report import (
         BatchRecord,
         NetworkRecord,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ONNX_FILE",
     "VARIANTS",
     "BatchRange",
     "BatchRecord",
@@ -101,6 +103,7 @@ _HOMES = {
     "files": ("FileRecord", "file_records", "sha256_of", "staged_folder", "write_atomic"),
     "host": ("HostRecord", "host_record"),
     "layer_evidence": ("LayerEvidence",),
+    "names": ("ONNX_FILE",),
     "engine_trust": ("check_plan", "this_platform"),
     "report": (
         "VariantRecord",

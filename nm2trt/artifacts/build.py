@@ -12,6 +12,7 @@ from nm2trt.artifacts.facts import Facts
 from nm2trt.artifacts.files import FileRecord
 from nm2trt.artifacts.host import HostRecord
 from nm2trt.artifacts.layer_evidence import LayerEvidence
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.artifacts.run import ModelRecord, RunResult
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +78,8 @@ class OutputNumerics(BaseModel):
     """Code of what decided: `nm2trt.ort.Reason`."""
     message: str = ""
     """The same for people; empty where the output agrees."""
+    summary: str = ""
+    """`message` without the place and the values there."""
     elements: int | None = None
     mismatches: int | None = None
     """Integers, booleans or strings that are not equal; None for floating point."""
@@ -107,6 +110,8 @@ class NumericsRecord(BaseModel):
     passed: bool
     outputs: tuple[OutputNumerics, ...] = ()
     """Each output by itself; the figures above are those of the worst."""
+    worst: str = ""
+    """Its name."""
     notes: tuple[str, ...] = ()
     """What the conversion changed beside types, and how near activations come to its range."""
 
@@ -119,7 +124,7 @@ class EngineRecord(BaseModel):
     variant: Variant = Field(alias="arm")
     """The flag and the weights, not a finding: see `Variant`."""
     file: str | None
-    onnx: str = "model.onnx"
+    onnx: str = ONNX_FILE
     """The file of the build folder that it was built from."""
     rebuild: int = 0
     """0, or the number of a repetition that shows how much builds of one variant differ."""

@@ -35,6 +35,8 @@ class LayerEvidence(BaseModel):
     """It multiplies by weights; None where nothing shows whether it does."""
     why: str = ""
     """What the two answers rest on, or why they cannot be given."""
+    why_chosen: str = ""
+    """The same of `chosen` alone; empty where that follows from `eligible`."""
 
     @property
     def has_weights(self) -> bool:

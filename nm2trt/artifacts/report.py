@@ -151,6 +151,8 @@ class ContrastRecord(BaseModel):
     ratio: RatioRecord
     finding: Finding
     sentence: str
+    shows: str = ""
+    """What the pair tells, without its figures."""
 
 
 class DeviceState(BaseModel):

@@ -13,6 +13,7 @@ from nm2trt.data.cache import cache_folder
 from nm2trt.data.dataset import DataSet
 from nm2trt.data.samples import ArraySamples
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 
 _PADDING = 4
 
@@ -37,9 +38,8 @@ def load_cifar(classes: int, data_dir: Path | None) -> DataSet:
     try:
         train, test = (kind(str(root), train=part, download=True) for part in (True, False))
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{name} is not there whole and the download failed: {reason}",
+            f"{name} is not there whole and the download failed: {one_line(error)}",
             where=root,
             hint=f"unpack its python archive ({kind.base_folder}) into the folder of --data-dir",
         ) from None

@@ -17,6 +17,7 @@ from nm2trt.data.cache import cache_folder
 from nm2trt.data.dataset import DataSet
 from nm2trt.data.idx import read_idx
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 
 _FILES = {
     "train_x": "train-images-idx3-ubyte",
@@ -109,9 +110,8 @@ def _download(data_dir: Path | None) -> Path:
     try:
         FashionMNIST(str(root), train=True, download=True)
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"Fashion-MNIST is not on this machine and the download failed: {reason}",
+            f"Fashion-MNIST is not on this machine and the download failed: {one_line(error)}",
             where=root,
             hint="give the folder of its four idx files with --data-dir, or install Debian's dataset-fashion-mnist",
         ) from None

@@ -6,17 +6,15 @@ its log. The guard checks the new network before the engine is touched, and name
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nm2trt.engine.evidence import legal_nodes
 from nm2trt.engine.job import RefitJob, WorkerAnswer
 from nm2trt.errors import InputError
+from nm2trt.onnx_tools.graph_compare import find_difference
 from nm2trt.onnx_tools.lazy_file import read_model
 from nm2trt.verify import ELIGIBLE, CheckResult, verify_path
-
-_LISTED = 3
 
 
 class Refitter(Protocol):
@@ -39,14 +37,12 @@ def check_same_graph(old: Path, new: Path) -> None:
         new: ONNX file with the new weights.
 
     Raises:
-        InputError: Nodes, or names, shapes or types of weights differ.
+        InputError: Nodes, their order, or names, shapes or types of weights differ.
     """
-    mine, theirs = _shape_of(read_model(old)), _shape_of(read_model(new))
-    less, more = list((mine - theirs).elements()), list((theirs - mine).elements())
-    if less or more:
-        listed = [f"lacks {one}" for one in less[:_LISTED]] + [f"has {one}" for one in more[:_LISTED]]
+    difference = find_difference(read_model(new), read_model(old), words=("it", "the engine's network"), names="all")
+    if difference:
         raise InputError(
-            f"is another network than the engine's: {', '.join(listed)}",
+            f"is another network than the engine's: {difference}",
             where=new.name,
             hint="refit takes other weights for the same graph; for another graph, export again",
         )
@@ -85,24 +81,3 @@ def check_pattern(old: Path, new: Path) -> CheckResult:
 
 def _values(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _shape_of(model: Any) -> Counter[str]:
-    import onnx
-
-    type_name = onnx.TensorProto.DataType.Name
-    graph = model.graph
-    parts = [
-        f"weight {tensor.name} {'x'.join(map(str, tensor.dims))} {type_name(tensor.data_type)}"
-        for tensor in graph.initializer
-    ]
-    for node in graph.node:
-        settings = "" if node.op_type == "Constant" else _attributes(node)
-        links = f"{','.join(node.input)}->{','.join(node.output)}"
-        parts.append(f"node {node.name or '(no name)'} ({node.op_type}) {links}{settings}")
-    return Counter(parts)
-
-
-def _attributes(node: Any) -> str:
-    found = sorted(node.attribute, key=lambda one: one.name)
-    return "".join(f" {one.name}={one.SerializeToString(deterministic=True).hex()}" for one in found)

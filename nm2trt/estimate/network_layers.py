@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import InputError
 from nm2trt.estimate.fusion import fused_layers
 from nm2trt.estimate.geometry import LayerGeometry
@@ -66,9 +67,9 @@ def model_file(path: Path) -> Path:
     Raises:
         InputError: There is none.
     """
-    file = path / "model.onnx" if path.is_dir() else path
+    file = path / ONNX_FILE if path.is_dir() else path
     if not file.is_file():
-        what = "holds no model.onnx" if path.is_dir() else "no such file"
+        what = f"holds no {ONNX_FILE}" if path.is_dir() else "no such file"
         raise InputError(what, where=path, hint="pass an .onnx file or a build folder")
     if file.stat().st_size == 0:
         raise InputError("is empty", where=file, hint="pass an .onnx file")

@@ -195,6 +195,8 @@ def _weight_name(node: onnx.NodeProto, graph: ShapedGraph, source: Source) -> st
     """The stored tensor behind a constant operand, followed through Q/DQ, transposes and views."""
     if node.op_type == "Attention":
         return ""
+    # Not `onnx_tools.constants.resolve`: it gives up where a constant is computed, and the product still has a weight
+    # there, to be named after the first tensor that it is computed from.
     for name in (node.input[1], node.input[0]):
         at = source(name)
         while at in graph.constants:

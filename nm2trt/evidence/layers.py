@@ -153,7 +153,7 @@ def _layer(
     if weighted is False:
         eligible: bool | None = False
         chosen: bool | None = False
-        why = NO_WEIGHTS
+        why, why_chosen = NO_WEIGHTS, ""
     else:
         eligible, why_eligible = _eligible(layer, names, nodes, sight, weighted=weighted)
         chosen, why_chosen = _chosen(layer, names, sight, eligible=eligible)
@@ -172,6 +172,7 @@ def _layer(
         chosen=chosen,
         weighted=weighted,
         why=why,
+        why_chosen=why_chosen,
     )
 
 
@@ -233,6 +234,7 @@ def _chosen(
 def _logged_only(name: str, sight: _Sight) -> LayerEvidence:
     nodes = match_name(name, sight.graph)
     chosen = sight.logged[name]
+    why_chosen = "" if chosen is not None else "no line tells whether it was chosen"
     return LayerEvidence(
         name=name,
         type="",
@@ -241,5 +243,6 @@ def _logged_only(name: str, sight: _Sight) -> LayerEvidence:
         eligible=True,
         chosen=chosen,
         weighted=True,
-        why="named in the build log only" + ("" if chosen is not None else "; no line tells whether it was chosen"),
+        why="; ".join(filter(None, ("named in the build log only", why_chosen))),
+        why_chosen=why_chosen,
     )

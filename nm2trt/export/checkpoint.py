@@ -18,6 +18,7 @@ from nm2trt.export.inputs import INPUT, InputSpec
 from nm2trt.export.source import ExportSource
 from nm2trt.export.torch_graph import silenced
 from nm2trt.layers import open_source
+from nm2trt.library_errors import one_line
 from nm2trt.models import build_model, check_model, load_strict
 from nm2trt.user_code import call, is_reference, load_function
 from nm2trt.verify import verify_path
@@ -98,7 +99,6 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
 
     from nm2trt.layers.sources import file_kind
     from nm2trt.layers.torch_reader import named_tensors, torch_content
-    from nm2trt.library_errors import one_line
 
     kind = file_kind(file)
     if kind == "safetensors":
@@ -229,8 +229,7 @@ def _transformers(name: str, folder: Path) -> nn.Module:
         with silenced(), torch.random.fork_rng(devices=[]):
             module: nn.Module = kind._from_config(config, attn_implementation="eager")  # noqa: SLF001 -- what from_config calls
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{name} cannot be built: {reason}", where=folder / "config.json") from error
+        raise InputError(f"{name} cannot be built: {one_line(error)}", where=folder / "config.json") from error
     return module
 
 

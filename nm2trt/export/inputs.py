@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nm2trt.errors import ConfigError
+from nm2trt.ort.random_inputs import draw_values, is_mask, make_mask
 
 INPUT = "input"
 """Name of the only input of a network that was not told its inputs' names."""
@@ -25,7 +26,6 @@ _WHOLE_SHAPE = re.compile(r"(?:[0-9]{1,9}|\*)(?:[x,](?:[0-9]{1,9}|\*))*")
 _SIZE = re.compile(r"(?P<name>[^=\s]+)=(?P<size>[0-9]{1,9})")
 _FIXED = re.compile(rf"(?P<name>[^=\s]+)=(?P<values>{_NUMBER}(?:,{_NUMBER})*|true|false)")
 _SEED = 0
-_FIRST_PADDED = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,10 +201,6 @@ def _random(one: InputSpec, shape: tuple[int, ...], random: np.random.Generator)
     if not one.batched and one.shape in ((), (1,)):
         # A speed, a sample rate, a length: noise would be no sensible value of it.
         return np.ones(shape, dtype)
-    if dtype.kind == "f":
-        return random.standard_normal(shape, dtype=np.float32).astype(dtype)
-    if "mask" in one.name.lower() and len(shape) > 1:
-        mask = np.ones(shape, dtype=dtype)
-        mask[1::2, ..., math.ceil(shape[-1] * _FIRST_PADDED) :] = 0
-        return mask
-    return random.integers(0, one.below or 2, size=shape).astype(dtype)
+    if dtype.kind != "f" and is_mask(one.name) and len(shape) > 1:
+        return make_mask(shape, dtype)
+    return draw_values(random, shape, dtype, below=one.below or 2)

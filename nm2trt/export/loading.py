@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nm2trt.artifacts import BuildDocument, RunDocument
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.checkpoint import load_checkpoint
 from nm2trt.export.foreign import load_onnx
@@ -14,7 +15,7 @@ from nm2trt.export.inputs import InputSpec, with_values
 from nm2trt.export.network import Exported, export_onnx, export_torch
 from nm2trt.export.source import load_run
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES
-from nm2trt.layers.sources import MODEL, file_kind, foreign_error
+from nm2trt.layers.sources import file_kind, foreign_error
 from nm2trt.onnx_tools.convert_precision import IoDtype, Precision
 
 _WHAT = "SOURCE is a run folder, a checkpoint with --model, or an ONNX file"
@@ -119,14 +120,14 @@ def source_kind(path: Path) -> str:
         return "onnx" if kind == "onnx" else "checkpoint"
     if (path / RunDocument.FILE).is_file():
         return "run"
-    if (path / MODEL).is_file() or (path / BuildDocument.FILE).is_file():
+    if (path / ONNX_FILE).is_file() or (path / BuildDocument.FILE).is_file():
         return "onnx"
     if any((path / name).is_file() for name in (*INDEXES, *SINGLE_FILES)):
         return "checkpoint"
     if path.is_dir() and (error := foreign_error(path)) is not None:
         raise error
     raise InputError(
-        f"no {RunDocument.FILE}, no {MODEL} and no weights here",
+        f"no {RunDocument.FILE}, no {ONNX_FILE} and no weights here",
         where=path,
         hint=f"{_WHAT}; a run folder is complete when `nm2trt train` wrote it to the end",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nm2trt.ort import (
     find_batch_axis,
     first_failure,
     merge_comparisons,
+    summarize_comparison,
 )
 from nm2trt.ort.session import session_of
 
@@ -190,6 +191,8 @@ class _Output:
 
     pieces: list[OutputComparison]
     axis: int | None
+    places: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    """Name of a piece -> where its worst element is, and the batch size; None where all sizes are fixed."""
     agreeing: int = 0
     compared: int = 0
 
@@ -199,13 +202,12 @@ class _Output:
         if fixed:
             where = _position(f"sample {start}", index or ())
         elif index is not None and axis is not None:
-            sample = start + index[axis]
-            where = f"{_position(f'sample {sample}', (*index[:axis], *index[axis + 1 :]))}, batch {size}"
+            where = _position(f"sample {start + index[axis]}", (*index[:axis], *index[axis + 1 :]))
         else:
-            where = f"{_position(f'samples from {start}', index or ())}, batch {size}"
-        self.pieces.append(replace(one, piece=where))
-        if len(self.pieces) > 1:
-            self.pieces = [merge_comparisons(self.pieces)]
+            where = _position(f"samples from {start}", index or ())
+        piece = f"{start}, {size}"
+        self.places[piece] = where, None if fixed else size
+        self.pieces = [merge_comparisons([*self.pieces, replace(one, piece=piece)])]
 
     def count_argmax(self, expected: Array | None, found: Array | None) -> None:
         if expected is None or found is None or expected.shape != found.shape or not expected.size:
@@ -223,16 +225,17 @@ class _Output:
     def record(self) -> OutputNumerics:
         whole = self.whole
         countless = whole.structural is not None or whole.reason is Reason.NON_FINITE
-        where, _, batch = whole.piece.partition(", batch ")
+        where, batch = self.places[whole.piece]
         values = f": reference {whole.expected}, {_HERE} {whole.found}" if whole.index is not None else ""
         return OutputNumerics(
             name=whole.name,
             max_abs_error=math.inf if countless else whole.max_abs_error,
-            max_abs_error_at=f"{where}{values}" + (f", batch {batch}" if batch else ""),
+            max_abs_error_at=f"{where}{values}" + (f", batch {batch}" if batch is not None else ""),
             max_rel_error=math.inf if countless else whole.max_rel_error,
             argmax_agreement=self.agreeing / self.compared if self.compared else None,
             reason=whole.reason.value,
             message="" if whole.passed else describe_comparison(replace(whole, piece=""), other=_HERE),
+            summary="" if whole.passed else summarize_comparison(whole),
             elements=whole.elements,
             mismatches=whole.mismatches if whole.exact else None,
             nan_count=whole.nan_count,
@@ -290,6 +293,7 @@ def _record(
         argmax_agreement=min(agreements, default=1.0),
         passed=failed is None,
         outputs=tuple(records),
+        worst=worst.name,
         notes=(*notes, *_non_finite_notes(records)),
     )
 

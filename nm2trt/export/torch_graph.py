@@ -20,6 +20,7 @@ from torch import nn
 
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.export.inputs import InputSpec
+from nm2trt.library_errors import one_line
 
 BATCH = "batch"
 OUTPUT = "logits"
@@ -177,10 +178,11 @@ def _output_names(module: nn.Module, inputs: Sequence[InputSpec], feeds: Mapping
         with silenced(), torch.no_grad():
             names = list(called(module, feeds, inputs))
     except Exception as error:
-        reason = _first_line(error)
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in feeds.items())
         raise InputError(
-            f"the network cannot run on {shapes}: {reason}", where="export", hint="give its inputs with --input"
+            f"the network cannot run on {shapes}: {one_line(error)}",
+            where="export",
+            hint="give its inputs with --input",
         ) from error
     if not names:
         raise InputError("the network returns no tensor", where="export")
@@ -228,14 +230,8 @@ def _explained(error: BaseException) -> InputError:
         )
     if _SPECIALIZED.search(text):
         return InputError(
-            f"the network fixes its batch ({_first_line(chain[-1])})",
+            f"the network fixes its batch ({one_line(chain[-1])})",
             where="export",
             hint=_FREE_BATCH,
         )
-    return InputError(
-        f"torch cannot export the network: {_first_line(chain[1] if chain[1:] else error)}", where="export"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return InputError(f"torch cannot export the network: {one_line(chain[1] if chain[1:] else error)}", where="export")

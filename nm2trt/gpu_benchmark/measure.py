@@ -15,7 +15,7 @@ from nm2trt.gpu_benchmark.gpu_schema import PointRecord, SparseTimes
 from nm2trt.gpu_benchmark.timing import Rounds, Timer, time_variants
 from nm2trt.profile import statistics
 from nm2trt.torch_sparse.backends import BackendName
-from nm2trt.torch_sparse.eligibility import describe_reason, why_not_eligible
+from nm2trt.torch_sparse.eligibility import why_not_eligible
 from nm2trt.torch_sparse.kernel_names import is_sparse_kernel, kernels_of, shares
 from nm2trt.torch_sparse.products import (
     DTYPES,
@@ -137,7 +137,7 @@ def _variants(
     for way in ways:
         reason = why_not_eligible(operands[0][1], way.backend)
         if reason is not None:
-            refused.append(describe_reason(reason))
+            refused.append(reason.words())
             continue
         try:
             choice = search_algorithm(*operands[0]) if way.searched else None

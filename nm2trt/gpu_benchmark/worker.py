@@ -11,6 +11,7 @@ from typing import Any
 from nm2trt.gpu_benchmark.config import BenchmarkConfig, Point
 from nm2trt.gpu_benchmark.gpu_schema import PointRecord
 from nm2trt.gpu_benchmark.measure import FailedVariantError, Way, measure_point
+from nm2trt.library_errors import one_line
 
 _ANSWER_S = 120.0
 """Longer than any product takes; a kernel that hangs is given up."""
@@ -42,7 +43,7 @@ def serve(connection: Connection, config: BenchmarkConfig, budget_s: float, l2_b
             connection.send(Failure(error.way, str(error)))
             return
         except RuntimeError as error:
-            connection.send(Failure(None, " ".join(str(error).split())[:200]))
+            connection.send(Failure(None, one_line(error, whole=True)))
             return
         connection.send(record)
 

@@ -8,7 +8,7 @@ constant (computed from constants, stored sparse, passed into a loop's body).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,8 +186,9 @@ def _leaves(value: Value, node: Node, where: Path, reason: Reason) -> Iterator[U
     may be activations with a table added.
     """
     held: list[UnreadConstant] = []
-    operators: list[str] = []
-    data = _collect(value, node, where, held, operators, 0, {})
+    search = _Search(node, where)
+    data = search.gather(value, held)
+    operators = search.operators
     is_convolution = node.op_type in ("Conv", "ConvTranspose") and node.domain in _DEFAULT
     if data and not is_convolution and set(operators) <= _CHOOSING:
         held = [found for found in held if found.reason.code != "constant" or len(found.shape) > _MATRIX_RANK]
@@ -203,59 +204,52 @@ def _leaves(value: Value, node: Node, where: Path, reason: Reason) -> Iterator[U
         yield UnreadConstant(found.name, found.node, found.shape, found.dtype, final)
 
 
-def _collect(
-    value: Value,
-    node: Node,
-    where: Path,
-    held: list[UnreadConstant],
-    operators: list[str],
-    depth: int,
-    seen: dict[int, bool],
-) -> bool:
-    """Gather the constants behind a value, each once; tells whether something else than constants is behind it, too."""
-    if depth > _DEEPEST:
-        return True
-    if id(value) not in seen:
-        # A circle leads to no constant.
-        seen[id(value)] = True
-        seen[id(value)] = _collect_new(value, node, where, held, operators, depth, seen)
-    return seen[id(value)]
+@dataclass(slots=True)
+class _Search:
+    """What is behind one input of an operator, found once for each value on the way."""
 
+    node: Node
+    where: Path
+    operators: list[str] = field(default_factory=list)
+    holds_data: dict[int, bool] = field(default_factory=dict)
+    """id of a value -> whether something else than constants is behind it."""
 
-def _collect_new(
-    value: Value,
-    node: Node,
-    where: Path,
-    held: list[UnreadConstant],
-    operators: list[str],
-    depth: int,
-    seen: dict[int, bool],
-) -> bool:
-    if value.sparse_shape is not None:
-        held.extend(_constant(value, node, where, Reason("sparse-initializer")))
-        return False
-    if value.tensor is not None:
-        held.extend(_plain(value, node, where))
-        return False
-    if value.passed_in is not None:
-        outer, index = value.passed_in
-        source = outer.inputs[index]
-        inner: list[UnreadConstant] = []
-        if source is None or _collect(source, node, where, inner, operators, depth + 1, seen):
+    def gather(self, value: Value, held: list[UnreadConstant], depth: int = 0) -> bool:
+        """Add the constants behind a value to `held`, each once; tells whether the network's data are there, too."""
+        if depth > _DEEPEST:
             return True
-        reason = Reason("loop-input", outer.op_type)
-        held.extend(UnreadConstant(found.name, found.node, found.shape, found.dtype, reason) for found in inner)
-        return False
-    producer = value.producer()
-    if producer is None or producer.op_type not in _SPREADING:
-        return True
-    operators.append(_full_name(producer) if producer.domain not in _DEFAULT else producer.op_type)
-    data = False
-    for source in producer.inputs:
-        # A product of two values of the network has no constants that are its weights.
-        if source is not None and _collect(source, node, where, held, operators, depth + 1, seen):
-            data = True
-    return data
+        if id(value) not in self.holds_data:
+            # A circle leads to no constant.
+            self.holds_data[id(value)] = True
+            self.holds_data[id(value)] = self._step_behind(value, held, depth)
+        return self.holds_data[id(value)]
+
+    def _step_behind(self, value: Value, held: list[UnreadConstant], depth: int) -> bool:
+        if value.sparse_shape is not None:
+            held.extend(_constant(value, self.node, self.where, Reason("sparse-initializer")))
+            return False
+        if value.tensor is not None:
+            held.extend(_plain(value, self.node, self.where))
+            return False
+        if value.passed_in is not None:
+            outer, index = value.passed_in
+            source = outer.inputs[index]
+            inner: list[UnreadConstant] = []
+            if source is None or self.gather(source, inner, depth + 1):
+                return True
+            reason = Reason("loop-input", outer.op_type)
+            held.extend(UnreadConstant(found.name, found.node, found.shape, found.dtype, reason) for found in inner)
+            return False
+        producer = value.producer()
+        if producer is None or producer.op_type not in _SPREADING:
+            return True
+        self.operators.append(_full_name(producer) if producer.domain not in _DEFAULT else producer.op_type)
+        data = False
+        for source in producer.inputs:
+            # A product of two values of the network has no constants that are its weights.
+            if source is not None and self.gather(source, held, depth + 1):
+                data = True
+        return data
 
 
 def _plain(value: Value, node: Node, where: Path) -> Iterator[UnreadConstant]:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nm2trt.artifacts.formats import PEFT, ForeignFormat, foreign_file, foreign_folder, is_adapter
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import StoredTensor
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES, open_index
 from nm2trt.layers.stream import LayerSource, LayerWeight
 
 CHECKPOINT = "checkpoint.safetensors"
-MODEL = "model.onnx"
 _MOST_CANDIDATES = 4
 _RUN_TRACES = ("run.json", "config.toml", "state", "metrics.jsonl")
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -119,7 +119,7 @@ def _file_of(path: Path) -> Path:
     if not path.is_dir():
         what = "is no file or folder" if path.exists() else "no such file or folder"
         raise InputError(what, where=path, hint="check the path")
-    for name in (CHECKPOINT, MODEL, *INDEXES, *SINGLE_FILES):
+    for name in (CHECKPOINT, ONNX_FILE, *INDEXES, *SINGLE_FILES):
         if (path / name).is_file():
             return path / name
     if any((path / name).exists() for name in _RUN_TRACES):
@@ -127,14 +127,14 @@ def _file_of(path: Path) -> Path:
             f"a run folder without {CHECKPOINT}", where=path, hint="finish the training, or train again into it"
         )
     if (path / "build.json").exists():
-        raise InputError(f"a build folder without {MODEL}", where=path, hint="export again")
+        raise InputError(f"a build folder without {ONNX_FILE}", where=path, hint="export again")
     if (found := foreign_folder(path)) is not None:
         raise _foreign(found, path)
     candidates = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _KNOWN and file.is_file())
     if candidates:
         more = ", ..." if len(candidates) > _MOST_CANDIDATES else ""
         raise InputError(
-            f"holds no checkpoint and no {MODEL} by their usual names, but "
+            f"holds no checkpoint and no {ONNX_FILE} by their usual names, but "
             + ", ".join(candidates[:_MOST_CANDIDATES])
             + more,
             where=path,
@@ -144,7 +144,7 @@ def _file_of(path: Path) -> Path:
         folder.name for folder in path.iterdir() if any((folder / name).is_file() for name in (*INDEXES, *SINGLE_FILES))
     )
     where = f"pass a folder inside it: {', '.join(inside[:_MOST_CANDIDATES])}" if inside else _HINT
-    raise InputError("holds no checkpoint and no model.onnx", where=path, hint=where)
+    raise InputError(f"holds no checkpoint and no {ONNX_FILE}", where=path, hint=where)
 
 
 def file_kind(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nm2trt.errors import ConfigError, InputError, MachineError
+from nm2trt.library_errors import one_line
 from nm2trt.models.encoder import Encoder
 from nm2trt.models.mlp import Mlp
 from nm2trt.models.resnet import CifarResNet
@@ -171,7 +172,8 @@ def _try(model: nn.Module, name: str, input_shape: Shape, classes: int) -> None:
 
 
 def _unfit(name: str, input_shape: Shape, error: Exception) -> ConfigError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ConfigError(
-        f"{name} cannot take samples {list(input_shape)}: {reason}", where="model", hint="choose another model or data"
+        f"{name} cannot take samples {list(input_shape)}: {one_line(error)}",
+        where="model",
+        hint="choose another model or data",
     )

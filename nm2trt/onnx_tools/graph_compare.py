@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
+from nm2trt.onnx_tools.constants import resolve
+from nm2trt.onnx_tools.lazy_file import raw_range
+from nm2trt.onnx_tools.proto_graph import graph_nodes, inlined
+
+Names = Literal["free", "ports", "all"]
+"""No name matters; those of inputs and outputs, by which a network is fed; also those of operators and constants, by
+which an engine knows its weights."""
 
 _WEIGHT_INPUTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1)}
-_PASSED_THROUGH = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose")
 _FLOATS = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
@@ -35,7 +42,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except Exception as error:  # noqa: BLE001 -- protobuf's own errors pass through onnx
-        raise InputError(f"is no readable ONNX ({str(error)[:160]})", where=path, hint=hint) from None
+        raise InputError(f"is no readable ONNX ({one_line(error)})", where=path, hint=hint) from None
     if not model.graph.node or not model.graph.output:
         raise InputError("is no ONNX model: no operator in it", where=path, hint=hint)
     return model
@@ -55,19 +62,25 @@ def precision_of(model: onnx.ModelProto) -> str:
 
 
 def weights(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, NDArray[Any]]]:
-    """Constant weights of convolutions and matrix products, each with its values; found through Q/DQ and casts."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {output: node for node in model.graph.node for output in node.output}
-    seen: set[str] = set()
-    for node in model.graph.node:
-        for index in _WEIGHT_INPUTS.get(node.op_type, ()):
-            name = node.input[index] if index < len(node.input) else ""
-            while name not in constants and name in makers and makers[name].op_type in _PASSED_THROUGH:
-                name = makers[name].input[0]
-            tensor = constants.get(name)
-            if tensor is not None and name not in seen and len(tensor.dims) > 1:
-                seen.add(name)
-                yield tensor, numpy_helper.to_array(tensor)
+    """Constant weights of convolutions and matrix products, bodies of loops and branches included, with their values.
+
+    Args:
+        model: With its data in it. Of one that calls its own functions the tensors are those of an inlined copy.
+
+    Yields:
+        The stored tensor, each once, found as `nm2trt.onnx_tools.constants.resolve` does; and its values as stored.
+
+    Raises:
+        InputError: A tensor's data contradict its shape.
+    """
+    seen: set[int] = set()
+    for node in graph_nodes(model, Path()):
+        for index in _WEIGHT_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ():
+            found = resolve(node.inputs[index], Path()) if index < len(node.inputs) else None
+            if found is None or len(found.tensor.shape) < 2 or id(found.tensor.proto) in seen:
+                continue
+            seen.add(id(found.tensor.proto))
+            yield found.tensor.proto, numpy_helper.to_array(found.tensor.proto)
 
 
 def zero_share(model: onnx.ModelProto) -> float:
@@ -83,7 +96,7 @@ def fill_pruned(model: onnx.ModelProto, *, seed: int) -> onnx.ModelProto:
     The result computes something else and is only good for timing: same graph, same shapes, dense values.
     """
     filled = onnx.ModelProto()
-    filled.CopyFrom(model)
+    filled.CopyFrom(inlined(model, Path()))
     rng = np.random.default_rng(seed)
     for tensor, values in weights(filled):
         zeros = values == 0
@@ -116,24 +129,51 @@ def check_same_graph(dense: onnx.ModelProto, sparse: onnx.ModelProto, *, where: 
             where=where,
             hint="export both in one precision",
         )
-    difference = _first_difference(_canonical(dense.graph), _canonical(sparse.graph))
+    difference = find_difference(dense, sparse, words=("the dense network", "the sparse one"))
     if difference:
         raise InputError(
             f"not the same graph: {difference}", where=where, hint="export both from the same model with one exporter"
         )
 
 
-def _first_difference(dense: list[tuple[str, str]], sparse: list[tuple[str, str]]) -> str:
-    for (name, one), (_, other) in zip(dense, sparse, strict=False):
-        if one != other:
-            return f"at {name} the dense network has {one}, the sparse one {other}"
-    if len(dense) != len(sparse):
-        return f"the dense network has {len(dense)} operators and ports, the sparse one {len(sparse)}"
+def find_difference(
+    one: onnx.ModelProto, other: onnx.ModelProto, *, words: tuple[str, str], names: Names = "free"
+) -> str:
+    """Hold two networks to the same operators in the same order, wiring, attributes, and shapes and types of constants.
+
+    Args:
+        one: A network; its weights need not have been read.
+        other: Another one.
+        words: What the two are called in the answer.
+        names: Which names have to agree as well.
+
+    Returns:
+        The first difference in words; empty where there is none.
+    """
+    lines, others = (
+        [*_port_lines(model.graph, names), *_canonical(model.graph, named=names == "all")] for model in (one, other)
+    )
+    for (place, mine), (_, theirs) in zip(lines, others, strict=False):
+        if mine != theirs:
+            return f"at {place} {words[0]} has {mine}, {words[1]} {theirs}"
+    if len(lines) != len(others):
+        return f"{words[0]} has {len(lines)} operators and ports, {words[1]} {len(others)}"
     return ""
 
 
-def _canonical(graph: onnx.GraphProto, outer: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Describe a graph line by line without its names: (where, what)."""
+def _port_lines(graph: onnx.GraphProto, names: Names) -> list[tuple[str, str]]:
+    if names == "free":
+        return []
+    constants = {tensor.name for tensor in graph.initializer}
+    ports = [("input", one) for one in graph.input if one.name not in constants]
+    ports += [("output", one) for one in graph.output]
+    return [(kind, f"{value.name} {_type(value)}") for kind, value in ports]
+
+
+def _canonical(
+    graph: onnx.GraphProto, outer: Mapping[str, str] | None = None, *, named: bool = False
+) -> list[tuple[str, str]]:
+    """Describe a graph line by line: (where, what); without its names, or with those of operators and constants."""
     names = dict(outer or {}, **{"": "nothing"})
     constants = {tensor.name: tensor for tensor in graph.initializer}
     lines = []
@@ -146,13 +186,15 @@ def _canonical(graph: onnx.GraphProto, outer: Mapping[str, str] | None = None) -
         for name in node.input:
             if name not in names and name in constants:
                 # Numbered by first use, so a constant that is shared stays told from two equal ones.
-                names[name] = f"constant {index}.{len(arguments)} {_constant(constants[name])}"
+                own = f" {name}" if named else ""
+                names[name] = f"constant {index}.{len(arguments)}{own} {_constant(constants[name])}"
             arguments.append(names.get(name, f"undefined {name}"))
         for position, name in enumerate(node.output):
             names[name] = f"operator {index}.{position}"
-        attributes = ", ".join(sorted(_attribute(attribute, names) for attribute in node.attribute))
+        attributes = ", ".join(sorted(_attribute(attribute, names, named=named) for attribute in node.attribute))
         domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
-        lines.append((f"operator {index}", f"{domain}{node.op_type}({'; '.join(arguments)})[{attributes}]"))
+        own = f"{node.name}: " if named else ""
+        lines.append((f"operator {index}", f"{own}{domain}{node.op_type}({'; '.join(arguments)})[{attributes}]"))
     for index, value in enumerate(graph.output):
         lines.append((f"output {index}", names.get(value.name, "a constant")))
     return lines
@@ -172,14 +214,15 @@ def _dtype(number: int) -> str:
 def _constant(tensor: onnx.TensorProto) -> str:
     shape = ",".join(map(str, tensor.dims))
     described = f"{_dtype(tensor.data_type)}[{shape}]"
-    if tensor.data_type == onnx.TensorProto.INT64:
+    in_file = tensor.data_location == onnx.TensorProto.EXTERNAL or raw_range(tensor, Path()) is not None
+    if tensor.data_type == onnx.TensorProto.INT64 and not in_file:
         described += f"={numpy_helper.to_array(tensor).ravel()[:16].tolist()}"
     return described
 
 
-def _attribute(attribute: onnx.AttributeProto, names: Mapping[str, str]) -> str:
+def _attribute(attribute: onnx.AttributeProto, names: Mapping[str, str], *, named: bool) -> str:
     if attribute.type == onnx.AttributeProto.TENSOR:
         return f"{attribute.name}={_constant(attribute.t)}"
     if attribute.type == onnx.AttributeProto.GRAPH:
-        return f"{attribute.name}={_canonical(attribute.g, names)}"
+        return f"{attribute.name}={_canonical(attribute.g, names, named=named)}"
     return f"{attribute.name}={onnx.helper.get_attribute_value(attribute)!r}"

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _RESIZES = ("Resize", "Upsample")
@@ -39,9 +40,8 @@ def raise_opset(proto: onnx.ModelProto, target: int, path: Path) -> onnx.ModelPr
     try:
         converted: onnx.ModelProto = onnx.version_converter.convert_version(proto, target)
     except Exception as error:  # noqa: BLE001 -- the converter's errors have no common class
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
-            f"is of opset {version} and cannot be converted to {target}: {reason}",
+            f"is of opset {version} and cannot be converted to {target}: {one_line(error, whole=True)}",
             where=path,
             hint="export it again with a newer opset",
         ) from None

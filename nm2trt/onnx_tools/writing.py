@@ -11,12 +11,15 @@ import onnx_ir as ir
 
 from nm2trt.artifacts import write_atomic
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 
 DATA_SUFFIX = ".data"
 EXTERNAL_ABOVE_BYTES = 2_000_000_000
 """Weights beyond this lie beside the model: a protobuf message ends at 2 GiB."""
 
 _SMALL_BYTES = 1024
+_LONGEST_REASON = 600
+"""Of onnx's checker, which writes the node out."""
 
 
 def weights_size_bytes(model: ir.Model) -> int:
@@ -75,8 +78,9 @@ def check_onnx(path: Path, *, strict: bool = True) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=strict)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"is no valid ONNX: {reason[:600]}", where=path.name) from None
+        raise InputError(
+            f"is no valid ONNX: {one_line(error, longest=_LONGEST_REASON, whole=True)}", where=path.name
+        ) from None
 
 
 def _sync(path: Path) -> None:

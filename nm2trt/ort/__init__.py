@@ -15,12 +15,14 @@ from nm2trt.ort.compare_outputs import (
     describe_comparison,
     first_failure,
     merge_comparisons,
+    summarize_comparison,
 )
-from nm2trt.ort.open_session import find_safe_level, open_session
+from nm2trt.ort.open_session import SessionError, find_safe_level, open_session, run_session, runtime_reason
 
 __all__ = [
     "OutputComparison",
     "Reason",
+    "SessionError",
     "as_arrays",
     "compare_output",
     "compare_outputs",
@@ -30,4 +32,7 @@ __all__ = [
     "first_failure",
     "merge_comparisons",
     "open_session",
+    "run_session",
+    "runtime_reason",
+    "summarize_comparison",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nm2trt.library_errors import one_line
-from nm2trt.ort import Reason, first_failure, open_session
+from nm2trt.ort import Reason, SessionError, first_failure, open_session, runtime_reason
 from nm2trt.ort import compare_outputs as compare_arrays
-from nm2trt.threads import settle_session
+from nm2trt.ort.open_session import Level
+from nm2trt.ort.random_inputs import NUMPY_TYPES, draw_values
 
 _DYNAMIC_SIZES = (64, 32, 16, 224, 8)
 """Tried in turn for axes of unknown size other than the first, which gets a batch of 2, then of 1."""
@@ -23,17 +24,6 @@ _NOISE_FACTOR = 10.0
 _TELLING_NOISE = 0.05
 """Outputs that move more than this when nothing but rounding changes tell nothing."""
 _TRIALS = 3
-
-_NUMPY = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(bool)": np.bool_,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +47,20 @@ def compare_outputs(original: Path, changed: Path, dtypes: set[str]) -> OutputCo
     Returns:
         "unchecked" where ONNX Runtime cannot run the original, or its outputs are no more than rounding noise.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError:
+    if importlib.util.find_spec("onnxruntime") is None:
         return OutputComparison("unchecked", None, "ONNX Runtime is not installed")
-    plain, unoptimized = ort.SessionOptions(), ort.SessionOptions()
-    settle_session(plain)
-    settle_session(unoptimized)
-    plain.log_severity_level = unoptimized.log_severity_level = 4
-    unoptimized.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted: tuple[tuple[Path, Level | None], ...] = ((original, None), (original, "none"), (changed, None))
     try:
-        sessions = [
-            open_session(str(path), options)
-            for path, options in ((original, plain), (original, unoptimized), (changed, plain))
-        ]
-    except Exception as error:  # noqa: BLE001 -- the runtime's own error types
-        return OutputComparison("unchecked", None, f"ONNX Runtime cannot load it: {one_line(error)}")
+        sessions = [open_session(str(path), level=level) for path, level in wanted]
+    except SessionError as error:
+        return OutputComparison("unchecked", None, f"ONNX Runtime cannot load it: {error.reason}")
     failure = "an input has a type that is not made up here"
     for batch, size in ((batch, size) for size in _DYNAMIC_SIZES for batch in (2, 1)):
         feeds = _feeds(sessions[0].get_inputs(), batch, size)
         try:
             runs = [[session.run(None, feed) for session in sessions[:2]] for feed in feeds]
         except Exception as error:  # noqa: BLE001 -- sizes that do not fit raise whatever the operator raises
-            failure = f"ONNX Runtime cannot run it on random inputs: {one_line(error)}"
+            failure = f"ONNX Runtime cannot run it on random inputs: {runtime_reason(error)}"
             continue
         if not feeds:
             break
@@ -135,7 +116,7 @@ def _difference(left: Any, right: Any) -> float:
 
 
 def _feeds(inputs: list[Any], batch: int, size: int) -> list[dict[str, NDArray[Any]]]:
-    if any(port.type not in _NUMPY for port in inputs):
+    if any(port.type not in NUMPY_TYPES for port in inputs):
         return []
     # An axis of the batch's name is as long as the batch, wherever it is.
     batches = {port.shape[0] for port in inputs if port.shape and isinstance(port.shape[0], str)}
@@ -160,8 +141,4 @@ def _random(rng: np.random.Generator, port: Any, batch: int, size: int, batches:
         length if isinstance(length, int) else (batch if axis == 0 or length in batches else size)
         for axis, length in enumerate(port.shape)
     ]
-    dtype = _NUMPY[port.type]
-    if np.dtype(dtype).kind == "f":
-        return np.asarray(rng.standard_normal(shape)).astype(dtype)
-    # Small integers are tokens, masks and lengths alike.
-    return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
+    return draw_values(rng, shape, NUMPY_TYPES[port.type])

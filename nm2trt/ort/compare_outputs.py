@@ -9,6 +9,8 @@ The rules, the same wherever outputs are compared:
   magnitude of the reference. Where that is 0 the error itself is held against the tolerance.
 - NaN and infinities are at the same places with the same sign. So is a fill value, of magnitude 1e30 or more, as
   masks write it: it is held against itself and sets no size, since beside it everything else would look small.
+  Wherever outputs are compared this is the one rule for NaN: here, in the figures of `nm2trt.ort.similarity`, and on a
+  GPU in `nm2trt.torch_sparse.products.relative_error`.
 - An output without elements agrees with another of its shape. One of rank 0 is one element.
 
 A large output can be compared piece by piece: `merge_comparisons` gives what the whole would have given.
@@ -236,6 +238,17 @@ def describe_comparison(result: OutputComparison, *, other: str = "found") -> st
         result: Of one output.
         other: Who gave the values that are held against the reference's, such as "ONNX Runtime".
     """
+    summary = summarize_comparison(result)
+    if result.structural is not None:
+        return summary
+    where = f"at [{', '.join(map(str, result.index))}]" if result.index else ""
+    values = f"reference {result.expected}, {other} {result.found}" if result.index is not None else ""
+    place = ", ".join(filter(None, (result.piece, ": ".join(filter(None, (where, values))))))
+    return f"{summary}; {place}" if place else summary
+
+
+def summarize_comparison(result: OutputComparison) -> str:
+    """What differs, without where."""
     reason = result.reason
     if reason is Reason.MISSING:
         return f"output {result.name} is missing ({result.expected} in the reference)"
@@ -243,18 +256,14 @@ def describe_comparison(result: OutputComparison, *, other: str = "found") -> st
         return f"output {result.name} ({result.found}) is not the reference's"
     if reason in (Reason.SHAPE, Reason.DTYPE):
         return f"output {result.name} is {result.found}, not {result.expected}"
-    where = f"at [{', '.join(map(str, result.index))}]" if result.index else ""
-    values = f"reference {result.expected}, {other} {result.found}" if result.index is not None else ""
-    place = ", ".join(filter(None, (result.piece, ": ".join(filter(None, (where, values))))))
-    place = f"; {place}" if place else ""
     if reason is Reason.NON_FINITE:
         return (
             f"output {result.name}: {result.non_finite_mismatches} of {result.elements} elements are NaN, infinite "
-            f"or fill values on one side only{place}"
+            f"or fill values on one side only"
         )
     if result.exact:
-        return f"output {result.name}: {result.mismatches} of {result.elements} elements are not equal{place}"
-    return f"output {result.name}: largest error {result.max_rel_error:.2e} of its size {result.scale:g}{place}"
+        return f"output {result.name}: {result.mismatches} of {result.elements} elements are not equal"
+    return f"output {result.name}: largest error {result.max_rel_error:.2e} of its size {result.scale:g}"
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

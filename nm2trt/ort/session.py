@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +13,13 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import InputError
 from nm2trt.onnx_tools.convert_precision import convert
 from nm2trt.onnx_tools.writing import EXTERNAL_ABOVE_BYTES, weights_size_bytes
+from nm2trt.ort.open_session import SessionError, open_session, run_session
 
 Array = NDArray[Any]
-
-_FAILED_NODE = re.compile(r"while running (\S+) node\. Name:'([^']*)'\s*Status Message:\s*(.*)", re.DOTALL)
-_LOCATION = re.compile(r"^\S+:\d+ .*?\) ")
-_QUIET = 4
 
 
 class Session:
@@ -45,16 +42,15 @@ class Session:
             for name, kind in self._types.items()
         }
         try:
-            found = self._session.run(None, given)
-        except Exception as error:  # noqa: BLE001 -- onnxruntime's exception classes have no public base
+            return run_session(self._session, given)
+        except SessionError as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in given.items())
             raise InputError(
-                f"the graph refuses {shapes}: {one_line(error)}",
+                f"the graph refuses {shapes}: {error.reason}",
                 where=self._where,
                 hint="choose a --batch that it takes, say what its inputs hold with --fixed or --samples, or export it "
                 "with a free batch",
             ) from None
-        return dict(zip(self.outputs, found, strict=True))
 
 
 def session_of(path: Path, *, optimized: bool = True) -> Session:
@@ -77,35 +73,16 @@ def session_of_model(model: ir.Model, path: Path, *, optimized: bool = True) -> 
         ir.external_data.load_to_model(model)
         return _opened(ir.to_proto(model).SerializeToString(), path.name, optimized=optimized)
     with tempfile.TemporaryDirectory(prefix="nm2trt-export-") as folder:
-        file = Path(folder) / "model.onnx"
-        ir.save(model, file, external_data="model.onnx.data")
+        file = Path(folder) / ONNX_FILE
+        ir.save(model, file, external_data=f"{ONNX_FILE}.data")
         return _opened(str(file), path.name, optimized=optimized)
 
 
-def one_line(error: Exception) -> str:
-    """What ONNX Runtime says, without its own file names and with the node where one failed."""
-    text = " ".join(str(error).split())
-    found = _FAILED_NODE.search(text)
-    if found:
-        return f"node {found[2]} ({found[1]}): {_LOCATION.sub('', found[3])[:300]}"
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:400] or type(error).__name__
-
-
 def _opened(content: str | bytes, where: str, *, optimized: bool) -> Session:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _QUIET
-    # As many threads as torch has, and none that waits by turning: such a wait is processor time of the user's others.
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    levels = onnxruntime.GraphOptimizationLevel
-    # The extended level of 1.31 crashes on an exported cross-attention, and its fusions are no part of the file.
-    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise InputError(f"ONNX Runtime refuses the model: {one_line(error)}", where=where) from error
+    # As many threads as torch has. The extended fusions are no part of the file.
+    session = open_session(
+        content, where=where, level="basic" if optimized else "none", threads=torch.get_num_threads()
+    )
     return Session(session, where)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nm2trt._version import __version__
 from nm2trt.artifacts.host import installed_version
 from nm2trt.extras import EXTRAS, explain_missing_module, install_line, missing_modules
+from nm2trt.library_errors import one_line
 from nm2trt.threads import available_cpus
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ def _module(distribution: str, module: str, gives: str, hint: str) -> Finding:
     try:
         importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 -- a broken install may raise anything; it is the finding
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Finding(
-            distribution, present=False, detail=f"{version} installed, cannot be imported: {reason}", hint=hint
+            distribution, present=False, detail=f"{version} installed, cannot be imported: {one_line(error)}", hint=hint
         )
     return Finding(distribution, present=True, detail=f"{version}; {gives}")
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 
 from nm2trt.artifacts import BatchRange, EngineRecord, GraphPort, Variant
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.engine import BuildProgress, Chosen, EngineSettings, Network, build_variants, legal_nodes, ort_session
 from nm2trt.errors import InputError
-from nm2trt.layers.sources import MODEL
+from nm2trt.onnx_tools.graph_compare import find_difference
 from nm2trt.onnx_tools.lazy_file import read_model
 from nm2trt.verify import ELIGIBLE, verify_path
 
@@ -93,7 +93,7 @@ def profile_of(
             named = ", ".join(f"{index} ({port.shape[index]})" for index in dynamic)
             raise InputError(
                 f"dimension {named} of input {port.name!r} has no size",
-                where=MODEL,
+                where=ONNX_FILE,
                 hint="only the batch may vary: fix the others before the export",
             )
         smallest, optimal, largest = (
@@ -106,18 +106,15 @@ def profile_of(
 
 def _take_dense(source: Path, folder: Path, sparse: str) -> str:
     """Copy the dense network into the build folder, with its external data, once it has proved to be the same one."""
-    path = source / MODEL if source.is_dir() else source
+    path = source / ONNX_FILE if source.is_dir() else source
     hint = "--dense takes the same network with other weights, exported with the same options"
     if not path.is_file():
         raise InputError("no ONNX file", where=path, hint=hint)
-    found, expected = _anatomy(path), _anatomy(folder / sparse)
-    for what, mine in found.items():
-        if mine != expected[what]:
-            less, more = expected[what] - mine, mine - expected[what]
-            listed = [f"lacks {one}" for one in sorted(less)] + [f"has {one}" for one in sorted(more)]
-            raise InputError(
-                f"is not the sparse network with other weights: {what}: {', '.join(listed[:4])}", where=path, hint=hint
-            )
+    difference = find_difference(
+        read_model(path), read_model(folder / sparse), words=("it", "the sparse network"), names="ports"
+    )
+    if difference:
+        raise InputError(f"is not the sparse network with other weights: {difference}", where=path, hint=hint)
     _check_dense(path, folder / sparse)
     copy_onnx(path, folder / DENSE_MODEL)
     return DENSE_MODEL
@@ -148,24 +145,3 @@ def copy_onnx(source: Path, target: Path) -> None:
     data = f"{target.name}.data"
     (target.parent / data).unlink(missing_ok=True)
     onnx.save(model, str(target), save_as_external_data=True, location=data, size_threshold=1024)
-
-
-def _anatomy(path: Path) -> dict[str, Counter[str]]:
-    """What two networks must share for their engines to be comparable."""
-    graph = read_model(path).graph
-    name_of = onnx.TensorProto.DataType.Name
-    constants = {tensor.name for tensor in graph.initializer}
-
-    def port(value: onnx.ValueInfoProto) -> str:
-        tensor = value.type.tensor_type
-        sizes = [str(size.dim_value) if size.HasField("dim_value") else "*" for size in tensor.shape.dim]
-        return f"{value.name} {'x'.join(sizes)} {name_of(tensor.elem_type)}"
-
-    return {
-        "inputs": Counter(port(value) for value in graph.input if value.name not in constants),
-        "outputs": Counter(port(value) for value in graph.output),
-        "nodes": Counter(node.op_type for node in graph.node),
-        "weights": Counter(
-            f"{'x'.join(map(str, tensor.dims))} {name_of(tensor.data_type)}" for tensor in graph.initializer
-        ),
-    }

@@ -19,6 +19,7 @@ from nm2trt.artifacts import (
     staged_folder,
 )
 from nm2trt.artifacts.files import check_output
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.engine import Chosen, check_settings, choose_builder, chosen_fact, faster_fact
 from nm2trt.errors import InputError
 from nm2trt.export import (
@@ -39,7 +40,6 @@ from nm2trt.export import (
 )
 from nm2trt.export.inputs import parse_fixed, parse_sizes
 from nm2trt.export.quantized import check_tensorrt_takes
-from nm2trt.layers.sources import MODEL
 from nm2trt.pipelines.engines import build_engines
 from nm2trt.pipelines.export_config import USUAL_BATCH, ExportConfig, SourceOptions
 from nm2trt.pipelines.progress import ignore_progress
@@ -109,11 +109,11 @@ def failures(document: BuildDocument) -> list[str]:
     lines = []
     numerics = document.numerics
     if numerics is not None and not numerics.passed:
-        lines.append(f"{MODEL}: {_difference(numerics)}")
+        lines.append(f"{ONNX_FILE}: {_difference(numerics)}")
     if document.source.pattern is not None and document.pattern["verdict"] != "pass":
-        lines.append(f"{MODEL}: {'; '.join(document.pattern['problems'])}{_first_bad(document)}")
+        lines.append(f"{ONNX_FILE}: {'; '.join(document.pattern['problems'])}{_first_bad(document)}")
     if document.calibration is not None:
-        lines += [f"{MODEL}: {problem}" for problem in document.calibration.problems]
+        lines += [f"{ONNX_FILE}: {problem}" for problem in document.calibration.problems]
     lines += [f"{engine.variant} engine: {engine.error} ({engine.log})" for engine in document.engines if engine.error]
     return lines
 
@@ -127,9 +127,9 @@ def _difference(numerics: NumericsRecord) -> str:
             f"outputs differ from the reference's by {numerics.max_rel_error:.2e} of the largest output, "
             f"more than {numerics.tolerance:.0e}, at {numerics.max_abs_error_at}{more}"
         )
-    first = next((one for one in failed if numerics.max_abs_error_at.startswith(f"{one.name}: ")), failed[0])
-    at = numerics.max_abs_error_at.removeprefix(f"{first.name}: ")
-    return f"{first.message.partition('; ')[0]}{f', first at {at}' if at else ''}{more}"
+    first = next((one for one in failed if one.name == numerics.worst), failed[0])
+    at = first.max_abs_error_at
+    return f"{first.summary}{f', first at {at}' if at else ''}{more}"
 
 
 def _first_bad(document: BuildDocument) -> str:
@@ -187,7 +187,7 @@ def _export_into(
     else:
         numerics = _compared(folder, network, batch, config, progress)
     progress("counting the pattern")
-    checked = verify_path(folder / MODEL, source=MODEL)
+    checked = verify_path(folder / ONNX_FILE, source=ONNX_FILE)
     inputs, outputs = graph_ports(network.model)
     kept = () if calibration is None else calibration.kept_float
     engines = _engines(folder, inputs, batch, config, chosen, sm, kept, progress)
@@ -229,12 +229,12 @@ def _compared(
 ) -> NumericsRecord:
     """Write the network and hold it against its source."""
     samples = _samples(network, batch, config.source)
-    network.write(folder / MODEL, external=config.source.external_data)
-    check_onnx(folder / MODEL, strict=network.converted_to is not None)
+    network.write(folder / ONNX_FILE, external=config.source.external_data)
+    check_onnx(folder / ONNX_FILE, strict=network.converted_to is not None)
     progress("comparing outputs")
     return check_numerics(
         network.reference,
-        folder / MODEL,
+        folder / ONNX_FILE,
         samples,
         batch,
         tolerance=config.tolerance or network.tolerance,
@@ -263,7 +263,7 @@ def _engines(
     with tempfile.TemporaryDirectory(prefix="nm2trt-dense-") as temporary:
         if settings.dense is not None and chosen.builder is not None:
             progress(f"exporting {settings.dense.name} to ONNX for the dense engine")
-            dense = Path(temporary) / MODEL
+            dense = Path(temporary) / ONNX_FILE
             network = _exported(settings.dense, config)
             if config.precision == "int8" and "int8" not in network.precision:
                 from nm2trt.pipelines.export_int8 import write_dense_int8
@@ -273,9 +273,9 @@ def _engines(
                 network.write(dense, external=config.source.external_data)
             settings = settings.model_copy(update={"dense": dense})
         engines = build_engines(
-            folder, inputs, onnx=MODEL, batch=batch, chosen=chosen, sm=sm, settings=settings, progress=progress
+            folder, inputs, onnx=ONNX_FILE, batch=batch, chosen=chosen, sm=sm, settings=settings, progress=progress
         )
     refused = next((engine for engine in engines if engine.error_code == "parser-refused"), None)
     if refused is not None:
-        raise InputError(str(refused.error), where=MODEL, hint="export the network with other operators")
+        raise InputError(str(refused.error), where=ONNX_FILE, hint="export the network with other operators")
     return engines

@@ -14,12 +14,12 @@ import numpy as np
 from nm2trt.artifacts import BatchRange, NumericsRecord, sha256_of, write_atomic
 from nm2trt.artifacts.build import CalibrationRecord
 from nm2trt.artifacts.calibration import CalibrationDocument, ModelFile, document_path
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.calibration.graph import open_float_graph
 from nm2trt.calibration.sources import open_data
 from nm2trt.errors import ConfigError
 from nm2trt.export import Exported, Samples, check_numerics, check_onnx, export_source, sample_count
 from nm2trt.export.reference import laid_out
-from nm2trt.layers.sources import MODEL
 from nm2trt.pipelines.calibrate import CalibrationConfig, calibrate_model
 from nm2trt.pipelines.export_config import ExportConfig
 
@@ -61,11 +61,13 @@ def quantize_network(
             notes=network.notes,
         )
         with _calibrated(path, settings, progress) as (quantized, document):
-            quantized.write(folder / MODEL, external=config.source.external_data)
-    found = ModelFile(name=MODEL, sha256=sha256_of(folder / MODEL), size_bytes=(folder / MODEL).stat().st_size)
+            quantized.write(folder / ONNX_FILE, external=config.source.external_data)
+    found = ModelFile(
+        name=ONNX_FILE, sha256=sha256_of(folder / ONNX_FILE), size_bytes=(folder / ONNX_FILE).stat().st_size
+    )
     document = document.model_copy(update={"output": found})
-    write_atomic(document_path(folder / MODEL), document.to_json())
-    file = document_path(Path(MODEL)).name
+    write_atomic(document_path(folder / ONNX_FILE), document.to_json())
+    file = document_path(Path(ONNX_FILE)).name
     numerics = numerics.model_copy(update={"notes": (*numerics.notes, _BEFORE.format(file=file))})
     joined = replace(
         network,
@@ -116,7 +118,7 @@ def _settings(network: Exported, config: ExportConfig) -> CalibrationConfig:
 
 
 def _written(network: Exported, folder: Path) -> Path:
-    path = folder / "float" / MODEL
+    path = folder / "float" / ONNX_FILE
     path.parent.mkdir()
     network.write(path)
     check_onnx(path, strict=network.converted_to is not None)
@@ -133,7 +135,7 @@ def _calibrated(
         progress(f"{what}: {done} of {of}" if of else what)
 
     with tempfile.TemporaryDirectory(prefix="nm2trt-int8-") as temporary:
-        output = Path(temporary) / MODEL
+        output = Path(temporary) / ONNX_FILE
         document = calibrate_model(path, output, settings, progress=tell)
         yield export_source(output), document
 

@@ -21,6 +21,7 @@ from nm2trt.artifacts import (
     this_platform,
 )
 from nm2trt.artifacts.code_trust import check_code
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.engine import (
     RefitJob,
     Refitter,
@@ -32,7 +33,6 @@ from nm2trt.engine import (
     run_refit,
 )
 from nm2trt.errors import InputError, MachineError
-from nm2trt.layers.sources import MODEL
 from nm2trt.pipelines.engines import copy_onnx
 from nm2trt.pipelines.export import export_network
 from nm2trt.pipelines.export_config import ExportConfig
@@ -72,13 +72,13 @@ def refit_build(
     engines = _refittable(folder, build)
     with tempfile.TemporaryDirectory(prefix="nm2trt-refit-") as temporary:
         new, exported = _new_onnx(folder, build, checkpoint, Path(temporary), trust=trust)
-        check_same_graph(folder / MODEL, new)
-        check_pattern(folder / MODEL, new)
+        check_same_graph(folder / ONNX_FILE, new)
+        check_pattern(folder / ONNX_FILE, new)
         # Only now does the machine matter, and only now is a plan opened.
         plans = _checked_plans(folder, engines, here or this_machine(), trust=trust)
         with staged_folder(folder, force=True) as staged:
             shutil.copytree(folder, staged, dirs_exist_ok=True)
-            copy_onnx(new, staged / MODEL)
+            copy_onnx(new, staged / ONNX_FILE)
             renew_engine_cache(staged)
             records = [_refit(engine, plans, staged, refitter or run_refit, folder) for engine in build.engines]
             document = _updated(build, exported, records, staged)
@@ -135,7 +135,7 @@ def _new_onnx(
     config = export_config(build, checkpoint, trust=trust)
     if config.source.model is not None:
         check_code(folder / build.FILE, build.named_code(), trust=trust)
-    return temporary / "build" / MODEL, export_network(checkpoint, temporary / "build", config)
+    return temporary / "build" / ONNX_FILE, export_network(checkpoint, temporary / "build", config)
 
 
 def export_config(build: BuildDocument, checkpoint: Path, *, trust: bool = False) -> ExportConfig:
@@ -185,7 +185,7 @@ def _refit(
         return engine
     plan = staged / engine.file
     log = staged / f"{plan.stem}.refit.log"
-    answer = refitter(RefitJob(plan=plans[engine.file], onnx=staged / MODEL, output=plan, log=log))
+    answer = refitter(RefitJob(plan=plans[engine.file], onnx=staged / ONNX_FILE, output=plan, log=log))
     if answer.error is not None:
         # The staged folder goes, and with it the only account of what TensorRT said.
         kept = folder.with_name(f"{folder.name}-{log.name}")
@@ -203,7 +203,7 @@ def _updated(
     build: BuildDocument, exported: BuildDocument | None, records: list[EngineRecord], staged: Path
 ) -> BuildDocument:
     """The manifest of the refitted build: what the new weights changed is new, the rest stays."""
-    checked = verify_path(staged / MODEL, source=MODEL)
+    checked = verify_path(staged / ONNX_FILE, source=ONNX_FILE)
     pattern = document_of(checked).model_dump(mode="json", by_alias=True)
     (staged / BuildDocument.FILE).unlink()
     changes: dict[str, Any] = {"engines": records, "pattern": pattern, "host": host_record()}
@@ -214,8 +214,11 @@ def _updated(
         changes |= {"source": exported.source, "numerics": exported.numerics, "verdict": exported.verdict}
         facts = build.facts.model_copy(update={"legal": exported.facts.legal, "eligible": exported.facts.eligible})
     else:
-        name = f"ONNX of sha256 {sha256_of(staged / MODEL)[:12]}"
-        changes |= {"source": BuildSource(kind="onnx", name=name, sha256=sha256_of(staged / MODEL)), "numerics": None}
+        name = f"ONNX of sha256 {sha256_of(staged / ONNX_FILE)[:12]}"
+        changes |= {
+            "source": BuildSource(kind="onnx", name=name, sha256=sha256_of(staged / ONNX_FILE)),
+            "numerics": None,
+        }
         facts = build.facts
     changes["facts"] = facts.model_copy(update={"faster": unmeasured})
     changes["files"] = file_records(staged)

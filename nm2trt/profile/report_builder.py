@@ -209,6 +209,7 @@ def _contrast(over: VariantName, under: VariantName, ratio: RatioRecord, floor: 
         ratio=ratio,
         finding=finding,
         sentence=f"{over} / {under} {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]; {what}",
+        shows=what,
     )
 
 

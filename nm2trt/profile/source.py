@@ -8,10 +8,9 @@ from pathlib import Path
 import onnx
 
 from nm2trt.artifacts import BuildDocument, NetworkRecord, sha256_of
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import InputError
 from nm2trt.onnx_tools.graph_compare import read_model, zero_share
-
-ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,8 +114,7 @@ def contrasts_section(report: ReportDocument) -> Section | None:
     for batch in report.batches:
         size = batch.label
         rows += [
-            (size, f"{one.over} / {one.under}", _ratio(one.ratio), one.sentence.partition("; ")[2])
-            for one in batch.contrasts
+            (size, f"{one.over} / {one.under}", _ratio(one.ratio), one.shows or one.sentence) for one in batch.contrasts
         ]
         rows += [
             (size, f"{batch.baseline} / sparse", _ratio(ratio), f"build {number + 1} alone")

@@ -15,7 +15,6 @@ from nm2trt.artifacts.package import KEPT_LOADED, Platform
 from nm2trt.serve.ports import batched_ports
 
 PLAN = "model.plan"
-ONNX = "model.onnx"
 LABELS = "labels.txt"
 ENGINE_CACHES = "/tmp/nm2trt-engines-"  # noqa: S108 -- in the server's container
 """Each network's folder begins with this."""

@@ -12,16 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nm2trt.artifacts import GraphPort
+from nm2trt.ort.random_inputs import draw_values, is_mask, make_mask
 from nm2trt.serve.ports import numpy_type
 
 Array = NDArray[Any]
 
 _AFTER_COVERING = 16
 _SEED = 0
-_FIRST_PADDED = 0.75
 _NUMBERS_BELOW = 100
 """Of integers that nothing bounds and that are no flags."""
-_MASK = re.compile(r"mask", re.I)
 _LENGTH = re.compile(r"(^|[_.])len(gth)?s?($|[_.\d])|lengths?$", re.I)
 
 
@@ -42,11 +41,6 @@ class InputRange:
 
 Limits = Mapping[str, int | InputRange]
 """Input name -> range; a number is `below` for all positions."""
-
-
-def is_mask(name: str) -> bool:
-    """Whether an input's name says that it is a mask of ones and padding."""
-    return bool(_MASK.search(name))
 
 
 def is_length(name: str) -> bool:
@@ -94,7 +88,7 @@ def draw_arrays(
         elif known is not None:
             arrays[port.name] = _numbers(known.low, (count, *shape), rng).astype(kind)
         elif is_mask(port.name) and shape:
-            arrays[port.name] = _mask((total, *shape), covering).astype(kind)
+            arrays[port.name] = make_mask((total, *shape), kind, whole=covering + 1)
         else:
             arrays[port.name] = _noise(port.name, kind, (count, *shape), longest, rng)
     return total, arrays
@@ -149,20 +143,10 @@ def _numbers(low: int, shape: tuple[int, ...], rng: np.random.Generator) -> Arra
     return numbers
 
 
-def _mask(shape: tuple[int, ...], covering: int) -> Array:
-    """Ones; behind the samples that must not hide a token, every other sample is padded at its end."""
-    mask = np.ones(shape, dtype=np.int64)
-    mask[covering + 1 :: 2, ..., math.ceil(shape[-1] * _FIRST_PADDED) :] = 0
-    return mask
-
-
 def _noise(name: str, kind: np.dtype[Any], shape: tuple[int, ...], longest: int, rng: np.random.Generator) -> Array:
-    if kind.kind == "f":
-        return rng.standard_normal(shape).astype(kind)
     if is_length(name) and kind.kind in "iu":
         return rng.integers(1, max(min(longest, np.iinfo(kind).max), 1) + 1, shape).astype(kind)
     if kind.itemsize == 1 and kind.kind in "iu":
         # Pixels and quantized values take all of their type.
         return rng.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
-    # Nothing bounds them: flags and segments are the commonest.
-    return rng.integers(0, 2, shape).astype(kind)
+    return draw_values(rng, shape, kind)

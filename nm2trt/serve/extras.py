@@ -8,9 +8,10 @@ from pathlib import Path
 
 from nm2trt.artifacts import file_records
 from nm2trt.artifacts.build import BuildDocument, Variant
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError, InputError
-from nm2trt.serve.config_pbtxt import LABELS, ONNX, PLAN
+from nm2trt.serve.config_pbtxt import LABELS, PLAN
 from nm2trt.serve.ports import check_name, has_dynamic_batch
 from nm2trt.serve.source import Network, has_plan, onnx_network, plan_network, read_build
 from nm2trt.serve.triton import checked_labels, version_record
@@ -110,7 +111,7 @@ def _nvinfer_lines(
         "# flag. Only nm2trt export's model.plan had it; whether that runs sparse kernels is in its build.json.",
         "[property]",
         "gpu-id=0",
-        f"onnx-file={ONNX}",
+        f"onnx-file={ONNX_FILE}",
         *([f"model-engine-file={PLAN}"] if plan else []),
         f"batch-size={batch}",
         f"infer-dims={channels};{height};{width}",
@@ -146,7 +147,7 @@ def package_onnxruntime(folder: Path, target: Path, *, name: str, variant: Varia
 
 
 def _copy_graph(network: Network, target: Path) -> None:
-    shutil.copyfile(network.onnx, target / ONNX)
+    shutil.copyfile(network.onnx, target / ONNX_FILE)
     for path in network.data:
         shutil.copyfile(path, target / path.name)
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from nm2trt.artifacts import GraphPort
 from nm2trt.ort.index_limits import largest_modulus
-from nm2trt.serve.draw import InputRange, is_length, is_mask
+from nm2trt.ort.random_inputs import is_mask
+from nm2trt.serve.draw import InputRange, is_length
 from nm2trt.serve.ports import numpy_type
 from nm2trt.serve.trial_run import OPEN_SESSION
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.artifacts.package import PackageDocument
 from nm2trt.errors import ConfigError
-from nm2trt.serve.config_pbtxt import ENGINE_CACHES, LABELS, ONNX, ModelSpec, config_pbtxt, engine_cache, version_policy
+from nm2trt.serve.config_pbtxt import ENGINE_CACHES, LABELS, ModelSpec, config_pbtxt, engine_cache, version_policy
 from nm2trt.serve.config_reading import sign
 from nm2trt.serve.repository import CONFIG
 from nm2trt.serve.warmup import Warmup, warmup_data
@@ -43,7 +44,7 @@ def model_files(
     else:
         found = warmup_data(
             document.inputs,
-            current / ONNX,
+            current / ONNX_FILE,
             batched=document.max_batch > 0,
             # A plan's profile bounds what is free, and package.json does not know it.
             any_size=document.platform != "tensorrt_plan",

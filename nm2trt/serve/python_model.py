@@ -25,6 +25,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._batches = config["max_batch_size"] > 0
         folder = Path(args["model_repository"]) / args["model_version"]
+        # On a server without nm2trt, whose nm2trt.ort opens every other session.
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         # The client gets its error; in the server's log it would only hide others.

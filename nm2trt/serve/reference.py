@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nm2trt.errors import InputError
-from nm2trt.ort import find_batch_axis, open_session
+from nm2trt.ort import SessionError, find_batch_axis, open_session, run_session
 from nm2trt.serve.samples import Feed, Samples
 
 
@@ -22,16 +22,10 @@ class Reference:
     """
 
     def __init__(self, onnx: Path) -> None:
-        import onnxruntime
-
         self._onnx = onnx
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
         try:
-            self._session: Any = open_session(str(onnx), options)
-        except Exception as error:
-            # onnxruntime's exception classes have no public base.
+            self._session: Any = open_session(str(onnx), threads=1)
+        except SessionError as error:
             raise self._unusable(error) from error
         self._outputs = [port.name for port in self._session.get_outputs()]
 
@@ -42,8 +36,8 @@ class Reference:
             InputError: The graph does not take these inputs.
         """
         try:
-            return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
-        except Exception as error:
+            return run_session(self._session, feed)
+        except SessionError as error:
             raise self._unusable(error) from error
 
     def outputs_without_batch(self, samples: Samples) -> list[str]:
@@ -54,10 +48,9 @@ class Reference:
                 shapes[name][size] = value.shape
         return [name for name, found in shapes.items() if find_batch_axis(found) != 0]
 
-    def _unusable(self, error: Exception) -> InputError:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    def _unusable(self, error: SessionError) -> InputError:
         return InputError(
-            f"ONNX Runtime cannot run it, so there is nothing to compare with: {first}",
+            f"ONNX Runtime cannot run it, so there is nothing to compare with: {error.reason}",
             where=self._onnx,
             hint="if the inputs are at fault, give --samples F.npz or --shape",
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 from nm2trt.artifacts import BuildDocument, EngineRecord, sha256_of
 from nm2trt.artifacts.build import Variant
 from nm2trt.artifacts.engine_trust import check_plan
+from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import ConfigError, InputError
 
-ONNX_FILE = "model.onnx"
 DENSE_FILE = "dense.onnx"
 
 

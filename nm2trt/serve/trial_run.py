@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 _CANNOT_TELL = 3
 _LONGEST_S = 300
+# A session without nm2trt.ort, which opens all others: this text runs by itself, started once for each try.
 OPEN_SESSION = f"""
 import sys
 import numpy as np

@@ -10,12 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from nm2trt.artifacts import BuildDocument, file_records, sha256_of
+from nm2trt.artifacts import ONNX_FILE, BuildDocument, file_records, sha256_of
 from nm2trt.artifacts.build import Variant
 from nm2trt.artifacts.package import PackageDocument, PlanRequirement, Platform, VersionRecord
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.serve.batch_limits import largest_batch
-from nm2trt.serve.config_pbtxt import ONNX, PLAN, profile_names_readable
+from nm2trt.serve.config_pbtxt import PLAN, profile_names_readable
 from nm2trt.serve.lock import locked
 from nm2trt.serve.model_files import model_files
 from nm2trt.serve.port_rules import check_described, check_types
@@ -369,7 +369,7 @@ def _publish(request: PackageRequest, one: _Prepared) -> Packaged:
 
 def fill_version(target: Path, platform: Platform, network: Network) -> None:
     """Copy a version's files: the graph always (it says what a plan was built from), then what the server runs."""
-    shutil.copyfile(network.onnx, target / ONNX)
+    shutil.copyfile(network.onnx, target / ONNX_FILE)
     for path in network.data:
         # The graph holds its name.
         shutil.copyfile(path, target / path.name)

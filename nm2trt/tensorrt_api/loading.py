@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 from nm2trt.errors import InputError, MachineError
+from nm2trt.library_errors import one_line
 from nm2trt.tensorrt_api.availability import Flavor, module_name
 from nm2trt.tensorrt_api.logger import LogKeeper, require
 from nm2trt.tensorrt_api.types import ICudaEngine, Runtime, Tensorrt
@@ -25,8 +26,9 @@ def load_tensorrt(flavor: Flavor) -> Tensorrt:
         trt: Tensorrt = importlib.import_module(name)
         version = trt.__version__
     except Exception as error:  # a library that is missing, built for another Python, or half installed
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MachineError(f"cannot be imported: {reason}", where=name, hint="install it again") from error
+        raise MachineError(
+            f"cannot be imported: {one_line(error, whole=True)}", where=name, hint="install it again"
+        ) from error
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if flavor == "tensorrt" and numbers < _OLDEST:
         raise MachineError(f"version {version} is too old", where=name, hint="install TensorRT 10.0 or newer")

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from nm2trt.reasons import Reason
 from nm2trt.torch_sparse.backends import BackendName, tensor_class
-from nm2trt.torch_sparse.eligibility import Reason, count_violations, why_not_eligible
+from nm2trt.torch_sparse.eligibility import count_violations, why_not_eligible, write_sizes
 from nm2trt.torch_sparse.modules import MatrixProduct, PointwiseProduct, SelfAttention
 
 Pack = Callable[[torch.Tensor], torch.Tensor]
@@ -119,7 +120,7 @@ def _watch_attention(arguments: Any, keywords: Mapping[str, Any], output: Any) -
         what = "need_weights=True"
     elif query.ndim != 3:
         what = "inputs without a batch"
-    return _Call(rows=output[0].numel(), reason=Reason("attention-call", {"what": what}) if what else None)
+    return _Call(rows=output[0].numel(), reason=Reason("attention-call", what) if what else None)
 
 
 def _layers_of(name: str, module: nn.Module, call: _Call | None) -> Iterator[ProductLayer]:
@@ -128,7 +129,7 @@ def _layers_of(name: str, module: nn.Module, call: _Call | None) -> Iterator[Pro
     if isinstance(module, nn.MultiheadAttention):
         rows = call.rows // module.embed_dim if call is not None else 0
         if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
-            reason = reason or Reason("attention-call", {"what": "separate key and value sizes, or added keys"})
+            reason = reason or Reason("attention-call", "separate key and value sizes, or added keys")
             return
         for part, weight in (("in_proj", module.in_proj_weight), ("out_proj", module.out_proj.weight)):
             parameter = "in_proj_weight" if part == "in_proj" else "out_proj.weight"
@@ -166,13 +167,13 @@ def _layers_of(name: str, module: nn.Module, call: _Call | None) -> Iterator[Pro
 
 def _why_no_product(module: nn.Module) -> Reason | None:
     if not isinstance(module, nn.Conv2d):
-        return Reason("kind", {"kind": type(module).__name__})
+        return Reason("no-torch-kernel", type(module).__name__)
     if module.groups != 1:
-        return Reason("groups", {"groups": module.groups})
+        return Reason("grouped-convolution", str(module.groups))
     if module.kernel_size != (1, 1):
-        return Reason("kernel-size", {"kernel": tuple(module.kernel_size)})
+        return Reason("kernel-size", write_sizes(module.kernel_size))
     if module.padding not in (0, (0, 0), "valid", "same"):
-        return Reason("padding", {"padding": str(module.padding)})
+        return Reason("padded-convolution", str(module.padding))
     return None
 
 
@@ -206,8 +207,11 @@ def check_weights(layers: Sequence[ProductLayer], module: nn.Module, backend: Ba
                 groups = matrix_OI.shape[0] * -(-matrix_OI.shape[1] // 4)
                 zeros = float((matrix_OI == 0).double().mean())
                 dense = zeros < _SPARSE_FROM and violations * 2 > groups
-                detail = {"violations": violations, "groups": groups, "zeros": f"{100 * zeros:.1f} %"}
-                reason = Reason("dense" if dense else "pattern", detail)
+                reason = (
+                    Reason("dense", f"{100 * zeros:.1f} %", f"{violations} of {groups}")
+                    if dense
+                    else Reason("broken-pattern", str(violations), str(groups))
+                )
             else:
                 reason = why_not_eligible(matrix_OI, backend)
         checked.append(replace(layer, reason=reason))

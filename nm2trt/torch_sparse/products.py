@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from nm2trt.ort.compare_outputs import FILL_MAGNITUDE
 from nm2trt.torch_sparse.backends import BackendName
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -84,8 +86,25 @@ def search_algorithm(x_MK: torch.Tensor, w_NK: torch.Tensor) -> Algorithm:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest expected value; infinite where a value is not finite."""
-    difference = (found.double() - expected.double()).abs().max()
-    scale = expected.double().abs().max()
-    value = float(difference / scale) if float(scale) else float(difference)
-    return value if value == value else float("inf")
+    """Largest difference over the largest expected value, by the rules of `nm2trt.ort.compare_outputs`, on the device.
+
+    NaN, infinities and fill values have to be the same on both sides, and set no size.
+
+    Args:
+        found: Any shape, any type of numbers.
+        expected: The reference, of the same shape.
+
+    Returns:
+        0 or more; infinite where a NaN, an infinity or a fill value is on one side only.
+    """
+    found, expected = found.double(), expected.double()
+    # A comparison with NaN is false.
+    ordinary = (found.abs() < FILL_MAGNITUDE) & (expected.abs() < FILL_MAGNITUDE)
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    if bool((~ordinary & ~same).any()):
+        return math.inf
+    if not found.numel():
+        return 0.0
+    difference = float(torch.where(ordinary, found - expected, 0).abs().max())
+    scale = float(torch.where(ordinary, expected, 0).abs().max())
+    return difference / scale if scale else difference

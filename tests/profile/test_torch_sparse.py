@@ -15,10 +15,11 @@ from nm2trt.pattern import NMPattern
 from nm2trt.profile.config import ProfileConfig
 from nm2trt.profile.torch_sparse import TorchNetwork, experiment, profile_torch_sparse, runner
 from nm2trt.profile.torch_sparse.reasons import why_not_faster
+from nm2trt.reasons import Reason
 from nm2trt.torch_sparse import conversion
 from nm2trt.torch_sparse.backends import backend_states
 from nm2trt.torch_sparse.conversion import ProductLayer
-from nm2trt.torch_sparse.eligibility import Reason, why_not_eligible
+from nm2trt.torch_sparse.eligibility import why_not_eligible
 from nm2trt.torch_sparse.kernel_names import KernelRun
 from nm2trt.training.masks import nm_mask
 
@@ -268,7 +269,7 @@ def test_a_dense_product_that_copies_its_input_says_so():
         m=9,
         n=8,
         k=72,
-        reason=Reason("kernel-size", {"kernel": (3, 3)}),
+        reason=Reason("kernel-size", "3x3"),
     )
     slowed = layer_row(ratio=RatioRecord(value=0.17, low=0.16, high=0.18))
     reasons = why_not_faster(slowed, layer, multiprocessors=132, sparse_share=None)

@@ -1,9 +1,12 @@
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
+from nm2trt.reasons import Reason, TorchKernelCode
 from nm2trt.torch_sparse.backends import BACKENDS, backend_states, describe_state, tensor_class, weight_multiples
 from nm2trt.torch_sparse.conversion import (
     ProductLayer,
@@ -13,7 +16,7 @@ from nm2trt.torch_sparse.conversion import (
     packer,
     rewrite,
 )
-from nm2trt.torch_sparse.eligibility import Reason, advise, count_violations, describe_reason, why_not_eligible
+from nm2trt.torch_sparse.eligibility import advise, count_violations, why_not_eligible
 from nm2trt.torch_sparse.kernel_names import describe_kernels, is_sparse_kernel, kernels_of, short_name
 from nm2trt.torch_sparse.products import (
     DTYPES,
@@ -72,15 +75,15 @@ def test_the_multiples_are_those_that_torch_documents():
     [
         (lambda: fake((32, 64)), "cutlass", None, ""),
         (lambda: fake((16, 16)), "cusparselt", None, ""),
-        (lambda: fake((32, 64), torch.float32), "cusparselt", "dtype", "no 2:4 kernel for float32"),
-        (lambda: fake((32, 64), torch.float64), "cutlass", "dtype", "float64"),
-        (lambda: fake((24, 64)), "cusparselt", "multiples", "24x64: cusparselt needs multiples of 16 rows"),
-        (lambda: fake((32, 96)), "cutlass", "multiples", "64 columns"),
-        (lambda: fake((32, 64), torch.int8), "cutlass", "multiples", "128 columns"),
-        (lambda: fake((32, 64), device="cpu"), "cusparselt", "device", "on the cpu"),
-        (lambda: fake((64, 32)).t(), "cusparselt", "contiguity", "strides 1x32"),
-        (lambda: fake((32, 128))[:, ::2], "cusparselt", "contiguity", "not contiguous"),
-        (lambda: fake((2, 32, 64)), "cusparselt", "dimensions", "2x32x64 is no matrix"),
+        (lambda: fake((32, 64), torch.float32), "cusparselt", "kernel-dtype", "no 2:4 kernel for float32"),
+        (lambda: fake((32, 64), torch.float64), "cutlass", "kernel-dtype", "float64"),
+        (lambda: fake((24, 64)), "cusparselt", "cusparselt-multiples", "24x64: cusparselt needs multiples of 16 rows"),
+        (lambda: fake((32, 96)), "cutlass", "cutlass-multiples", "64 columns"),
+        (lambda: fake((32, 64), torch.int8), "cutlass", "cutlass-multiples", "128 columns"),
+        (lambda: fake((32, 64), device="cpu"), "cusparselt", "not-on-gpu", "on the cpu"),
+        (lambda: fake((64, 32)).t(), "cusparselt", "not-contiguous", "strides 1x32"),
+        (lambda: fake((32, 128))[:, ::2], "cusparselt", "not-contiguous", "not contiguous"),
+        (lambda: fake((2, 32, 64)), "cusparselt", "no-matrix", "2x32x64 is no matrix"),
     ],
 )
 def test_every_rule_is_told_in_a_line(weight, backend, code, words):
@@ -91,8 +94,8 @@ def test_every_rule_is_told_in_a_line(weight, backend, code, words):
         return
     assert reason is not None
     assert reason.code == code
-    assert words in describe_reason(reason)
-    assert "\n" not in describe_reason(reason)
+    assert words in reason.words()
+    assert "\n" not in reason.words()
     assert advise(reason)
 
 
@@ -213,8 +216,8 @@ def test_products_are_found_with_the_first_reason_against_each():
     assert codes == {
         "stem.weight": "kernel-size",
         "point.weight": None,
-        "grouped.weight": "groups",
-        "padded.weight": "padding",
+        "grouped.weight": "grouped-convolution",
+        "padded.weight": "padded-convolution",
         "own.in_proj_weight": None,
         "own.out_proj.weight": None,
         "masked.in_proj_weight": "attention-call",
@@ -229,7 +232,7 @@ def test_products_are_found_with_the_first_reason_against_each():
     assert found["own.in_proj_weight"].m == 2 * 6 * 6
     for layer in found.values():
         if layer.reason is not None:
-            assert describe_reason(layer.reason)
+            assert layer.reason.words()
             assert advise(layer.reason)
 
 
@@ -263,16 +266,20 @@ def test_a_network_that_is_one_product_is_rewritten_too():
 
 
 def test_every_reason_has_its_line_and_its_advice():
-    details = {
-        "kind": {"kind": "Conv3d"},
-        "dense": {"zeros": "1.0 %", "violations": 3, "groups": 4},
-        "pattern": {"violations": 3, "groups": 4},
-        "never-called": {},
-        "padding": {"padding": "(1, 1)"},
+    words = {
+        Reason("no-torch-kernel", "Conv3d"): "Conv3d: torch has no 2:4 kernel for it",
+        Reason("dense", "1.0 %", "3 of 4"): (
+            "dense: 1.0 % of its weights are zero; 3 of 4 groups of four have more than two non-zeros"
+        ),
+        Reason("broken-pattern", "3", "4"): "not 2:4: 3 of 4 groups have more than two non-zeros",
+        Reason("never-called"): "did not run for these inputs",
+        Reason("padded-convolution", "(1, 1)"): "1x1 convolution with padding (1, 1): no plain matrix product",
     }
-    for code, detail in details.items():
-        assert "{" not in describe_reason(Reason(code, detail))
-        assert advise(Reason(code, detail))
+    for reason, line in words.items():
+        assert reason.words() == line
+    for code in get_args(TorchKernelCode):
+        assert "{" not in Reason(code, "1", "2").words()
+        assert advise(Reason(code))
     assert ProductLayer(name="w", module="m", kind="Linear", shape=(2, 4), m=3, n=2, k=4).flops == 48
 
 

@@ -75,5 +75,5 @@ def _cells(layer: LayerEvidence) -> tuple[str, ...]:
         name,
         {True: "yes", False: "no", None: "not seen"}[layer.eligible],
         {True: "[green]sparse[/]", False: "dense", None: "[yellow]not seen[/]"}[layer.chosen],
-        escape(str(layer.kernel) if is_kernel_named(layer) else layer.why.rpartition("; ")[2]),
+        escape(str(layer.kernel) if is_kernel_named(layer) else layer.why_chosen or layer.why),
     )

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from nm2trt.errors import MachineError
+from nm2trt.ort import SessionError, open_session
 from nm2trt.tensorrt_api import explain_missing_package, load_tensorrt
 
 PROVIDERS = {
@@ -17,6 +18,7 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_WARNINGS = 2
 _NEEDED = re.compile(rb"libnvinfer\.so\.(\d+)\0")
 
 
@@ -83,9 +85,11 @@ def _try_provider(provider: str) -> str:
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [tensor], [result])
     probe = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     try:
-        session = ort.InferenceSession(probe.SerializeToString(), providers=[provider, PROVIDERS["cpu"]])
-    except Exception as error:  # noqa: BLE001 -- whatever the driver or the loader says, it does not open
-        return " ".join(str(error).split())
+        session = open_session(
+            probe.SerializeToString(), providers=[provider, PROVIDERS["cpu"]], log_severity=_WARNINGS
+        )
+    except SessionError as error:
+        return error.reason
     return "" if provider in session.get_providers() else "its libraries or the GPU are missing"
 
 

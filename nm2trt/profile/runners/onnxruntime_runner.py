@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -17,7 +18,15 @@ from numpy.typing import NDArray
 from nm2trt.artifacts import RunnerRecord
 from nm2trt.errors import InputError
 from nm2trt.onnx_tools.graph_compare import precision_of
-from nm2trt.ort.open_session import ATTRIBUTES, Level, find_safe_level
+from nm2trt.ort.open_session import (
+    ATTRIBUTES,
+    Level,
+    SessionError,
+    find_safe_level,
+    open_session,
+    runtime_reason,
+)
+from nm2trt.ort.random_inputs import NUMPY_TYPES, draw_values
 from nm2trt.profile.runners.onnxruntime_layers import OnnxRuntimeLayers
 from nm2trt.profile.runners.onnxruntime_providers import PROVIDERS
 from nm2trt.threads import threads_to_measure
@@ -35,9 +44,8 @@ _TENSORRT_NOTE = (
     "only a build of `nm2trt export --builder tensorrt` shows whether a sparse kernel was chosen."
 )
 _NOTES = {"cpu": _CPU_NOTE, "cuda": _CUDA_NOTE, "tensorrt": _TENSORRT_NOTE}
-_SESSION = {"session.intra_op.allow_spinning": "0", "session.set_denormal_as_zero": "1"}
-_FLOATS: dict[str, Any] = {"float": np.float32, "double": np.float64, "float16": np.float16}
-_QUIET = 3
+_ERRORS = 3
+"""ONNX Runtime's log severity: a GPU's provider that cannot be opened is an error of its log alone."""
 _OPTIMIZATION: dict[Level, str] = {
     level: level if level == "all" else f"{level}: ONNX Runtime crashes on this network at higher levels"
     for level in ATTRIBUTES
@@ -87,22 +95,20 @@ class OnnxRuntimeRunner:
         self._batch = 0
 
     def _open(self, profile_prefix: str = "") -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, ATTRIBUTES[self._level])
-        options.log_severity_level = _QUIET
-        if profile_prefix:
-            options.enable_profiling = True
-            options.profile_file_prefix = profile_prefix
-        for key, value in _SESSION.items():
-            options.add_session_config_entry(key, value)
         try:
-            return ort.InferenceSession(self._model.SerializeToString(), options, providers=self._providers())
-        except Exception as error:  # noqa: BLE001 -- onnxruntime's exceptions share no public base
+            return open_session(
+                self._model.SerializeToString(),
+                where=self._name,
+                level=self._level,
+                threads=self._threads,
+                providers=self._providers(),
+                entries={"session.set_denormal_as_zero": "1"},
+                profile_prefix=profile_prefix,
+                log_severity=_ERRORS,
+            )
+        except SessionError as error:
             raise InputError(
-                f"ONNX Runtime cannot open it: {_one_line(error)}", where=self._name, hint="check it with onnx.checker"
+                f"ONNX Runtime cannot open it: {error.reason}", where=self._name, hint="check it with onnx.checker"
             ) from None
 
     def _providers(self) -> list[Any]:
@@ -169,7 +175,7 @@ class OnnxRuntimeRunner:
         try:
             self.run_once()
         except Exception as error:  # noqa: BLE001 -- as above
-            raise InputError(f"fails at batch {batch}: {_one_line(error)}", where=self._name) from None
+            raise InputError(f"fails at batch {batch}: {runtime_reason(error)}", where=self._name) from None
 
     def run_once(self) -> float:
         """Run once; milliseconds."""
@@ -249,14 +255,11 @@ class OnnxRuntimeRunner:
         return [batch, *rest]
 
     def _draw(self, port: Any, shape: list[int], rng: np.random.Generator) -> Any:
-        dtype = port.type.removeprefix("tensor(").removesuffix(")")
-        if dtype in _FLOATS:
-            return self._kept(port, rng.standard_normal(shape).astype(_FLOATS[dtype]))
-        if dtype == "bfloat16":
-            bits = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        if port.type == "tensor(bfloat16)":
+            bits = draw_values(rng, shape, ml_dtypes.bfloat16).view(np.uint16)
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
-        if dtype in ("int8", "uint8", "int32", "int64", "bool"):
-            return self._kept(port, rng.integers(0, 2, shape).astype(dtype))
+        if port.type in NUMPY_TYPES:
+            return self._kept(port, draw_values(rng, shape, NUMPY_TYPES[port.type]))
         raise InputError(f"input {port.name!r} has type {port.type}, for which no values are drawn", where=self._name)
 
     def _kept(self, port: Any, values: NDArray[Any]) -> Any:
@@ -267,8 +270,3 @@ class OnnxRuntimeRunner:
 def _run_bound(session: Any, binding: Any) -> None:
     session.run_with_iobinding(binding)
     binding.synchronize_outputs()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 240 else f"{text[:240]}…"

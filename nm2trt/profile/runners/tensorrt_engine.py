@@ -14,6 +14,7 @@ import torch
 from nm2trt.artifacts import check_plan, this_platform
 from nm2trt.artifacts.build import Variant
 from nm2trt.errors import InputError, MachineError
+from nm2trt.ort.random_inputs import draw_tensor
 from nm2trt.tensorrt_api import (
     Flavor,
     LogKeeper,
@@ -128,7 +129,7 @@ class EngineContext:
         for name in names:
             if cuda.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
                 self._take_shape(engine, name, shapes[name])
-                self.inputs[name] = _draw(shapes[name], _dtype(engine, name), generator)
+                self.inputs[name] = draw_tensor(generator, shapes[name], _dtype(engine, name))
         for name in names:
             if name not in self.inputs:
                 shape = tuple(self.context.get_tensor_shape(name))
@@ -207,9 +208,3 @@ def _allocate(engine: Engine, name: str, shape: tuple[int, ...]) -> torch.Tensor
             hint="such engines cannot be timed here; use trtexec, and give its files to --trtexec-sparse",
         )
     return torch.empty(shape, dtype=_dtype(engine, name), device="cuda")
-
-
-def _draw(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator, device="cuda").to(dtype)
-    return torch.randint(0, 2, shape, generator=generator, device="cuda").to(dtype)

@@ -13,7 +13,9 @@ from torch import nn
 from nm2trt.artifacts import RunDocument, RunnerRecord, sha256_of
 from nm2trt.artifacts.code_trust import check_code
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 from nm2trt.models import build_model, load_strict
+from nm2trt.ort.random_inputs import draw_tensor
 from nm2trt.profile.runners.runner import LayerProfiler
 from nm2trt.threads import threads_to_measure
 
@@ -90,13 +92,12 @@ class TorchRunner:
         if self._device == "cpu":
             torch.set_num_threads(threads_to_measure())
         generator = torch.Generator(self._device).manual_seed(self._seed)
-        self._input = torch.randn((batch, *self._shape), generator=generator, device=self._device)
+        self._input = draw_tensor(generator, (batch, *self._shape), torch.float32)
         try:
             self.run_once()
         except Exception as error:  # noqa: BLE001 -- the network's own code, or the compiler
-            reason = " ".join(str(error).split())[:200]
             what = "cannot be compiled" if self._compiled else "fails"
-            raise InputError(f"{what} at batch {batch}: {reason}", where="torch") from None
+            raise InputError(f"{what} at batch {batch}: {one_line(error, whole=True)}", where="torch") from None
 
     def run_once(self) -> float:
         """Run once; milliseconds."""

@@ -38,7 +38,6 @@ from nm2trt.torch_sparse.conversion import (
     packer,
     rewrite,
 )
-from nm2trt.torch_sparse.eligibility import describe_reason
 from nm2trt.torch_sparse.kernel_names import is_sparse_kernel, kernels_of
 from nm2trt.torch_sparse.products import relative_error
 
@@ -118,7 +117,7 @@ def make_variants(
     eligible = [layer for layer in layers if layer.reason is None]
     if not eligible:
         reasons = "; ".join(
-            dict.fromkeys(f"{layer.name}: {describe_reason(layer.reason)}" for layer in layers[:3] if layer.reason)
+            dict.fromkeys(f"{layer.name}: {layer.reason.words()}" for layer in layers[:3] if layer.reason)
         )
         raise InputError(
             f"none of {len(layers)} products can run a 2:4 kernel of torch ({reasons or 'there are none'})",

@@ -12,6 +12,7 @@ from torch import nn
 
 from nm2trt.artifacts import NetworkRecord
 from nm2trt.errors import InputError
+from nm2trt.ort.random_inputs import draw_tensor, is_mask
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -66,15 +67,13 @@ def draw_feeds(inputs: Sequence[InputLike], batch: int, *, dtype: torch.dtype, d
     for one in inputs:
         shape = (batch, *one.shape)
         if one.dtype in ("float32", "float16", "bfloat16"):
-            value = torch.randn(shape, generator=generator, device=device).to(dtype)
+            value = draw_tensor(generator, shape, dtype)
             if value.ndim == 4:
                 value = value.contiguous(memory_format=torch.channels_last)
-        elif "mask" in one.name.lower():
+        elif is_mask(one.name):
             value = torch.ones(shape, dtype=getattr(torch, one.dtype), device=device)
         else:
-            value = torch.randint(
-                0, one.below or 2, shape, generator=generator, device=device, dtype=getattr(torch, one.dtype)
-            )
+            value = draw_tensor(generator, shape, getattr(torch, one.dtype), below=one.below or 2)
         if one.keyword:
             keywords[one.name] = value
         else:

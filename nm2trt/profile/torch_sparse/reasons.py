@@ -6,7 +6,7 @@ import math
 
 from nm2trt.artifacts.report_layers import LayerTimeRecord
 from nm2trt.torch_sparse.conversion import ProductLayer
-from nm2trt.torch_sparse.eligibility import advise, describe_reason
+from nm2trt.torch_sparse.eligibility import advise
 
 _NO_GAIN = 1.03
 _FEW_ROWS = 256
@@ -28,7 +28,7 @@ def why_not_faster(
         sparse_share: Share of the product's time that its sparse kernel took; the rest is padding and copying.
     """
     if layer.reason is not None:
-        found = [(describe_reason(layer.reason), advise(layer.reason))]
+        found = [(layer.reason.words(), advise(layer.reason))]
         if row.ratio is not None and row.ratio.high < 1 / _SLOWED:
             found.append(
                 (

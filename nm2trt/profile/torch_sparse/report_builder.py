@@ -29,8 +29,8 @@ from nm2trt.profile.roofline import known_roofline
 from nm2trt.profile.torch_sparse.findings import BatchFound, Found, Variants
 from nm2trt.profile.torch_sparse.network import TorchNetwork, zero_share
 from nm2trt.profile.torch_sparse.reasons import why_not_faster
+from nm2trt.reasons import words_of
 from nm2trt.torch_sparse.conversion import ProductLayer
-from nm2trt.torch_sparse.eligibility import describe_reason
 from nm2trt.torch_sparse.kernel_names import is_sparse_kernel
 
 _SIZES = {"fp16": 2, "bf16": 2}
@@ -134,6 +134,7 @@ def batch_record(found: BatchFound, layers: Sequence[ProductLayer], config: Prof
                 ratio=ratio,
                 finding=statistics.finding_of(ratio, compared.noise_floor, rounds=rounds),
                 sentence=f"{over} / {under} {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]; {what}",
+                shows=what,
             )
         )
     return BatchRecord(
@@ -196,7 +197,7 @@ def _evidence(layer: ProductLayer, found: Found, name: str) -> LayerEvidence:
         chosen=any(is_sparse_kernel(one) for one in (kernel or "").split(" + "))
         if name == "sparse" and kernel
         else None,
-        why=describe_reason(layer.reason) if layer.reason is not None else "",
+        why=words_of(layer.reason),
     )
 
 
@@ -230,9 +231,9 @@ def _explained(
 def facts(layers: Sequence[ProductLayer], found: Found, batches: Sequence[BatchRecord], words: str) -> Facts:
     """State the four facts, each from its own observation."""
     where = f"in this run (PyTorch {found.record.version}, {found.record.provider})"
-    broken = sum(layer.reason is not None and layer.reason.code == "pattern" for layer in layers)
+    broken = sum(layer.reason is not None and layer.reason.code == "broken-pattern" for layer in layers)
     eligible = sum(layer.reason is None for layer in layers)
-    counted = [layer for layer in layers if layer.reason is None or layer.reason.code == "pattern"]
+    counted = [layer for layer in layers if layer.reason is None or layer.reason.code == "broken-pattern"]
     chosen = min((one.sparse_kernels for one in found.batches), default=0)
     faster = [_label(one).lower() for one in batches if one.finding == "sparse-faster"]
     undecided = any(one.finding == "too-few-rounds" for one in batches)

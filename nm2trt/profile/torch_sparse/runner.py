@@ -14,6 +14,7 @@ from torch import nn
 from nm2trt.artifacts import RunnerRecord
 from nm2trt.artifacts.report import ExecutionMode
 from nm2trt.errors import InputError
+from nm2trt.library_errors import one_line
 from nm2trt.profile.runners.runner import LayerProfiler, LayerTimes
 from nm2trt.profile.torch_sparse.network import Feeds, InputLike, draw_feeds
 from nm2trt.torch_sparse.conversion import ProductLayer, no_fused_attention
@@ -90,8 +91,9 @@ class TorchSparseRunner:
                     self._capture(feeds)
         except Exception as error:  # noqa: BLE001 -- the network's own code, the compiler, or CUDA
             what = {"eager": "fails", "compiled": "cannot be compiled", "cuda-graph": "cannot be captured"}[self._mode]
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{what} at batch {batch}: {reason}", where=f"torch, {self._mode}") from None
+            raise InputError(
+                f"{what} at batch {batch}: {one_line(error, whole=True)}", where=f"torch, {self._mode}"
+            ) from None
 
     def _capture(self, feeds: Feeds) -> None:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -21,8 +21,7 @@ from nm2trt.layers.onnx_reader import open_graph
 from nm2trt.library_errors import one_line
 from nm2trt.onnx_tools.convert_precision import convert
 from nm2trt.onnx_tools.writing import weights_size_bytes
-from nm2trt.ort import open_session
-from nm2trt.threads import settle_session
+from nm2trt.ort import open_session, run_session
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -152,7 +151,8 @@ class PieceSession:
 
     def __init__(self, model: onnx.ModelProto | None, targets: Sequence[str], where: Path) -> None:
         self._targets, self._where = list(targets), where
-        self._session = None if model is None else _opened(model, where)
+        # Without the arena, which keeps what was freed.
+        self._session = None if model is None else open_session(model.SerializeToString(), where=where, arena=False)
         self._feeds = [] if self._session is None else [port.name for port in self._session.get_inputs()]
 
     def run(self, known: Mapping[str, Array]) -> Feed:
@@ -163,26 +163,8 @@ class PieceSession:
         """
         if self._session is None:
             return {}
-        try:
-            found = self._session.run(None, {name: known[name] for name in self._feeds})
-        except Exception as error:
-            # onnxruntime's exception classes have no public base.
-            raise InputError(f"ONNX Runtime cannot run the batch: {one_line(error)}", where=self._where) from error
-        return dict(zip(self._targets, found, strict=True))
-
-
-def _opened(model: onnx.ModelProto, where: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # The arena keeps what was freed.
-    options.enable_cpu_mem_arena = False
-    settle_session(options)
-    try:
-        return open_session(model.SerializeToString(), options)
-    except Exception as error:
-        raise InputError(f"ONNX Runtime refuses the model: {one_line(error)}", where=where) from error
+        found = run_session(self._session, {name: known[name] for name in self._feeds}, where=self._where)
+        return {name: found[name] for name in self._targets}
 
 
 def _refuse_quantized(model: ir.Model, path: Path) -> None:

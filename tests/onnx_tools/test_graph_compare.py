@@ -10,7 +10,16 @@ from onnx import helper, numpy_helper
 from small_networks import small_network
 
 from nm2trt.errors import InputError
-from nm2trt.onnx_tools.graph_compare import check_same_graph, fill_pruned, precision_of, read_model, weights, zero_share
+from nm2trt.onnx_tools import lazy_file
+from nm2trt.onnx_tools.graph_compare import (
+    check_same_graph,
+    fill_pruned,
+    find_difference,
+    precision_of,
+    read_model,
+    weights,
+    zero_share,
+)
 
 
 def same(one, other):
@@ -43,6 +52,78 @@ def test_another_wiring_of_the_same_operators_is_another_graph():
     other.graph.node[-1].input[0] = "t0"
     with pytest.raises(InputError, match="operator 6"):
         same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("names", "same_ports", "same_all"), [("free", True, True), ("ports", False, True), ("all", False, False)]
+)
+def test_names_count_where_they_are_asked_for(names, same_ports, same_all):
+    def difference(other):
+        return find_difference(small_network(), other, words=("one", "the other"), names=names)
+
+    assert difference(small_network(seed=1)) == ""
+    ported, named = small_network(), small_network()
+    ported.graph.input[0].name = "other"
+    ported.graph.node[0].input[0] = "other"
+    assert (difference(ported) == "") == same_ports
+    named.graph.initializer[0].name = "other weight"
+    named.graph.node[0].input[1] = "other weight"
+    assert (difference(named) == "") == same_all
+
+
+def test_weights_may_stay_in_their_file(tmp_path):
+    models = [small_network(seed=seed, channels=64) for seed in (1, 2)]
+    for at, model in enumerate(models):
+        onnx.save(model, tmp_path / f"{at}.onnx")
+        onnx.save(
+            model, tmp_path / f"{at}-beside.onnx", save_as_external_data=True, location=f"{at}.data", size_threshold=0
+        )
+    read = [lazy_file.read_model(tmp_path / name) for name in ("0.onnx", "1.onnx", "0-beside.onnx", "1-beside.onnx")]
+    for one in read[1:]:
+        assert find_difference(read[0], one, words=("one", "the other"), names="all") == ""
+
+
+def test_weights_are_found_where_verify_finds_them():
+    """In a Constant node, behind a Squeeze, and in a branch: each once, and filled there."""
+
+    def weight(seed):
+        values = np.random.default_rng(seed).standard_normal((1, 4, 4)).astype(np.float32)
+        values[:, :2] = 0
+        return values
+
+    stored = numpy_helper.from_array(weight(0), "stored")
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("MatMul", ["h", "stored2"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weight(seed)[0], "stored2")],
+        )
+        for seed, name in ((1, "then"), (2, "else"))
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Squeeze", ["stored", "axes"], ["flat"]),
+            helper.make_node("Constant", [], ["inside"], value=numpy_helper.from_array(weight(3)[0])),
+            helper.make_node("MatMul", ["x", "flat"], ["g"]),
+            helper.make_node("MatMul", ["g", "inside"], ["h"]),
+            helper.make_node("If", ["c"], ["y"], then_branch=branches["then"], else_branch=branches["else"]),
+        ],
+        "four weights",
+        [
+            helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4]),
+            helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [stored, numpy_helper.from_array(np.array([0], np.int64), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = [values.tobytes() for _, values in weights(model)]
+    assert sorted(found) == sorted(weight(seed).tobytes() for seed in range(4))
+    assert zero_share(model) == 0.5
+    assert zero_share(fill_pruned(model, seed=0)) == 0
+    assert zero_share(model) == 0.5
 
 
 def test_attributes_count():
