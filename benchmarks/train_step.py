@@ -3,6 +3,7 @@
     python benchmarks/train_step.py [--model resnet18-cifar resnet50] [--batch 32 128] [--rounds 5]
     python benchmarks/train_step.py --masks        # only the mask pass against copying
     python benchmarks/train_step.py --hooks        # only what is done around the optimizer's step
+    python benchmarks/train_step.py --methods --model resnet18-cifar --batch 32    # every method against dense
 
 The autograd variant works as the paper's published code does: a Function whose forward sorts every group and masks the
 weight, and whose backward adds decay * (1 - mask) * weight; it was written for this benchmark. Every variant has a
@@ -22,7 +23,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +33,31 @@ from torchvision.models import resnet18, resnet50
 from nm2trt.pattern import NMPattern
 from nm2trt.training import sparsify
 from nm2trt.training.projection import Split, project_all
+from nm2trt.training.teacher import distillation_divergence
 
 DECAY = 2e-4
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-5}
+ADAMW = {"lr": 1e-3, "weight_decay": 1e-2}
+TEACHER_WEIGHT = 0.67
+_ENDLESS = 1_000_000
+METHODS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "ste": {"method": "ste"},
+    "sr-ste": {"method": "sr-ste"},
+    "sr-ste, decay_warmup": {"method": "sr-ste", "decay_warmup": 0.5, "total_steps": _ENDLESS},
+    "sr-ste, teacher": {"method": "sr-ste"},
+    "s-ste": {"method": "s-ste"},
+    "decaying-mask, fading": {"method": "decaying-mask", "total_steps": _ENDLESS},
+    "decaying-mask, structured": {"method": "decaying-mask", "mask_decay": "structured", "total_steps": _ENDLESS},
+    "decaying-mask, hard": {"method": "decaying-mask", "total_steps": 1},
+    "asp, masks held": {"method": "asp"},
+    "dense, AdamW": {},
+    "step, before the switch": {"method": "step", "total_steps": _ENDLESS},
+    "step, after it": {"method": "step", "total_steps": 2},
+}
+"""Options of `sparsify`; those with AdamW come last and are compared with its dense steps."""
+_WARM_UP_STEPS = 3
+"""After these, STEP of two steps has switched and a mask that decays in one is hard."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SHAPES = {"resnet18-cifar": (3, 32, 32), "resnet50": (3, 224, 224)}
 _LINEAR = {"resnet18-cifar": ["fc"], "resnet50": ["fc"]}
@@ -203,6 +226,74 @@ def hooks(rounds: int) -> None:
             print(f"  sparsify to bare {best['sparsify'].clock / best['bare'].clock:.3f}x", flush=True)
 
 
+class MethodStep:
+    """A network of its own that one method trains."""
+
+    def __init__(self, label: str, name: str, batch: int, layout: torch.memory_format) -> None:
+        torch.manual_seed(0)
+        self.model = network(name).to(memory_format=layout).train()
+        self.uses_adam = label.startswith("step") or label.endswith("AdamW")
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(self.model.parameters(), **ADAMW)
+            if self.uses_adam
+            else torch.optim.SGD(self.model.parameters(), **SGD)
+        )
+        self.teacher = network(name).to(memory_format=layout).eval() if label.endswith("teacher") else None
+        self.x_BCHW = torch.randn(batch, *SHAPES[name]).to(memory_format=layout)
+        self.y_B = torch.randint(0, 10, (batch,))
+        if METHODS[label]:
+            sparsify(self.model, self.optimizer, "2:4", decay=DECAY, exclude=_LINEAR[name], **METHODS[label])
+
+    def backward(self) -> None:
+        """All of a step but the optimizer's own."""
+        self.optimizer.zero_grad()
+        outputs = self.model(self.x_BCHW)
+        loss = F.cross_entropy(outputs, self.y_B)
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher(self.x_BCHW)
+            loss = TEACHER_WEIGHT * distillation_divergence(outputs, taught, 1.0) + (1 - TEACHER_WEIGHT) * loss
+        loss.backward()
+
+    def step(self) -> tuple[Taken, Taken]:
+        """The whole step and the optimizer's part of it."""
+        rest = seconds(self.backward)
+        own = seconds(self.optimizer.step)
+        return Taken(rest.clock + own.clock, rest.processor + own.processor), own
+
+
+def method_steps(name: str, batch: int, words: str, rounds: int) -> None:
+    """Whole steps of every method and of dense training, in turn in one process."""
+    steps = {label: MethodStep(label, name, batch, LAYOUTS[words]) for label in METHODS}
+    for one in steps.values():
+        for _ in range(_WARM_UP_STEPS):
+            one.step()
+    whole: dict[str, list[Taken]] = {label: [] for label in steps}
+    own: dict[str, list[Taken]] = {label: [] for label in steps}
+    for index in range(rounds):
+        for label in steps if index % 2 else reversed(steps):
+            taken = steps[label].step()
+            whole[label].append(taken[0])
+            own[label].append(taken[1])
+    print(f"{name}, {words}, batch {batch}, {rounds} rounds, 2:4; each method against dense steps of its optimizer")
+    print(f"{'':27} {'by the clock':26} {'processor time':26} ms added to the optimizer's step: clock, processor")
+    for label, one in steps.items():
+        dense = "dense, AdamW" if one.uses_adam else "dense"
+        if label == dense:
+            clock, processor = (statistics.median(taken[measure] for taken in whole[label]) for measure in (0, 1))
+            print(f"{label:27} {clock:7.3f} s{'':18} {processor:7.3f} s", flush=True)
+            continue
+        words_of = [
+            ratios([taken[measure] for taken in whole[label]], [taken[measure] for taken in whole[dense]])
+            for measure in (0, 1)
+        ]
+        added = [
+            1e3 * statistics.median(a[measure] - b[measure] for a, b in zip(own[label], own[dense], strict=True))
+            for measure in (0, 1)
+        ]
+        print(f"{label:27} {words_of[0]:26} {words_of[1]:26} {added[0]:6.1f} {added[1]:6.1f}", flush=True)
+
+
 def least(taken: list[Taken]) -> Taken:
     return Taken(min(one.clock for one in taken), min(one.processor for one in taken))
 
@@ -264,6 +355,7 @@ def main() -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--masks", action="store_true")
     only.add_argument("--hooks", action="store_true")
+    only.add_argument("--methods", action="store_true")
     arguments = parser.parse_args()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores{load}", flush=True)
@@ -272,10 +364,11 @@ def main() -> None:
     elif arguments.hooks:
         hooks(arguments.rounds)
     else:
+        measured = method_steps if arguments.methods else steps
         for name in arguments.model:
             for batch in arguments.batch:
                 for words in arguments.layout:
-                    steps(name, batch, words, arguments.rounds)
+                    measured(name, batch, words, arguments.rounds)
 
 
 if __name__ == "__main__":
