@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,10 @@ from paper_statistics import (
 
 from nm2trt.artifacts.files import write_atomic
 
-RESULTS = "results.json"
+RESULTS, CPU_RESULTS = "results.json", "results-cpu.json"
 MARGIN_POINTS = 0.1
 _NOT_RUN = "not run"
+_ENDS = {1: "ahead", -1: "behind", 0: "open"}
 
 
 @dataclass(frozen=True)
@@ -72,23 +73,30 @@ class Scores:
         return [method for method in LABELS if method in found and method != "dense"]
 
 
-def write_page(path: Path, source: Path) -> None:
-    """Write the page, and all cells as results.json beside it.
+def write_page(path: Path, sources: Sequence[Path]) -> None:
+    """Write the page, and all cells beside it: results.json, and of CPU runs results-cpu.json.
 
     Args:
         path: The page.
-        source: A grid's folder or a results.json.
+        sources: Grids' folders and files of results.
     """
-    results = Grid(source).results() if source.is_dir() else read_results(source)
-    write_results(path.parent / RESULTS, results)
-    write_atomic(path, "\n".join(markdown(results, path)) + "\n")
+    found = [one for source in sources for one in (Grid(source).results() if source.is_dir() else read_results(source))]
+    on_cpu = [one for one in found if one.device.startswith("cpu")]
+    others = [one for one in found if one not in on_cpu]
+    files = {RESULTS: others, CPU_RESULTS: on_cpu} if others else {RESULTS: on_cpu}
+    written = {name: cells for name, cells in files.items() if cells or name == RESULTS}
+    for name, cells in written.items():
+        write_results(path.parent / name, cells)
+    write_atomic(path, "\n".join(markdown(others + on_cpu, path, list(written))) + "\n")
 
 
-def markdown(results: list[CellResult], path: Path) -> Iterator[str]:
+def markdown(results: list[CellResult], path: Path, files: list[str]) -> Iterator[str]:
     """Yield the page's lines."""
     yield "# The paper's comparison, and the methods after it\n"
-    yield "Written from results.json, which holds a line for each run, by\n"
-    yield f"    python benchmarks/paper.py --from {path.parent / RESULTS} --write {path}\n"
+    holds = "holds" if len(files) == 1 else "hold"
+    yield f"Written from {' and '.join(files)}, which {holds} a line for each run, by\n"
+    read = " ".join(str(path.parent / name) for name in files)
+    yield f"    python benchmarks/paper.py --from {read} --write {path}\n"
     if not results:
         yield "Nothing has been run yet."
         return
@@ -97,10 +105,11 @@ def markdown(results: list[CellResult], path: Path) -> Iterator[str]:
         "figures. All methods share seeds, order of the data, epochs and schedule; differences are taken seed by seed "
         "and a positive one is better. ± is the half width of Student's 95 % interval; the bootstrap interval is the "
         "percentile one, too narrow for few seeds, and decides nothing. ASP has half of the epochs for its dense "
-        "network, not a schedule of its own as in the paper.\n"
+        "network, not a schedule of its own as in the paper. Runs are only compared with runs on the same device and "
+        "data.\n"
     )
-    for network in dict.fromkeys(one.network for one in results):
-        scores = Scores(network, tuple(one for one in results if one.network == network))
+    for network, device in dict.fromkeys((one.network, one.device) for one in results):
+        scores = Scores(network, tuple(one for one in results if (one.network, one.device) == (network, device)))
         yield from _network(scores)
 
 
@@ -114,8 +123,14 @@ def _network(scores: Scores) -> Iterator[str]:
         f"{first.settings['batch_size']}, {first.settings['optimizer']} at {first.settings['lr']:g}, {plural}, "
         f"{len(scores.results)} runs, on {first.device}.\n"
     )
-    yield "### What the paper found\n"
-    yield from claims(scores)
+    if first.settings["optimizer"] == "adamw":
+        yield _adam_words(scores)
+    if "ste" in scores.methods:
+        yield "### What the paper found\n"
+        yield from claims(scores)
+        yield ""
+    yield "### The methods after it\n"
+    yield from _after(scores)
     better = "lower" if scores.lower else "higher"
     yield f"\n### Test {first.score_name}, % ({better} is better)\n"
     dense = Estimate(tuple(scores.score("dense").values())) if scores.score("dense") else None
@@ -124,7 +139,8 @@ def _network(scores: Scores) -> Iterator[str]:
     yield f"|---|{'---|' * len(scores.methods)}"
     for pattern in PATTERNS:
         found = [tuple(scores.score(method, pattern).values()) for method in scores.methods]
-        yield f"| {pattern} | {' | '.join(Estimate(one).text() if one else '' for one in found)} |"
+        if any(found):
+            yield f"| {pattern} | {' | '.join(Estimate(one).text() if one else '' for one in found)} |"
     yield "\n### Against SR-STE, points\n"
     yield "| method | pattern | lead | bootstrap | seeds | would be found | |"
     yield "|---|---|---|---|---|---|---|"
@@ -133,25 +149,48 @@ def _network(scores: Scores) -> Iterator[str]:
             lead = scores.lead(method, "sr-ste", pattern)
             if method != "sr-ste" and lead is not None:
                 yield _lead_row(method, pattern, lead)
-    yield "\n### Mask flips a weight over the whole run\n"
-    yield "| pattern | STE | SR-STE | STE less SR-STE |"
-    yield "|---|---|---|---|"
-    for pattern in PATTERNS:
-        ste, srste = scores.flips("ste", pattern), scores.flips("sr-ste", pattern)
-        if (more := paired(ste, srste)) is not None:
-            means = (Estimate(tuple(one.values())).text() for one in (ste, srste))
-            yield f"| {pattern} | {' | '.join(means)} | {more.text(signed=True)} |"
+    if "ste" in scores.methods:
+        yield "\n### Mask flips a weight over the whole run\n"
+        yield "| pattern | STE | SR-STE | STE less SR-STE |"
+        yield "|---|---|---|---|"
+        for pattern in PATTERNS:
+            ste, srste = scores.flips("ste", pattern), scores.flips("sr-ste", pattern)
+            if (more := paired(ste, srste)) is not None:
+                means = (Estimate(tuple(one.values())).text() for one in (ste, srste))
+                yield f"| {pattern} | {' | '.join(means)} | {more.text(signed=True)} |"
     yield ""
+
+
+def _adam_words(scores: Scores) -> str:
+    """What ran under Adam, where moving masks have a default of their own."""
+    missing = "" if "step" in scores.methods else ", which these runs do not have"
+    return (
+        "SR-STE, which everything is compared with, ran under AdamW as it is, with masks that move from the first step "
+        f"on. Where no method is given, `nm2trt train` takes STEP with AdamW{missing}; it warns of STE and SR-STE "
+        "there.\n"
+    )
+
+
+def _after(scores: Scores) -> Iterator[str]:
+    """Where each later method is ahead of SR-STE, in words."""
+    for method in scores.methods:
+        leads = {one: found for one in COMPARED_PATTERNS if (found := scores.lead(method, "sr-ste", one)) is not None}
+        if method in PAPER_METHODS or not leads:
+            continue
+        by_end: dict[str, list[str]] = {}
+        for pattern, lead in leads.items():
+            by_end.setdefault(_ENDS[lead.sign()], []).append(pattern)
+        ends = "; ".join(f"**{end}** at {', '.join(patterns)}" for end, patterns in by_end.items())
+        yield f"- {LABELS[method]} against SR-STE: {ends}. {_listed(leads)} {_power(leads)}"
 
 
 def _lead_row(method: str, pattern: str, lead: Estimate) -> str:
     low, high = lead.bootstrap()
     n = len(lead.values)
     power = f"{detectable(lead.deviation, n):.2f}" if n > 1 else ""
-    words = {1: "ahead", -1: "behind", 0: "open"}[lead.sign()]
     return (
         f"| {LABELS[method]} | {pattern} | {lead.text(signed=True)} | {low:+.2f} to {high:+.2f} | {n} | {power} "
-        f"| {words} |"
+        f"| {_ENDS[lead.sign()]} |"
     )
 
 

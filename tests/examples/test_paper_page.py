@@ -9,6 +9,7 @@ from scipy.stats import bootstrap, ttest_1samp
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import paper
+from paper_grid import CellResult, read_results, write_results
 from paper_statistics import (
     Estimate,
     detectable,
@@ -92,3 +93,48 @@ def test_real_runs_are_kept_not_repeated_and_written(tmp_path):
     again = tmp_path / "docs" / "again.md"
     assert paper.main(["--from", str(page.parent / "results.json"), "--write", str(again)]) == 0
     assert again.read_text().replace("again.md", "results.md") == text
+
+
+def cell(method, seed, score, device):
+    return CellResult(
+        network="letters",
+        method=method,
+        pattern="2:4",
+        seed=seed,
+        epochs=4,
+        steps=628,
+        score_name="phoneme error rate",
+        score_better="lower",
+        score=score,
+        flips_per_weight=0.5,
+        seconds=60.0,
+        device=device,
+        parameters=1000,
+        train_samples=100,
+        test_samples=10,
+        settings={"model": "encoder-small", "batch_size": 64, "optimizer": "adamw", "lr": 2e-3},
+    )
+
+
+def test_runs_are_compared_on_their_own_device_only(tmp_path):
+    """On the GPU STEP is ahead by 5 points, on the CPU behind by 2; neither is set against the other's SR-STE."""
+    gpu, cpu = "1 x NVIDIA H200", "cpu, 1 thread"
+    noise = (0.0, 0.001, -0.001)
+    found = [cell("sr-ste", seed, 0.20 + more, gpu) for seed, more in enumerate(noise)]
+    found += [cell("step", seed, 0.15 + 2 * more, gpu) for seed, more in enumerate(noise)]
+    found += [cell("sr-ste", seed, 0.40 + more, cpu) for seed, more in enumerate(noise)]
+    found += [cell("step", seed, 0.42 + 2 * more, cpu) for seed, more in enumerate(noise)]
+    write_results(tmp_path / "all.json", found)
+    page = tmp_path / "results.md"
+    assert paper.main(["--from", str(tmp_path / "all.json"), "--write", str(page)]) == 0
+    _, on_gpu, on_cpu = page.read_text().split("\n## ")
+    assert gpu in on_gpu
+    assert "**ahead** at 2:4. 2:4 +5.00" in on_gpu
+    assert cpu in on_cpu
+    assert "**behind** at 2:4. 2:4 -2.00" in on_cpu
+    assert "What the paper found" not in on_cpu
+    files = {name: read_results(tmp_path / name) for name in ("results.json", "results-cpu.json")}
+    assert [len(cells) for cells in files.values()] == [6, 6]
+    again = tmp_path / "again.md"
+    assert paper.main(["--from", *(str(tmp_path / name) for name in files), "--write", str(again)]) == 0
+    assert again.read_text().replace("again.md", "results.md") == page.read_text()
