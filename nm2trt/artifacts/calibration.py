@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from nm2trt.artifacts.document import Document
+from nm2trt.artifacts.files import sha256_of
 from nm2trt.artifacts.host import HostRecord
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +25,15 @@ class ModelFile(BaseModel):
     """Without the folders above it."""
     sha256: str
     size_bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> ModelFile:
+        """Record a file as it is now.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return cls(name=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
 class TensorRange(BaseModel):

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from nm2trt.artifacts.calibration import CalibrationDocument
-from nm2trt.calibration.run import calibrate, check_target
+from nm2trt.calibration.files import check_target
+from nm2trt.calibration.run import calibrate
 from nm2trt.calibration.settings import Settings
 from nm2trt.engine import choose_builder
 from nm2trt.pipelines.compile_check import compile_result

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nm2trt.artifacts import BatchRange, NumericsRecord, sha256_of, write_atomic
+from nm2trt.artifacts import BatchRange, NumericsRecord, write_atomic
 from nm2trt.artifacts.build import CalibrationRecord
 from nm2trt.artifacts.calibration import CalibrationDocument, ModelFile, document_path
 from nm2trt.artifacts.names import ONNX_FILE
@@ -62,10 +62,7 @@ def quantize_network(
         )
         with _calibrated(path, settings, progress) as (quantized, document):
             quantized.write(folder / ONNX_FILE, external=config.source.external_data)
-    found = ModelFile(
-        name=ONNX_FILE, sha256=sha256_of(folder / ONNX_FILE), size_bytes=(folder / ONNX_FILE).stat().st_size
-    )
-    document = document.model_copy(update={"output": found})
+    document = document.model_copy(update={"output": ModelFile.of(folder / ONNX_FILE)})
     write_atomic(document_path(folder / ONNX_FILE), document.to_json())
     file = document_path(Path(ONNX_FILE)).name
     numerics = numerics.model_copy(update={"notes": (*numerics.notes, _BEFORE.format(file=file))})
