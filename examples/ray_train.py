@@ -3,7 +3,7 @@
     pip install 'nm2trt[ray]'
     python examples/ray_train.py -o runs/ray [--workers 2] [--epochs 6]
 
-Called again with the same OUTPUT and more epochs it goes on from the last checkpoint; a worker that dies makes Ray start
+Called again with the same OUTPUT and more epochs it goes on from the last checkpoint; where a worker dies, Ray starts
 all of them again from there. Trains a small convolutional network on the digits inside scikit-learn. The checkpoint is
 2:4 as it is: `nm2trt verify runs/ray/digits/checkpoint_*/model.safetensors`. Ray reports usage statistics to its makers
 unless RAY_USAGE_STATS_ENABLED=0 is set.
@@ -46,7 +46,9 @@ def build_network() -> nn.Sequential:
     )
 
 
-def save(folder: Path, epoch: int, network: nn.Module, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier) -> None:
+def save(
+    folder: Path, epoch: int, network: nn.Module, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier
+) -> None:
     """Write the network, 2:4 as it is, and beside it what a resumed training needs."""
     patterns = {name: str(pattern) for name, pattern in sparsifier.patterns().items()}
     metadata = {"nm2trt.patterns": json.dumps(patterns), "nm2trt.method": sparsifier.method}
@@ -133,9 +135,10 @@ def main() -> None:
     ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": arguments.workers, "include_dashboard": False}))
     try:
         result = run(arguments.output, arguments.epochs, arguments.workers)
-        print(f"{result.metrics['workers']} workers, epochs {result.metrics['resumed_from'] + 1} to {result.metrics['epoch']}")
-        print(f"{result.metrics['flips_per_weight']:.2f} flips a weight")
-        print(f"test accuracy {result.metrics['accuracy']:.4f}")
+        found = result.metrics
+        print(f"{found['workers']} workers, epochs {found['resumed_from'] + 1} to {found['epoch']}")
+        print(f"{found['flips_per_weight']:.2f} flips a weight")
+        print(f"test accuracy {found['accuracy']:.4f}")
         print(f"checkpoint {result.checkpoint.path}")
     finally:
         ray.shutdown()
