@@ -244,13 +244,24 @@ def _cell(values: dict[str, Any], path: Path) -> CellResult:
 
 
 def jobs(networks: Iterable[Network], seeds: int) -> Iterator[tuple[Network, Cell, int]]:
-    """All runs, dense networks first, since they teach; then whole seeds, one after the other."""
+    """All runs, dense networks first, since they teach; then whole seeds, one after the other.
+
+    Of the parts every seed of a pattern before the next pattern, so that what an hour leaves out is a pattern.
+    """
     chosen = list(networks)
     for seed in range(seeds):
         for network in chosen:
             yield network, DENSE, seed
+    for pattern in COMPARED_PATTERNS:
+        for seed in range(seeds):
+            for network in chosen:
+                if network.only:
+                    yield from ((network, cell, seed) for cell in _sparse(network) if cell.pattern == pattern)
     for seed in range(seeds):
         for network in chosen:
-            for cell in cells(network):
-                if cell != DENSE:
-                    yield network, cell, seed
+            if not network.only:
+                yield from ((network, cell, seed) for cell in _sparse(network))
+
+
+def _sparse(network: Network) -> list[Cell]:
+    return [cell for cell in cells(network) if cell != DENSE]

@@ -93,6 +93,16 @@ def sparsify(
     Raises:
         ConfigError: A wrong argument, a glob without a match, no layer that could be sparse, an optimizer that does
             not own a layer's weight or whose steps cannot be seen; with `hold_masks`, a layer that is not N:M already.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> sparsifier = sparsify(model, optimizer, "2:4", exclude=["2"], example_inputs=torch.zeros(1, 64))
+        >>> model(torch.randn(8, 64)).square().mean().backward()
+        >>> optimizer.step()
+        >>> int((model[0].weight.reshape(-1, 4) != 0).sum(1).max())
+        2
     """
     check_objects(model, optimizer)
     total_steps = None if total_steps is None else check_count(total_steps, "total_steps", 1)

@@ -28,16 +28,15 @@ def soft_threshold(layer: SparseLayer) -> None:
     weight, residual = layer.weight(), layer.residual
     if residual is None:
         return
-    dense = weight + residual
-    size, m = weight.shape[layer.axis], layer.pattern.m
-    groups = (*weight.shape[: layer.axis], size // m, m, *weight.shape[layer.axis + 1 :])
-    threshold = residual.abs().reshape(groups).amax(layer.axis + 1, keepdim=True)
-    magnitude = (dense.abs().reshape(groups) - threshold).reshape(weight.shape)
-    shrunk = torch.where(layer.mask(), magnitude * dense.sign(), weight.new_zeros(()))
+    groups = (weight.shape[layer.axis] // layer.pattern.m, layer.pattern.m)
+    threshold = residual.abs().unflatten(layer.axis, groups).amax(layer.axis + 1, keepdim=True)
+    residual.add_(weight)
+    dense = residual.unflatten(layer.axis, groups)
+    # W less what of it lies within the threshold: 0 where pruned, and sign(W) * (abs(W) - t) where kept.
+    torch.sub(dense, dense.clamp(-threshold, threshold), out=weight.unflatten(layer.axis, groups))
     if layer.beta is None:
-        layer.beta = _scale(layer, dense, shrunk)
-    weight.copy_(shrunk * layer.beta.to(weight.device, weight.dtype))
-    residual.copy_(dense)
+        layer.beta = _scale(layer, residual, weight)
+    weight.mul_(layer.beta.to(weight.device, weight.dtype))
     layer.is_whole = True
 
 

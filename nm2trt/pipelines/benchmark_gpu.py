@@ -47,6 +47,16 @@ def measure_gpu(
         MachineError: There is no GPU of compute capability 8.0 or newer that torch can use.
         WrongProductError: A sparse product differs from the dense one by more than rounding.
         OSError: The disk is full.
+
+    Example:
+        The output is checked before minutes of measuring:
+
+        >>> from nm2trt.errors import ConfigError
+        >>> try:
+        ...     measure_gpu(Path("no-folder/gpu.json"))
+        ... except ConfigError as error:
+        ...     print(error.what)
+        parent directory does not exist
     """
     _check_output(output, force=force)
     logger.debug("benchmark-gpu into %s", output)

@@ -63,6 +63,12 @@ def calibrate_model(
         ConfigError: Wrong options, or the output exists.
         InputError: The model or the samples cannot be used; nothing is written.
         MachineError: A builder was asked for that this machine lacks.
+
+    Example:
+        >>> config = CalibrationConfig(data="samples.npz", builder="none")
+        >>> document = calibrate_model("model.onnx", "int8.onnx", config)
+        >>> document.verdict, [layer.name for layer in document.layers]
+        ('pass', ['c0', 'c1'])
     """
     model, output = Path(model), Path(output)
     check_target(model, output, force=force)

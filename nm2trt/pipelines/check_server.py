@@ -52,6 +52,16 @@ def check_server(
         ConfigError: The URL, a header or a shape is wrong, or the output exists.
         InputError: The build or the samples cannot be used, nothing listens there, or the model is not ready.
         MachineError: tritonclient is missing, and gRPC was asked for.
+
+    Example:
+        >>> from nm2trt import ExportConfig, export_network
+        >>> from nm2trt.errors import InputError
+        >>> _ = export_network(Path("model.onnx"), Path("build"), ExportConfig(builder="none"))
+        >>> try:
+        ...     check_server(CheckConfig(url="http://127.0.0.1:9", model="digits", build=Path("build")))
+        ... except InputError as error:
+        ...     print(error.what)  # doctest: +ELLIPSIS
+        The server did not answer: ...
     """
     if output is not None:
         check_output(output, force=force)

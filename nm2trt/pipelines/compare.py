@@ -41,6 +41,15 @@ def compare_files(config: CompareConfig) -> ComparisonDocument | EstimateCompari
 
     Raises:
         InputError: One cannot be read, or an estimate and a report share no batch size.
+
+    Example:
+        >>> from nm2trt import ProfileConfig, profile_build
+        >>> timing = ProfileConfig(backend="onnxruntime", batches=(1,), duration_s=0.1)
+        >>> for folder in ("first", "second"):
+        ...     _ = profile_build("model.onnx", folder, timing)
+        >>> document = compare_files(CompareConfig(first=Path("first"), second=Path("second")))
+        >>> [batch.batch for batch in document.batches]
+        [1]
     """
     first, second = config.first, config.second
     if is_estimate(second):

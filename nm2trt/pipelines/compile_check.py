@@ -84,6 +84,11 @@ def count_residuals(dumped: tuple[InspectedLayer, ...], graph: Graph, placement:
 
     Part of a larger kernel: the addition shares it with a convolution or with the quantization of its result, and the
     kernel writes INT8.
+
+    Args:
+        dumped: The engine's layers, as its inspector tells of them.
+        graph: The network that was compiled.
+        placement: Where its Q/DQ nodes are, and by which rule.
     """
     names = [
         graph.name_of(node)

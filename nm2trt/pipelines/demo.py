@@ -58,6 +58,16 @@ def run_demo(
         ConfigError: The folder exists.
         InputError: The data cannot be used.
         OSError: The disk is full; nothing is left.
+
+    Example:
+        Settings are checked before minutes of training:
+
+        >>> from nm2trt.errors import ConfigError
+        >>> try:
+        ...     run_demo(demo_settings(Path("demo"), {"epochs": 0}), Path("demo"))
+        ... except ConfigError as error:
+        ...     print(error.what)
+        epochs = 0: input should be greater than or equal to 1
     """
     started = time.perf_counter()
     with staged_folder(output, force=force) as folder:

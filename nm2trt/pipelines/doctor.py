@@ -73,6 +73,11 @@ def examine_machine(config: DoctorConfig | None = None) -> MachineReport:
 
     Raises:
         OSError: The folder is not there.
+
+    Example:
+        >>> report = examine_machine()
+        >>> [finding.present for finding in report.findings if finding.name == "onnxruntime"]
+        [True]
     """
     findings = tuple(_findings((config or DoctorConfig()).folder))
     return MachineReport(findings=findings, abilities=_abilities(findings))

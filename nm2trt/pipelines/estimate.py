@@ -68,6 +68,13 @@ def estimate_network(
     Raises:
         ConfigError: No GPU or two, dynamic dimensions without a value, a glob that matches nothing.
         InputError: The model or the GPU's file cannot be read.
+
+    Example:
+        Both convolutions of model.onnx have too few output channels for a sparse kernel to pay:
+
+        >>> estimate = estimate_network("model.onnx", EstimateConfig(gpu="a100-pcie-40gb", batch=32))
+        >>> [(layer.geometry.weight, layer.expectation) for layer in estimate.layers if layer.geometry.weight]
+        [('w0', 'unlikely'), ('w1', 'unlikely')]
     """
     spec, constants = _gpu(config)
     built_batch, built_precision = _of_build(Path(source))

@@ -241,6 +241,14 @@ def change_versions(
     Raises:
         ConfigError: There is no such model or version, it is the last that can be served, or config.pbtxt was edited.
         InputError: package.json cannot be read.
+
+    Example:
+        >>> from nm2trt import ExportConfig, export_network
+        >>> _ = export_network(Path("model.onnx"), Path("build"), ExportConfig(builder="none"))
+        >>> for _ in range(2):
+        ...     _ = package_build("build", "repository", PackageConfig(server="triton-cpu", name="digits"))
+        >>> change_versions("repository").document.withdrawn
+        (2,)
     """
     config, output = config or ChangeConfig(), Path(repository)
     name = _only_model(output) if config.name is None else check_name(config.name)

@@ -159,7 +159,18 @@ def make_record(
     sensitivity: Sequence[Sensitivity],
     seconds: float,
 ) -> DataRecord:
-    """What the document says of the samples and the whole network; see `DataRecord`."""
+    """What the document says of the samples and the whole network; see `DataRecord`.
+
+    Args:
+        config: The method and its settings.
+        data: What the samples are, in words.
+        samples: How many it pruned with.
+        norms: Batch norms whose statistics were taken again.
+        agreement: Of the pruned network with the dense one, on held-out samples.
+        kept_dense: Layers that `max_drop` kept dense.
+        sensitivity: What each layer costs when it alone is pruned.
+        seconds: How long all of it took.
+    """
     return DataRecord(
         method=config.method,
         damping=config.damping,

@@ -55,6 +55,11 @@ def recommend_layers(
     Raises:
         ConfigError: As `estimate_network`; the target is no speed-up, or the sensitivities are another network's.
         InputError: A file cannot be read.
+
+    Example:
+        >>> found = recommend_layers("dense.onnx", EstimateConfig(gpu="a100-pcie-40gb", batch=32))
+        >>> found.passed, [layer.geometry.weight for layer in found.plan.sparse]
+        (False, [])
     """
     costs, note = ({}, "") if sensitivity is None else read_sensitivity(sensitivity)
     estimate = estimate_network(source, replace(config, assume="2:4"), progress=progress)

@@ -65,6 +65,17 @@ def refit_build(
         InputError: The engines cannot be refitted, the network is another one, or its weights break the pattern.
         MachineError: TensorRT or its GPU is missing, or TensorRT refused the weights.
         OSError: The disk is full; BUILD is as it was.
+
+    Example:
+        A build without engines has none that could take new weights:
+
+        >>> from nm2trt.errors import Nm2trtError
+        >>> _ = export_network(Path("model.onnx"), Path("build"), ExportConfig(builder="none"))
+        >>> try:
+        ...     refit_build(Path("build"), Path("dense.onnx"))
+        ... except Nm2trtError as error:
+        ...     print(error.what)
+        holds no engines with these weights
     """
     # The folder is replaced by another of its name, and "." is none.
     folder = folder.resolve()
@@ -139,7 +150,13 @@ def _new_onnx(
 
 
 def export_config(build: BuildDocument, checkpoint: Path, *, trust: bool = False) -> ExportConfig:
-    """The settings that repeat a build's export with another checkpoint."""
+    """The settings that repeat a build's export with another checkpoint.
+
+    Args:
+        build: The build that is repeated.
+        checkpoint: A run folder, a checkpoint or an ONNX file; a bare checkpoint is of the build's own network.
+        trust: Import the code that the checkpoint's run.json names although this machine did not write it.
+    """
     source: dict[str, Any] = {"trust": trust}
     model = build.source.model
     # A run folder names its own network; a bare checkpoint names none.

@@ -93,6 +93,14 @@ def serve_repository(
         ConfigError: A port is taken, or an option has no effect.
         InputError: The repository cannot be served, or a model does not load.
         MachineError: There is no Triton, it was not ready in time, or it ended and no restart was left.
+
+    Example:
+        >>> from nm2trt.errors import InputError
+        >>> try:
+        ...     serve_repository(Path("no-repository"))
+        ... except InputError as error:
+        ...     print(error.what)
+        no such folder
     """
     config, note = config or ServeConfig(), on_note or ignore_progress
     if not math.isfinite(config.timeout_s):

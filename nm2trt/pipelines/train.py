@@ -105,6 +105,12 @@ def train_network(
         InputError: The data or the state cannot be used.
         DivergedError: The loss is no number; the last state is kept.
         InterruptedRunError: SIGINT or SIGTERM came; what was saved last is whole.
+
+    Example:
+        >>> from nm2trt.training.config import TrainConfig
+        >>> run = train_network(TrainConfig(model="mlp", epochs=1, warmup_epochs=0, device="cpu"), "run")
+        >>> run.method, run.pattern, [layer.name for layer in run.layers if layer.pattern]
+        ('sr-ste', '2:4', ['hidden1.weight', 'hidden2.weight'])
     """
     output = Path(output)
     logger.debug("train %s on %s, %s", config.model, config.data, config.method)

@@ -67,6 +67,11 @@ def verify_file(
     Raises:
         ConfigError: A pattern or glob is wrong.
         InputError: The path cannot be read or checked.
+
+    Example:
+        >>> result = verify_file("model.onnx", VerifyConfig(pattern="2:4", strict=True))
+        >>> result.verdict, [(layer.name, layer.verdict) for layer in result.layers]
+        ('pass', [('w0', 'conforms'), ('w1', 'conforms')])
     """
     config = config or VerifyConfig()
     logger.debug("verify %s", path)
