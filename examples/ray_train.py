@@ -131,8 +131,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
 
-    # On a cluster Ray is running already; else one is started here, and ended below.
-    ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": arguments.workers, "include_dashboard": False}))
+    # On a cluster Ray is running already; else one is started here, and ended below. Its logs lie in /tmp/ray.
+    own = {"num_cpus": arguments.workers, "include_dashboard": False, "log_to_driver": False}
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else own))
     try:
         result = run(arguments.output, arguments.epochs, arguments.workers)
         found = result.metrics
