@@ -31,13 +31,16 @@ def die_once(config):
 
 
 def main():
+    found = []
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
     try:
         for epochs, worker in ((2, ray_train.train_worker), (3, die_once)):
             result = ray_train.run(FOLDER, epochs, WORKERS, worker)
-            print(json.dumps({**result.metrics, "checkpoint": result.checkpoint.path}), flush=True)
+            found.append({**result.metrics, "checkpoint": result.checkpoint.path})
     finally:
         ray.shutdown()
+    # Ray writes to stdout itself.
+    (FOLDER / "results.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
