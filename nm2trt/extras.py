@@ -29,6 +29,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 OPTIONAL_EXTRAS: dict[str, tuple[str, ...]] = {
     "huggingface": ("transformers",),
     "lightning": ("lightning",),
+    "card": ("yaml",),
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow",),
     "wandb": ("wandb",),

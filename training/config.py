@@ -187,7 +187,8 @@ class TrainConfig(BaseModel):
 
     def trackers(self) -> list[TrackerName]:
         """Every tracker that was asked for, once."""
-        return list(dict.fromkeys([*(["tensorboard"] if self.tensorboard else []), *self.log_with]))
+        asked: list[TrackerName] = ["tensorboard"] if self.tensorboard else []
+        return list(dict.fromkeys(asked + self.log_with))
 
     def phases(self) -> tuple[int, ...]:
         """Epochs of each learning rate cycle: one, or with `asp` two with the pruning between them."""
