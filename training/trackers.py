@@ -66,7 +66,10 @@ class _Progress:
 class _Tracked:
     name: str
     tracker: Any
+    """accelerate's; None until it is made."""
     progress: _Progress
+    failed: bool = False
+    """It is told nothing more in this session."""
 
 
 class Trackers:
@@ -100,7 +103,7 @@ class Trackers:
 
     def step(self, step: int, loss: float, rate: float) -> None:
         """See `Recorder`."""
-        for one in list(self._tracked):
+        for one in self._tracked:
             if step > one.progress.step and self._tell(one, step, step_scalars(loss, rate)):
                 one.progress.step = step
         self._save()
@@ -108,7 +111,7 @@ class Trackers:
     def epoch(self, row: Mapping[str, Any], score_name: str, sad: Sad) -> None:
         """See `Recorder`."""
         step, values = int(row["step"]), self._scalars.take(row, score_name, sad)
-        for one in list(self._tracked):
+        for one in self._tracked:
             if step > one.progress.epoch_step and self._tell(one, step, values):
                 one.progress.epoch_step = step
         self._save()
@@ -116,52 +119,54 @@ class Trackers:
     def close(self) -> None:
         """See `Recorder`."""
         while self._tracked:
-            _finish(self._tracked.pop())
+            one = self._tracked.pop()
+            try:
+                one.tracker.finish()
+            except Exception as error:  # noqa: BLE001 -- as below
+                _fail(one, "cannot finish its run", error)
 
     def _add(self, name: str, settings: Mapping[str, Any], after_step: int) -> None:
-        try:
-            self._tracked.append(self._start(name, settings, after_step))
-        except Exception as error:  # noqa: BLE001 -- a tracker's library raises what it likes
-            if not after_step:
-                self.close()
-                raise _not_started(name, error) from None
-            _warn(name, "cannot start", error)
-
-    def _start(self, name: str, settings: Mapping[str, Any], after_step: int) -> _Tracked:
         known = self._known.get(name)
-        make = _TRACKERS.get(name)
-        tracker = make(self._file.parent, known, after_step) if make else LOGGER_TYPE_TO_CLASS[name](_PROJECT)
+        one = _Tracked(name, None, known or _Progress())
+        self._tracked.append(one)
+        try:
+            one.tracker = _make_tracker(name, self._file.parent, known, after_step)
+            self._begin(one, None if known else settings, after_step)
+        except Exception as error:  # noqa: BLE001 -- a tracker's library raises what it likes
+            if after_step:
+                _fail(one, "cannot start", error)
+                return
+            one.failed = True
+            self.close()
+            raise _not_started(name, error) from None
+
+    def _begin(self, one: _Tracked, settings: Mapping[str, Any] | None, after_step: int) -> None:
         # Before accelerate 1.8 the constructor started it.
-        getattr(tracker, "start", lambda: None)()
-        if known is None:
-            tracker.store_init_configuration(_plain_values(settings))
-        self._known[name] = known or _Progress(run_id=_run_id(name, tracker))
-        purged = _Progress(step=after_step, epoch_step=after_step)
-        return _Tracked(name, tracker, purged if name == TENSORBOARD else self._known[name])
+        getattr(one.tracker, "start", lambda: None)()
+        if settings is not None:
+            one.tracker.store_init_configuration(_plain_values(settings))
+            one.progress.run_id = _run_id(one.name, one.tracker)
+        self._known[one.name] = one.progress
+        if one.name == TENSORBOARD:
+            # It has dropped what came after that.
+            one.progress = _Progress(step=after_step, epoch_step=after_step)
 
     def _tell(self, one: _Tracked, step: int, values: Mapping[str, float]) -> bool:
+        if one.failed:
+            return False
         items = list(values.items())
         try:
             for start in range(0, len(items), _MOST_AT_ONCE):
                 one.tracker.log(dict(items[start : start + _MOST_AT_ONCE]), step=step)
         except Exception as error:  # noqa: BLE001 -- a tracker must not end a training
-            self._tracked.remove(one)
-            _warn(one.name, f"failed at step {step}", error)
-            return False
-        return True
+            _fail(one, f"failed at step {step}", error)
+        return not one.failed
 
     def _save(self) -> None:
         content = json.dumps({name: asdict(known) for name, known in self._known.items()}) + "\n"
         if content != self._saved:
             write_atomic(self._file, content)
             self._saved = content
-
-
-def _finish(one: _Tracked) -> None:
-    try:
-        one.tracker.finish()
-    except Exception as error:  # noqa: BLE001 -- as above
-        _warn(one.name, "cannot finish its run", error)
 
 
 def _tensorboard(folder: Path, _known: _Progress | None, after_step: int) -> Any:
@@ -196,6 +201,11 @@ _TRACKERS: dict[str, Callable[[Path, _Progress | None, int], Any]] = {
     TENSORBOARD: _tensorboard,
     "wandb": _wandb,
 }
+
+
+def _make_tracker(name: str, folder: Path, known: _Progress | None, after_step: int) -> Any:
+    make = _TRACKERS.get(name)
+    return make(folder, known, after_step) if make else LOGGER_TYPE_TO_CLASS[name](_PROJECT)
 
 
 def _name(folder: Path) -> str:
@@ -236,5 +246,7 @@ def _not_started(name: str, error: Exception) -> MachineError:
     )
 
 
-def _warn(name: str, what: str, error: Exception) -> None:
-    _LOGGER.warning("%s %s, the training goes on without it: %s", name, what, one_line(error))
+def _fail(one: _Tracked, what: str, error: Exception) -> None:
+    if not one.failed:
+        _LOGGER.warning("%s %s, the training goes on without it: %s", one.name, what, one_line(error))
+    one.failed = True

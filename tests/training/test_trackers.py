@@ -303,6 +303,7 @@ def test_a_tracker_that_cannot_start_ends_a_new_run_at_once_and_leaves_nothing(t
     with pytest.raises(MachineError, match="aim cannot start: the server is gone; "):
         train(options(log_with=["aim"]), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+    assert [what[0] for what in memory.told] == ["start", "finish"]
 
 
 def test_a_tracker_that_cannot_start_again_costs_no_resumed_run(tmp_path, memory, caplog):
