@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/check
 
-.PHONY: help demo test quick docs check format triton tensorrt-double peers test-gpu gpu a100 clean
+.PHONY: help demo test quick docs check format triton tensorrt-double ray peers test-gpu gpu a100 clean
 
 help:
 	@echo "make demo    end to end on bundled data, ends in build/demo/report.html"
@@ -49,7 +49,15 @@ $(DOUBLE)/.prepared: tests/tensorrt_double/prepare.py tests/tensorrt_double/stub
 
 tensorrt-double: $(STAMP) $(DOUBLE)/.prepared
 
-test: check triton tensorrt-double
+# Ray for the test of examples/ray_train.py. Where pip cannot get it, this test skips and says so.
+RAY := $(VENV)/.ray
+
+$(RAY): $(STAMP)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]' && touch $@
+
+ray: $(RAY)
+
+test: check triton tensorrt-double ray
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/tensorrt_double/run_marked.py
 

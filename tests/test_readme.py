@@ -4,7 +4,13 @@ from helpers import REPOSITORY
 
 from nm2trt.cli.main import COMMANDS
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+EXAMPLES = REPOSITORY / "examples"
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    EXAMPLES / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 
 
 def test_the_two_commands_are_shown():
@@ -26,3 +32,11 @@ def test_commands_exist():
             assert name in COMMANDS, f"{page.name}: nm2trt {name}"
         for name in re.findall(r"benchmarks/(\w+\.py)", page.read_text()):
             assert (REPOSITORY / "benchmarks" / name).is_file(), f"{page.name}: {name}"
+
+
+def test_every_example_has_its_line():
+    text = (EXAMPLES / "README.md").read_text()
+    files = [path for path in EXAMPLES.rglob("*.*") if path.is_file() and path.suffix in (".py", ".sbatch", ".yml")]
+    assert len(files) >= 9
+    for path in files:
+        assert f"]({path.relative_to(EXAMPLES)})" in text, path.name
