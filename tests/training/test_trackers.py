@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -188,6 +189,8 @@ def wandb_records(file):
         _, length, kind = struct.unpack_from("<IHB", data, at)
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
+        if at > len(data):
+            return
         if kind in (1, 4):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
@@ -195,11 +198,20 @@ def wandb_records(file):
             yield record
 
 
+def whole_wandb_file(file):
+    """The records, once the last is there: wandb's own process writes on behind the end of a run."""
+    for _ in range(600):
+        if (records := list(wandb_records(file))) and records[-1].HasField("exit"):
+            return records
+        time.sleep(0.1)
+    pytest.fail(f"wandb has not written the end of {file}")
+
+
 def wandb_run(folder):
     """(ids, parameters, {scalar: [(step, value), ...]}) of all of wandb's offline files in the folder."""
     ids, settings, scalars = set(), {}, {}
-    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime):
-        for record in wandb_records(file):
+    for one in sorted(folder.glob("wandb/offline-run-*")):
+        for record in whole_wandb_file(next(one.glob("run-*.wandb"))):
             if record.HasField("run"):
                 ids.add((record.run.run_id, record.run.display_name, record.run.project))
             configs = [record.config, record.run.config]
