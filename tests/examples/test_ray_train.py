@@ -116,7 +116,7 @@ def plain_loop():
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see that Ray has ended")
 def test_two_workers_that_are_resumed_train_as_one_process_does(tmp_path, local_ray):
     driver = local_ray(REPOSITORY / "tests" / "examples" / "ray_driver.py", tmp_path)
-    printed, said = driver.communicate(timeout=900)
+    printed, said = driver.communicate(timeout=1800)
     assert driver.returncode == 0, printed[-2000:] + said[-4000:]
     first, second = json.loads((tmp_path / "results.json").read_text())
     assert (tmp_path / "died").exists(), "the worker was to die"
