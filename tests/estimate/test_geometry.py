@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchvision
 from estimate_graphs import conv_net, save
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
@@ -158,7 +159,7 @@ def test_transposed_and_grouped_convolutions(tmp_path):
     assert grouped.flops == 2 * 300 * 32 * 4
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     batch=st.integers(1, 5),
     c_in=st.integers(1, 6),

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tensorrt_double.double import VERSIONS, double_environment, missing
 
+TESTS = Path(__file__).resolve().parent.parent
 PYTEST = [
     "-m",
     "pytest",
