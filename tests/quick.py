@@ -23,7 +23,7 @@ HEAVY_NAMES = frozenset({
 })  # fmt: skip
 """Names whose use makes a test long. A name too many here costs a test in `make quick`, never one in `make test`."""
 
-SLOW_MARKS = frozenset({"slow", "gpu", "tensorrt"})
+SLOW_MARKS = frozenset({"slow", "not_quick", "gpu", "tensorrt"})
 
 
 def is_quick(item) -> bool:

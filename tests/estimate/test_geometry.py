@@ -37,6 +37,7 @@ def test_torchvision_flops_are_those_that_torch_counts(name, tmp_path):
     assert not network.notes
 
 
+@pytest.mark.not_quick
 def test_modules_in_torch_are_named_by_both_exporters(tmp_path):
     model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU()), torch.nn.Linear(16, 4))
     x = torch.zeros(2, 3, 8)

@@ -106,6 +106,7 @@ def test_another_method_cannot_hold_them():
         sparsify(pruned(), sgd(pruned()), "2:4", "sr-ste", hold_masks=True)
 
 
+@pytest.mark.not_quick
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_the_command_fine_tunes_a_foreign_checkpoint_without_losing_its_masks(kind, tmp_path):
     torch.manual_seed(0)
