@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where it is set, every process of the tests compiles nm2trt anew and pytest rewrites every file of tests.
+unexport PYTHONDONTWRITEBYTECODE
 TYPECHECK := build/check
 
 .PHONY: help demo test quick docs check format triton tensorrt-double ray peers test-gpu gpu a100 clean

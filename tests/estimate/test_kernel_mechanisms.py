@@ -88,13 +88,17 @@ def test_fused_attention_reaches_its_share_of_the_peak(name, tmp_path):
     assert reached == pytest.approx(FITTED.attention_share * sustained_share(gpu, "fp16", FITTED), rel=0.02)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16])
-@pytest.mark.parametrize(("gpu", "precision"), [("a100-sxm-80gb", "fp16"), ("l4", "int8"), ("h100-pcie", "fp16")])
-def test_few_rows_are_open_and_no_gain_is_promised(rows, gpu, precision, tmp_path):
+@pytest.fixture(scope="module")
+def wide_matmul(tmp_path_factory):
     weights = {"a.weight": two_of_four(4096, 4096, axis=0)}
     nodes = [helper.make_node("MatMul", ["x", "a.weight"], ["y"], name="a")]
-    path = save(tmp_path / "m.onnx", nodes, {"x": ["n", 4096]}, ["y"], weights)
-    found = estimate_network(path, find_gpu(gpu), precision, batch=rows)
+    return save(tmp_path_factory.mktemp("wide") / "m.onnx", nodes, {"x": ["n", 4096]}, ["y"], weights)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize(("gpu", "precision"), [("a100-sxm-80gb", "fp16"), ("l4", "int8"), ("h100-pcie", "fp16")])
+def test_few_rows_are_open_and_no_gain_is_promised(rows, gpu, precision, wide_matmul):
+    found = estimate_network(wide_matmul, find_gpu(gpu), precision, batch=rows)
     (layer,) = found.layers
     assert (layer.tensorrt, layer.expectation, layer.chosen) == ("eligible", "open", False)
     assert layer.why.words().startswith(f"few rows: {rows}")
@@ -105,10 +109,7 @@ def test_few_rows_are_open_and_no_gain_is_promised(rows, gpu, precision, tmp_pat
     assert found.speedup.high >= 1.1
 
 
-def test_many_rows_are_not_open_for_that_reason(tmp_path):
-    weights = {"a.weight": two_of_four(4096, 4096, axis=0)}
-    nodes = [helper.make_node("MatMul", ["x", "a.weight"], ["y"], name="a")]
-    path = save(tmp_path / "m.onnx", nodes, {"x": ["n", 4096]}, ["y"], weights)
-    found = estimate_network(path, find_gpu("a100-sxm-80gb"), batch=4096)
+def test_many_rows_are_not_open_for_that_reason(wide_matmul):
+    found = estimate_network(wide_matmul, find_gpu("a100-sxm-80gb"), batch=4096)
     assert found.layers[0].expectation == "likely"
     assert math.isclose(found.speedup.value, found.layers[0].gain, rel_tol=0.1)

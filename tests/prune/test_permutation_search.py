@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -53,7 +54,7 @@ def test_eight_columns_are_solved(text, seed):
     ),
     text=st.sampled_from(["2:4", "1:4", "3:4", "1:2", "2:8", "1:8"]),
 )
-@settings(max_examples=60)
+@examples(60)
 def test_an_order_is_a_permutation_and_never_worse(weight, text):
     pattern = NMPattern.parse(text)
     if weight.shape[1] % pattern.m:

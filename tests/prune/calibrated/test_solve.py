@@ -5,7 +5,8 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.errors import InputError
@@ -92,7 +93,7 @@ def sequential_obs(w, x, pattern, extra):
     return w, kept
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(["2:4", "1:4", "4:8", "1:2", "3:4"]),
@@ -121,7 +122,7 @@ def test_update_is_least_squares_of_what_is_right_of_every_column(seed, pattern,
     assert found.magnitude_rows == replaced
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(["2:4", "1:4", "4:8", "2:8"]),
