@@ -125,7 +125,8 @@ def score_network(
     Returns:
         Every name of a tensor -> scores in the stored shape, float64, of sum 1, so that every tensor counts alike.
     """
-    steps, found = _layer_steps(tensors), {}
+    steps = _layer_steps(tensors)
+    found: dict[str, Array] = {}
     stream = ActivationStream(graph, feeds, frontier_bytes=frontier_bytes)
     for number, step in enumerate(steps):
         left = list(dict.fromkeys(name for later in steps[number:] for name in later.names))

@@ -4,8 +4,8 @@
 to right; in every group of M the N weights stay whose loss w^2 / [H^-1]_cc would cost most, H being the Hessian of what
 is not decided yet; each zeroed weight's error goes onto the columns to its right. With H = R R^T, R upper triangular,
 the error of changes d is ||d R||^2, and column c of d R is zero where d_c = -sum_{k<c} d_k R_kc / R_cc: the same update
-as SparseGPT's by the factor of H^-1, which is R^-1, but without inverting anything (Chee et al., "QuIP", 2023, theorem 6,
-show that the two are equal).
+as SparseGPT's by the factor of H^-1, which is R^-1, but without inverting anything (Chee et al., "QuIP", 2023, show the
+equality for rounding).
 `wanda` (Sun et al. 2024) keeps the N largest |w| * ||x_c|| and changes nothing; `magnitude` the N largest |w|.
 
 Legend: G groups of a convolution, O outputs of one group, C columns as `weight_to_columns` orders them.
@@ -181,7 +181,7 @@ def _upper_factor(gram_CC: Float64Array, damping: float) -> tuple[Float64Array, 
         except np.linalg.LinAlgError:
             pass
         share = max(10 * share, _SMALLEST_DAMPING)
-    return np.ascontiguousarray(lower_CC[::-1, ::-1]), share
+    return lower_CC[::-1, ::-1], share
 
 
 def _is_singular(gram_CC: Float64Array, rows: int) -> bool:
