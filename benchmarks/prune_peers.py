@@ -3,8 +3,8 @@
     python benchmarks/prune.py --peers
 
 A multilayer perceptron is trained here on Fashion-MNIST. Every tool gets the same calibration samples and its own
-defaults, runs in a process of its own with one thread, in turns, and leaves the classifier dense. Printed: CPU seconds of
-pruning without imports, memory that it took on top of the imported libraries, and what became of the outputs on
+defaults, runs in a process of its own with one thread, in turns, and leaves the classifier dense. Printed: CPU seconds
+of pruning without imports, memory that it took on top of the imported libraries, and what became of the outputs on
 held-out samples. `make peers` installs the others; what is missing is said.
 """
 
@@ -19,7 +19,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,10 @@ def make_network() -> Any:
     from torch import nn
 
     layers: list[tuple[str, nn.Module]] = []
-    for number, (before, after) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True)):
+    for number, (before, after) in enumerate(pairwise(SIZES)):
         last = number == len(SIZES) - 2
         layers.append(("head" if last else f"linear{number}", nn.Linear(before, after)))
         layers += [] if last else [(f"relu{number}", nn.ReLU())]
-    from collections import OrderedDict
-
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -179,7 +179,7 @@ def load_llmcompressor(_: str) -> Callable[[Path], dict[str, Array]]:
         recipe = modifier(sparsity=0.5, mask_structure="2:4", targets=["Linear"], ignore=["re:.*head"])
         oneshot(
             model=model.eval(), dataset=loader, recipe=recipe, pipeline="sequential", sequential_targets=["Linear"],
-            num_calibration_samples=CALIBRATION,
+            num_calibration_samples=CALIBRATION, processor=object(),
         )  # fmt: skip
         return weights_of(model.network)
 
