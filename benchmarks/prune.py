@@ -28,7 +28,7 @@ import numpy as np
 from paper_grid import DENSE, network_settings
 from paper_grid import NETWORKS as TRAINED
 from paper_statistics import Estimate
-from prune_peers import compare
+from prune_peers import compare, section
 from prune_samples import draw_words, read_bytes
 
 from nm2trt import DataConfig, ExportConfig, PruneConfig, export_network, prune_file
@@ -229,7 +229,7 @@ def page(folder: Path, seeds: int) -> str:
         lines += ["", f"## {network.words}", ""]
         lines += ["| pattern | method | batch norm again | seeds | dense score | score | relative error | cosine |"]
         lines += ["|---|---|---|---|---|---|---|---|", *table]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *section(folder / "peers")]) + "\n"
 
 
 def main() -> int:
