@@ -297,16 +297,16 @@ def section(folder: Path) -> list[str]:
     """Lines for the page; none where nothing was compared yet."""
     if not (folder / TABLE).is_file():
         return []
+    sizes = "-".join(map(str, SIZES))
     return [
         "",
         "## Beside other tools",
         "",
-        "Printed by `python benchmarks/prune.py --peers`: a multilayer perceptron",
-        f"({'-'.join(map(str, SIZES))}) trained here on Fashion-MNIST for {STEPS} steps, 2:4, the classifier dense; the",
-        f"same {CALIBRATION} calibration and {HELD_OUT} held-out samples for every tool, its own defaults, one thread, a",
-        f"process of its own, {ROUNDS} rounds in turns. CPU seconds without imports, of the fastest round; memory on top of",
-        "the imported libraries. nm2trt's time includes reading, writing and verifying the file. Kept weights changed: 0",
-        "where a tool only finds a mask.",
+        f"Printed by `python benchmarks/prune.py --peers`: a multilayer perceptron ({sizes}) trained here on",
+        f"Fashion-MNIST for {STEPS} steps, 2:4, the classifier dense; the same {CALIBRATION} calibration and {HELD_OUT}",
+        f"held-out samples for every tool, its own defaults, one thread, a process of its own, {ROUNDS} rounds in turns.",
+        "CPU seconds without imports, of the fastest round; memory on top of the imported libraries. nm2trt's time",
+        "includes reading, writing and verifying the file. Kept weights changed: 0 where a tool only finds a mask.",
         "",
         *(folder / TABLE).read_text(encoding="utf-8").splitlines(),
     ]
