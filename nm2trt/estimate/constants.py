@@ -66,6 +66,8 @@ class KernelConstants(BaseModel):
     """Narrowest tile of dense kernels, in output channels."""
     least_sparse_tile: dict[Precision, int] = {}
     """Smallest tile of sparse kernels, in outputs."""
+    tile_rows: tuple[int, ...] = (32, 64, 128, 256)
+    """Rows that tiles can have."""
     l2_scale: dict[str, float] = {}
     """Operands from L2 a clock and SM by compute capability, against the A100's (multicast to several SMs)."""
     weights_stream: bool = False
