@@ -28,7 +28,7 @@ from estimate_errors import (
 )
 from estimate_fit import Candidate, Fit, candidates
 from estimate_points import Point, read_points
-from estimate_ranges import RICHEST, by_family, by_group, ranges, reliability, report_coverage
+from estimate_ranges import RICHEST, by_family, by_group, ranges, reliability, report_coverage, report_halves
 from estimate_vector import check
 
 import nm2trt.estimate as package
@@ -41,8 +41,8 @@ FOLD_STARTS, STARTS = 1, 8
 
 def compare_candidates(points: Sequence[Point]) -> tuple[Candidate, dict[str, list[Error]]]:
     """Print every candidate's errors on what was held back; the best, with these errors by what was held back."""
-    print(f"\n{'held back:':24}{'engine':>17}{'GPU':>17}{'shape':>17}{'UNet INT8 by shape':>22}{'by layer':>16}{'choice':>9}")
-    print(f"{'median errors, %':24}" + f"{'dense':>9}{'ratio':>8}" * 3 + f"{'dense':>14}{'sparse':>8}" + f"{'dense':>8}{'sparse':>8}")
+    print(f"\n{'held back:':24}{'engine':>17}{'GPU':>17}{'shape':>17}{'UNet INT8 by shape':>22}{'choice':>9}")
+    print(f"{'median errors, %':24}" + f"{'dense':>9}{'ratio':>8}" * 3 + f"{'dense':>14}{'sparse':>8}")
     best, least, kept = None, float("inf"), {}
     for candidate in candidates():
         errors = {
@@ -54,15 +54,13 @@ def compare_candidates(points: Sequence[Point]) -> tuple[Candidate, dict[str, li
         scored = (errors["engine"], unseen, errors["shape"])
         total = float(np.mean([score(some, what) for some in scored for what in ("dense", "ratio")]))
         unet = [error for error in errors["shape"] if error.point.engine == ODD_ENGINE]
-        halves = halves_held_back(candidate, points, ODD_ENGINE, FOLD_STARTS)
         cells = "".join(f"{score(some, 'dense'):9.1f}{score(some, 'ratio'):8.1f}" for some in errors.values())
         print(
-            f"{candidate.name:24}{cells}{score(unet, 'dense'):14.1f}{score(unet, 'sparse'):8.1f}"
-            f"{score(halves, 'dense'):8.1f}{score(halves, 'sparse'):8.1f}{total:9.2f}",
+            f"{candidate.name:24}{cells}{score(unet, 'dense'):14.1f}{score(unet, 'sparse'):8.1f}{total:9.2f}",
             flush=True,
         )
         if total < least:
-            best, least, kept = candidate, total, errors | {"halves": halves}
+            best, least, kept = candidate, total, errors
     assert best is not None
     print(f"\ntaken: {best.name} (mean of all columns but the UNet's; GPUs without the {RICHEST})")
     return best, kept
@@ -150,6 +148,7 @@ def main() -> int:
     report_choice(errors["shape"])
     final = finished(constants, candidate, points, ranges(errors), moved)
     report_coverage(errors, final)
+    report_halves(halves_held_back(candidate, points, ODD_ENGINE, FOLD_STARTS), final)
     from estimate_gpu_files import report_gpu_files
     from estimate_published import report_published
 

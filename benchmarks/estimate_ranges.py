@@ -9,7 +9,7 @@ from estimate_errors import CLAIMED, Error, groups_of, tails, values, weighted
 from estimate_points import Point
 
 from nm2trt.estimate.constants import KernelConstants, Spread
-from nm2trt.estimate.ranges import product_ranges, total_ranges
+from nm2trt.estimate.ranges import names_for, product_ranges, spread_for, total_ranges
 
 RICHEST = "A100"
 """Held back whole it leaves too little to fit on, so it has no say in the choice; its errors are shown."""
@@ -166,6 +166,21 @@ def report_coverage(errors: dict[str, list[Error]], base: KernelConstants) -> No
             total += found
             print(f"{title + ': ' + group[:25]:34}{coverage(found)}")
         print(f"{title + ', all':34}{coverage(total)}")
+
+
+def report_halves(errors: Sequence[Error], constants: KernelConstants) -> None:
+    """One engine's layers, every other one held back from the constants, in the ranges that the package prints."""
+    print(f"\n{errors[0].point.engine}, every other layer held back from the constants")
+    for what in ("dense", "sparse", "ratio"):
+        known = np.array(values(errors, what))
+        spread = spread_for(
+            constants,
+            "gain" if what == "ratio" else what,
+            *names_for("conv", errors[0].point.precision),
+            far=False,
+        )
+        held = (np.exp(known) >= spread.low) & (np.exp(known) <= spread.high)
+        print(f"{what:8}{len(known):4} layers{100 * np.median(np.abs(known)):7.1f}% median{100 * held.mean():6.0f}% inside")
 
 
 def coverage(found: Sequence[tuple[bool | None, bool | None, float]]) -> str:
