@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -157,6 +158,7 @@ def report_coverage(errors: dict[str, list[Error]], base: KernelConstants) -> No
     ]
     for title, label, key in cases:
         total: list[tuple[bool | None, bool | None, float]] = []
+        listed: list[Error] = []
         for group, some in groups_of(errors[label], key).items():
             if title == "release" and not filter_networks(some):
                 continue
@@ -164,8 +166,21 @@ def report_coverage(errors: dict[str, list[Error]], base: KernelConstants) -> No
             constants = base.model_copy(update={"spread": spread})
             found = [inside(error, constants, far=title == "GPU") for error in some]
             total += found
+            listed += some
             print(f"{title + ': ' + group[:25]:34}{coverage(found)}")
         print(f"{title + ', all':34}{coverage(total)}")
+        if title == "engine":
+            outside = [error for error, (_, ratio, _) in zip(listed, total, strict=True) if ratio is not None and not ratio]
+            report_outside([error for error in outside if error.point.kind == "network"])
+
+
+def report_outside(errors: Sequence[Error]) -> None:
+    """What the networks have in common whose ratio lies outside: side, release, batch."""
+    sides = Counter("below" if (error.ratio or 0) < 0 else "above" for error in errors)
+    releases = Counter(error.point.release for error in errors)
+    batches = Counter(error.point.name.rpartition(" ")[2] for error in errors)
+    cells = ("; ".join(f"{name} {count}" for name, count in some.most_common()) for some in (sides, releases, batches))
+    print(f"networks whose ratio lies outside with the engine left out: {len(errors)}", *cells, sep="\n  ")
 
 
 def report_halves(errors: Sequence[Error], constants: KernelConstants) -> None:

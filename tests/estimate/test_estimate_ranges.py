@@ -72,7 +72,7 @@ def test_what_cannot_be_sparse_does_not_spread():
 
 def test_the_ranges_in_the_package_say_something():
     # The goal is a median width of at most 0.35 for networks; single products on unseen GPUs are wider.
-    for ratio in (1.05, 1.2, 1.3):
+    for ratio in (1.05, 1.15, 1.25):
         for far in (False, True):
             found = total_ranges(fitted_constants(), ratio, far=far)[1]
             assert 0.3 <= found.high - found.low <= 0.35 + 1e-3
