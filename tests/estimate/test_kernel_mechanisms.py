@@ -113,3 +113,28 @@ def test_many_rows_are_not_open_for_that_reason(wide_matmul):
     found = estimate_network(wide_matmul, find_gpu("a100-sxm-80gb"), batch=4096)
     assert found.layers[0].expectation == "likely"
     assert math.isclose(found.speedup.value, found.layers[0].gain, rel_tol=0.1)
+
+
+@given(
+    gpu=gpus,
+    precision=precisions,
+    sparse=st.booleans(),
+    batch=st.integers(1, 64),
+    size=st.sampled_from([7, 14, 28, 56]),
+    c_out=st.sampled_from([16, 64, 128, 512]),
+)
+def test_more_tiles_to_choose_from_never_slow_a_kernel_down(gpu, precision, sparse, batch, size, c_out):
+    few, more = (
+        FITTED.model_copy(update={"tile_rows": rows}) for rows in ((32, 64, 128, 256), (32, 64, 128, 192, 256))
+    )
+    layer = conv(batch=batch, size=size, c_out=c_out)
+    one, other = (kernel_time(layer, gpu, precision, sparse=sparse, constants=some) for some in (few, more))
+    assert other.compute_us <= one.compute_us
+
+
+def test_a_tile_has_rows_that_are_allowed():
+    only = FITTED.model_copy(update={"tile_rows": (192,), "split_convolutions": False})
+    found = kernel_time(conv(c_in=64, c_out=64, size=56), A100, "int8", constants=only)
+    assert found.tile == (192, 64)
+    # 522.67 tiles are 523, on 108 SMs.
+    assert found.waves == pytest.approx(523 / 108)
