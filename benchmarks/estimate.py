@@ -13,114 +13,69 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from estimate_errors import (
-    CLAIMED,
     Error,
     groups_of,
+    halves_held_back,
     held_back,
     score,
     shape_folds,
-    shortest,
-    tails,
     values,
-    worst,
 )
 from estimate_fit import Candidate, Fit, candidates
 from estimate_points import Point, read_points
+from estimate_ranges import RICHEST, by_family, by_group, ranges, reliability, report_coverage, report_halves
 from estimate_vector import check
 
 import nm2trt.estimate as package
-from nm2trt.estimate.constants import KernelConstants
+from nm2trt.estimate.constants import KernelConstants, Spread
 
-RICHEST = "A100"
-"""Held back whole it leaves too little to fit on, so it has no say in the choice; its errors are shown."""
-FEWEST_ENGINES = 3
+ODD_ENGINE = "unet int8"
+"""Every second layer of it was recorded."""
 FOLD_STARTS, STARTS = 1, 8
-Key = Callable[[Point], str]
-
-
-def by_group(point: Point) -> str:
-    return point.group
-
-
-def by_family(point: Point) -> str:
-    return point.family
 
 
 def compare_candidates(points: Sequence[Point]) -> tuple[Candidate, dict[str, list[Error]]]:
     """Print every candidate's errors on what was held back; the best, with these errors by what was held back."""
     print(f"\n{'held back:':24}{'engine':>17}{'GPU':>17}{'shape':>17}{'UNet INT8 by shape':>22}{'choice':>9}")
     print(f"{'median errors, %':24}" + f"{'dense':>9}{'ratio':>8}" * 3 + f"{'dense':>14}{'sparse':>8}")
-    best, least, kept = None, float("inf"), {}
+    tried: list[tuple[Candidate, dict[str, list[Error]]]] = []
     for candidate in candidates():
         errors = {
             "engine": held_back(candidate, points, by_group, FOLD_STARTS),
             "gpu": held_back(candidate, points, by_family, FOLD_STARTS),
             "shape": held_back(candidate, points, shape_folds(points), FOLD_STARTS),
         }
-        unseen = [error for error in errors["gpu"] if error.point.family != RICHEST]
-        scored = (errors["engine"], unseen, errors["shape"])
-        total = float(np.mean([score(some, what) for some in scored for what in ("dense", "ratio")]))
-        unet = [error for error in errors["shape"] if error.point.engine == "unet int8"]
+        unet = [error for error in errors["shape"] if error.point.engine == ODD_ENGINE]
         cells = "".join(f"{score(some, 'dense'):9.1f}{score(some, 'ratio'):8.1f}" for some in errors.values())
         print(
-            f"{candidate.name:24}{cells}{score(unet, 'dense'):14.1f}{score(unet, 'sparse'):8.1f}{total:9.2f}",
+            f"{candidate.name:24}{cells}{score(unet, 'dense'):14.1f}{score(unet, 'sparse'):8.1f}{choice(errors):9.2f}",
             flush=True,
         )
-        if total < least:
-            best, least, kept = candidate, total, errors
-    assert best is not None
-    print(f"\ntaken: {best.name} (mean of all columns but the UNet's; GPUs without the {RICHEST})")
-    return best, kept
+        tried.append((candidate, errors))
+    best = min(tried, key=lambda one: choice(one[1]))
+    print(f"\ntaken: {best[0].name} (mean of all columns but the UNet's; GPUs without the {RICHEST})")
+    report_steadiness(tried)
+    return best
 
 
-def ranges(
-    errors: dict[str, list[Error]], skip: Callable[[Error], bool] | None = None, share: float = CLAIMED
-) -> dict[str, dict]:
-    """Ranges of everything that the estimate prints, from errors held back.
-
-    Args:
-        errors: By what was held back.
-        skip: Errors that have no part in them.
-        share: Of the errors that shall lie inside.
-    """
-    near = [error for error in errors["engine"] if skip is None or not skip(error)]
-    unseen = [error for error in errors["gpu"] if error.point.family != RICHEST and (skip is None or not skip(error))]
-    # Of the richest GPU, held back whole, too little is left to fit on: its engines stand in.
-    far = [*unseen, *(error for error in near if error.point.family == RICHEST)]
-    found: dict[str, tuple[float, float]] = {}
-    for suffix, some in (("", near), (".far", far)):
-        layers = [error for error in some if error.point.kind == "layer"]
-        products = [error for error in some if error.point.kind == "product"]
-        for what in ("dense", "sparse", "gain"):
-            name = "ratio" if what == "gain" else what
-            engines = [group for group in groups_of(layers, by_group).values() if values(group, name)]
-            if engines:
-                found[f"{what}{suffix}"] = worst(tails(group, name, by_group, share) for group in engines)
-            for precision in ("tf32", "fp16", "int8"):
-                own = [group for group in engines if group[0].point.precision == precision]
-                # The worst engine: pooled, engines that are easy hide the others. Two engines are too few for one.
-                if len(own) >= FEWEST_ENGINES and not suffix:
-                    found[f"{what}.{precision}"] = worst(tails(group, name, by_group, share) for group in own)
-            if values(products, name):
-                found[f"{what}.gemm{suffix}"] = tails(products, name, by_family, share)
-    networks = [error for error in [*near, *unseen] if error.point.kind == "network" and tensorrt(error.point)]
-    if networks:
-        found["total"] = tails(networks, "dense", by_release, share)
-        found["ratio"] = shortest(networks, "ratio", by_family, share)
-    return {name: {"low": float(np.exp(low)), "high": float(np.exp(high))} for name, (low, high) in found.items()}
+def choice(errors: dict[str, list[Error]], without: str = "") -> float:
+    """Mean error in percent that a candidate is chosen by; one group may have no say."""
+    unseen = [error for error in errors["gpu"] if error.point.family != RICHEST]
+    scored = ([e for e in some if e.point.group != without] for some in (errors["engine"], unseen, errors["shape"]))
+    return float(np.mean([score(some, what) for some in scored for what in ("dense", "ratio")]))
 
 
-def tensorrt(point: Point) -> bool:
-    return "TensorRT" in point.release
-
-
-def by_release(point: Point) -> str:
-    return f"{point.family} {point.release}"
+def report_steadiness(tried: Sequence[tuple[Candidate, dict[str, list[Error]]]]) -> None:
+    """Which candidates are taken when one group after the other has no say."""
+    groups = sorted({error.point.group for error in tried[0][1]["engine"]})
+    taken = [min(tried, key=lambda one, group=group: choice(one[1], group))[0].name for group in groups]
+    counts = ", ".join(f"{name} {taken.count(name)}" for name in dict.fromkeys(taken))
+    print(f"without one of {len(groups)} groups: {counts}")
 
 
 def report_errors(errors: dict[str, list[Error]]) -> None:
@@ -137,66 +92,6 @@ def report_errors(errors: dict[str, list[Error]]) -> None:
                 else:
                     cells += " " * 26
             print(f"{label + ': ' + group[:25]:34}{len(some):8}{cells}")
-
-
-def inside(error: Error, constants: KernelConstants, *, far: bool) -> tuple[bool | None, bool | None, float]:
-    """Whether dense time and ratio lie in the range that would be printed, and the ratio's width."""
-    from nm2trt.estimate.ranges import product_ranges, total_ranges
-
-    point = error.point
-    if point.kind == "network":
-        dense, ratio = total_ranges(constants, error.predicted_ratio, far=far)
-    else:
-        dense, ratio = product_ranges(
-            constants, "conv" if point.kind == "layer" else "gemm", point.precision, error.predicted_ratio, far=far
-        )
-    dense_in = None if error.dense is None else dense.low <= np.exp(error.dense) <= dense.high
-    measured = None if error.ratio is None else np.exp(error.ratio) * error.predicted_ratio
-    ratio_in = None if measured is None else ratio.low <= measured <= ratio.high
-    return dense_in, ratio_in, ratio.high - ratio.low
-
-
-def report_coverage(errors: dict[str, list[Error]], base: KernelConstants) -> None:
-    """How often the printed ranges hold for groups whose errors had no part in the range."""
-    print(f"\ncoverage where {100 * CLAIMED:.0f} % is claimed; the group itself left out of fit and range")
-    print(f"{'':34}{'points':>8}{'dense':>9}{'ratio':>9}{'width':>8}")
-    cases: list[tuple[str, str, Key]] = [
-        ("engine", "engine", by_group),
-        ("GPU", "gpu", by_family),
-        ("release", "engine", by_release),
-    ]
-    for title, label, key in cases:
-        total: list[tuple[bool | None, bool | None, float]] = []
-        for group, some in groups_of(errors[label], key).items():
-            if title == "release" and not (tensorrt(some[0].point) and some[0].point.kind == "network"):
-                continue
-            spread = ranges(errors, lambda error, key=key, group=group: key(error.point) == group)
-            constants = base.model_copy(update={"spread": spread_of(spread)})
-            found = [inside(error, constants, far=title == "GPU") for error in some]
-            total += found
-            print(f"{title + ': ' + group[:25]:34}{coverage(found)}")
-        print(f"{title + ', all':34}{coverage(total)}")
-
-
-def reliability(errors: dict[str, list[Error]], base: KernelConstants) -> dict[str, list[tuple[float, float]]]:
-    """Share that lies inside against the share that ranges are made for, groups left out of their own ranges.
-
-    Networks' ranges are never narrower than their least width, so they start high.
-    """
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95):
-        counts: dict[str, list[bool]] = {}
-        for group, some in groups_of(errors["engine"], by_group).items():
-            spread = ranges(errors, lambda error, group=group: error.point.group == group, share)
-            constants = base.model_copy(update={"spread": spread_of(spread)})
-            for error in some:
-                dense, ratio, _ = inside(error, constants, far=False)
-                for what, value in (("dense time", dense), ("dense/sparse", ratio)):
-                    if value is not None:
-                        counts.setdefault(f"{error.point.kind}s, {what}", []).append(value)
-        for name, known in counts.items():
-            curves.setdefault(name, []).append((share, float(np.mean(known))))
-    return curves
 
 
 def report_choice(errors: list[Error]) -> None:
@@ -216,19 +111,6 @@ def report_choice(errors: list[Error]) -> None:
             table[said][1] += 1
         cells = " ".join(f"{yes:>4} of {count:>2} ran" for yes, count in table.values())
         print(f"{engine:26}{sum(right):4}/{len(right):<3}  {cells}")
-
-
-def coverage(found: Sequence[tuple[bool | None, bool | None, float]]) -> str:
-    dense, ratio = ([pair[i] for pair in found if pair[i] is not None] for i in (0, 1))
-    widths = [width for _, known, width in found if known is not None]
-    cells = "".join(f"{100 * np.mean(some):8.0f}%" if some else " " * 9 for some in (dense, ratio))
-    return f"{len(found):8}{cells}" + (f"{np.median(widths):8.2f}" if widths else "")
-
-
-def spread_of(found: dict[str, dict]) -> dict:
-    from nm2trt.estimate.constants import Spread
-
-    return {name: Spread(low=entry["low"], high=entry["high"]) for name, entry in found.items()}
 
 
 def report_constants(
@@ -278,6 +160,7 @@ def main() -> int:
     report_choice(errors["shape"])
     final = finished(constants, candidate, points, ranges(errors), moved)
     report_coverage(errors, final)
+    report_halves(halves_held_back(candidate, points, ODD_ENGINE, FOLD_STARTS), final)
     from estimate_gpu_files import report_gpu_files
     from estimate_published import report_published
 
@@ -298,7 +181,7 @@ def finished(
     constants: KernelConstants,
     candidate: Candidate,
     points: Sequence[Point],
-    found: dict[str, dict],
+    found: dict[str, Spread],
     moved: dict[str, list[float]],
 ) -> KernelConstants:
     """Constants as the package stores them: rounded, with ranges, sources and what moved them."""
@@ -320,7 +203,7 @@ def finished(
         " errors of engines and GPUs held back",
     }
     update = {
-        "spread": found,
+        "spread": {name: spread.model_dump() for name, spread in found.items()},
         "moved": moved,
         "boards": sorted({point.gpu.key for point in points if point.family == RICHEST}),
         "covered_flops": (float(min(flops)), float(max(flops))),

@@ -64,6 +64,16 @@ def held_back(
     return found
 
 
+def halves_held_back(candidate: Candidate, points: Sequence[Point], engine: str, starts: int) -> list[Error]:
+    """Errors of one engine's layers, every other one held back in turn: layers of one shape stay in the fit."""
+    own = [point for point in points if point.engine == engine]
+    found = []
+    for half in (own[::2], own[1::2]):
+        inside = [point for point in points if point not in half]
+        found += errors_of(half, Fit(candidate, inside).run(starts)[1])
+    return found
+
+
 def shape_folds(points: Sequence[Point]) -> Callable[[Point], int]:
     """Fold of a point: layers of one shape together, in every network and precision."""
     shapes = sorted({point.shape for point in points}, key=repr)
@@ -114,23 +124,3 @@ def tails(
     place = (np.cumsum(weights) - weights / 2) / weights.sum()
     low, high = (float(np.interp(q, place, logs)) for q in ((1 - share) / 2, (1 + share) / 2))
     return min(0.0, low), max(0.0, high)
-
-
-def shortest(
-    errors: Sequence[Error], what: str, key: Callable[[Point], str], share: float = CLAIMED
-) -> tuple[float, float]:
-    """The shortest range of logs that holds `share` of the errors: one long tail does not widen it on both sides."""
-    logs, weights = weighted(errors, what, key)
-    total, best = weights.sum(), (-math.inf, math.inf)
-    ends = np.concatenate([[0.0], np.cumsum(weights)])
-    for first in range(len(logs)):
-        last = int(np.searchsorted(ends, ends[first] + share * total - 1e-9)) - 1
-        if last < len(logs) and logs[last] - logs[first] < best[1] - best[0]:
-            best = float(logs[first]), float(logs[last])
-    return min(0.0, best[0]), max(0.0, best[1])
-
-
-def worst(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """The range that holds all of some ranges."""
-    lows, highs = zip(*ranges, strict=True)
-    return min(lows), max(highs)

@@ -212,6 +212,8 @@ SPARSE_POWER = {"sparse_power": (0.75, 0.4, 1.0)}
 POWER = {"power_exponent": 0.67, "watts_scale": {"90": 0.8}}
 ATTENTION = {"attention_share": (0.35, 0.2, 0.6)}
 CLOCK = {"floor_clock_mhz": 1410.0}
+ROWS = {"tile_rows": (32, 64, 128, 192, 256)}
+"""The recorded INT8 engine ran a tile of 192 x 64 for 64 channels."""
 
 
 def candidates() -> list[Candidate]:
@@ -229,5 +231,6 @@ def candidates() -> list[Candidate]:
         Candidate(name="+ floor in clocks", free=softer | RATE | WATTS, fixed=fixed | CLOCK),
         Candidate(name="+ operands", free=softer | WATTS | LIMIT, fixed=fixed | CLOCK),
         Candidate(name="+ sparse power", free=every, fixed=fixed | CLOCK),
-        Candidate(name="+ large sparse tiles", free=every, fixed=fixed | CLOCK | LARGE),
+        Candidate(name="+ tiles of 192 rows", free=every, fixed=fixed | CLOCK | ROWS),
+        Candidate(name="+ large sparse tiles", free=every, fixed=fixed | CLOCK | ROWS | LARGE),
     ]

@@ -99,6 +99,33 @@ def resnet18(path: Path) -> Path:
     return graph.save(path, {"x": ["batch", 3, 224, 224]}, x, ["batch", 1000])
 
 
+def quantized(path: Path) -> Path:
+    """Put Q/DQ pairs before every product and the second operand of residual sums of a graph, in its file."""
+    model = onnx.load(path)
+    nodes, pairs = [], {}
+    for name, value in (("scale", np.float32(0.1)), ("zero", np.int8(0))):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+
+    def pair(tensor: str) -> str:
+        if tensor not in pairs:
+            pairs[tensor] = f"{tensor}.dq"
+            nodes.append(helper.make_node("QuantizeLinear", [tensor, "scale", "zero"], [f"{tensor}.q"]))
+            nodes.append(helper.make_node("DequantizeLinear", [f"{tensor}.q", "scale", "zero"], [f"{tensor}.dq"]))
+        return pairs[tensor]
+
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "MatMul"):
+            node.input[:2] = [pair(tensor) for tensor in node.input[:2]]
+        elif node.name.startswith("layer") and node.op_type == "Add":
+            node.input[1] = pair(node.input[1])
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, path)
+    return path
+
+
 def bert(path: Path, layers: int = 24, width: int = 1024, heads: int = 16) -> Path:
     """BERT's encoder (Large by default) behind its embeddings; Q, K and V in one product, as TensorRT's demo does."""
     graph, x = Graph(), "x"

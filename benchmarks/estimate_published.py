@@ -56,7 +56,9 @@ def report_published(constants: KernelConstants) -> list[float]:
         line(f"BERT-Large int8 {name}", found, ratio, None)
     found = run(lambda path: networks.linear(path, 10240, 3072), "a100-sxm-80gb", "fp16", batch=3072)
     line("Linear 10240 -> 3072, M=3072 fp16", found, 1.38, 0.870)
-    for precision, dense_ms in (("fp16", 0.862), ("int8", 0.546)):
-        found = run(networks.resnet18, "a100-pcie-80gb", precision, batch=32)
-        line(f"ResNet-18 {precision}: 'usually <= 15 %'", found, 1.15, dense_ms)
+    found = run(networks.resnet18, "a100-pcie-80gb", "fp16", batch=32)
+    line("ResNet-18 fp16: 'usually <= 15 %'", found, 1.15, 0.862)
+    # The recorded engine: INT8 behind its Q/DQ pairs, FP32 elsewhere.
+    found = run(lambda path: networks.quantized(networks.resnet18(path)), "a100-pcie-80gb", "fp32", batch=32)
+    line("ResNet-18 Q/DQ: 'usually <= 15 %'", found, 1.15, 0.546)
     return logs

@@ -75,7 +75,7 @@ class Points:
             least = max(constants.least_columns.get(precision, 0), model._SPARSE_COLUMNS if sparse else 0)
             splits = constants.split_convolutions or layer.kind not in ("conv", "conv-transpose")
             smallest = max(model._SMALLEST_TILE, constants.least_sparse_tile.get(precision, 0) if sparse else 0)
-            for bm, bn, split in model._tilings(n, k, least, smallest, splits):
+            for bm, bn, split in model._tilings(n, k, least, smallest, splits, constants.tile_rows):
                 count = model._up(layer.m, bm) * model._up(n, bn) * split * layer.groups
                 tiles.append(
                     (

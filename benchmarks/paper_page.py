@@ -95,6 +95,7 @@ def markdown(results: list[CellResult], path: Path, files: list[str]) -> Iterato
     yield "# The paper's comparison, and the methods after it\n"
     holds = "holds" if len(files) == 1 else "hold"
     yield f"Written from {' and '.join(files)}, which {holds} a line for each run, by\n"
+    yield "<!-- not run: tests/examples/test_paper_page.py does -->\n"
     read = " ".join(str(path.parent / name) for name in files)
     yield f"    python benchmarks/paper.py --from {read} --write {path}\n"
     if not results:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from nm2trt.pattern import NMPattern
-from nm2trt.prune.permutation.search import OPERATIONS_PER_SECOND, find_order, kept_magnitude
+from nm2trt.prune.permutation.search import OPERATIONS_PER_SECOND, find_order, kept_score
 
 SHAPES = ((64, 128), (1152, 256), (4608, 512), (512, 2048))
 
@@ -30,11 +30,11 @@ SHAPES = ((64, 128), (1152, 256), (4608, 512), (512, 2048))
 def gap_recovered(weight: np.ndarray, pattern: NMPattern, seconds: float) -> tuple[float, float]:
     count = weight.size // pattern.m * pattern.n
     bound = float(np.sort(weight.reshape(-1))[weight.size - count :].sum())
-    plain = kept_magnitude(weight, pattern)
+    plain = kept_score(weight, pattern)
     started = time.perf_counter()
     order = find_order(weight, pattern, work=seconds * OPERATIONS_PER_SECOND)
     took = time.perf_counter() - started
-    return (kept_magnitude(weight, pattern, order) - plain) / (bound - plain), took
+    return (kept_score(weight, pattern, order) - plain) / (bound - plain), took
 
 
 def matrices(seconds: list[float], seeds: int) -> None:

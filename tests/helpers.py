@@ -3,11 +3,13 @@
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 from command_server import CommandServers
 
@@ -35,6 +37,11 @@ def requires(**needs):
     return pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}")
 
 
+def examples(count):
+    """Hypothesis' settings for a test that needs more or fewer examples than usual; in `make quick`, as much fewer."""
+    return hypothesis.settings(max_examples=math.ceil(count * hypothesis.settings.default.max_examples / 100))
+
+
 _COMMANDS = CommandServers()
 
 
@@ -60,6 +67,26 @@ def nm2trt(*arguments, cwd=None, env=None, timeout=300, fresh=False):
         timeout=timeout,
         check=False,
     )
+
+
+FORKED_PYTHON = Path(__file__).resolve().parent / "support" / "forked_python"
+
+
+def forked_python(environment, server_environment=None):
+    """A Python for programs that start processes of their own, torchrun and scripts: the processes are forks, too.
+
+    Args:
+        environment: Of the processes.
+        server_environment: What decides at import (a stand-in for a library); the tests' own where it is None.
+
+    Returns:
+        The path to call in place of `sys.executable`, and the environment to call it with.
+    """
+    if sys.platform != "linux" or os.environ.get("NM2TRT_TEST_FRESH"):
+        return sys.executable, dict(environment)
+    server = _COMMANDS.start(dict(os.environ if server_environment is None else server_environment))
+    variables = {"SERVER": server.address, "PYTHON": sys.executable, "LAUNCHER": str(FORKED_PYTHON)}
+    return str(FORKED_PYTHON), {**environment, **{f"NM2TRT_TEST_{name}": value for name, value in variables.items()}}
 
 
 def nm2trt_inline(*arguments):

@@ -14,7 +14,7 @@ TESTS = Path(__file__).resolve().parent
 
 HEAVY_NAMES = frozenset({
     "subprocess", "Popen", "multiprocessing", "spawn", "mp_spawn",  # processes
-    "nm2trt", "nm2trt_on_double", "runpy",  # commands
+    "nm2trt", "nm2trt_on_double", "forked_python", "runpy",  # commands
     "train", "finetune",  # training
     "build_engines", "build_engine", "start_builder", "requires_rtx", "export_run", "export_network",
     "build_variants", "build_plan", "export_torch", "float32_model", "export_source", "exported", "TensorrtRtxBuilder",
@@ -23,7 +23,7 @@ HEAVY_NAMES = frozenset({
 })  # fmt: skip
 """Names whose use makes a test long. A name too many here costs a test in `make quick`, never one in `make test`."""
 
-SLOW_MARKS = frozenset({"slow", "gpu", "tensorrt"})
+SLOW_MARKS = frozenset({"slow", "not_quick", "gpu", "tensorrt"})
 
 
 def is_quick(item) -> bool:

@@ -5,13 +5,12 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 
 import click
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, forked_python
 from tensorrt_double.double import VERSIONS, double_environment, require_double
 
 from nm2trt.artifacts.host import redact_machine
@@ -20,9 +19,11 @@ from nm2trt.cli.main import cli
 SCRIPT = REPOSITORY / "benchmarks" / "a100.py"
 
 
-def a100(*arguments, env=None):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200, env=env)
+def a100(*arguments, start=None):
+    """Run the script; `start`, a Python and its environment, is that of the tests where it is None."""
+    python, environment = start or forked_python(os.environ)
+    command = [python, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200, env=environment)
 
 
 def test_every_command_is_one_that_nm2trt_takes(tmp_path, monkeypatch):
@@ -104,11 +105,12 @@ def test_what_identifies_a_machine_stays_there():
 def test_the_rehearsal_ends_well_after_a_kill(tmp_path):
     """All three networks at small size, on TensorRT's double: killed within a build, and called again."""
     environment = double_environment(require_double(VERSIONS[-1]))
+    start = forked_python(environment, environment)
     folder = tmp_path / "a100"
     asked = ("--rehearse", "--precisions", "int8", "--batches", "1", "-o", folder)
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, asked)],
-        env=environment,
+        [start[0], str(SCRIPT), *map(str, asked)],
+        env=start[1],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -121,7 +123,7 @@ def test_the_rehearsal_ends_well_after_a_kill(tmp_path):
     process.wait()
     before = ledger(folder)
     assert len(before) >= 5
-    result = a100(*asked, env=environment)
+    result = a100(*asked, start=start)
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("there already, exit 0") == len(before)
     summary = json.loads((folder / "summary.json").read_text())

@@ -134,7 +134,7 @@ def test_an_environment_of_the_core_alone(files, tmp_path_factory):
 
 def test_the_extras_of_pyproject_bring_the_modules_that_are_looked_for():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    modules = {"scikit-learn": "sklearn", "tomli-w": "tomli_w", "onnxruntime-gpu": "onnxruntime"}
+    modules = {"scikit-learn": "sklearn", "tomli-w": "tomli_w", "onnxruntime-gpu": "onnxruntime", "PyYAML": "yaml"}
 
     def brought(extra):
         found = set()

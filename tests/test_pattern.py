@@ -6,7 +6,8 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -134,7 +135,7 @@ def test_tensorrt_legal_equals_brute_force_over_all_legal_groups(m):
         assert NMPattern(n, m).tensorrt_legal == legal_by_brute_force(n, m), f"{n}:{m}"
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.integers(2, 6).flatmap(lambda m: st.tuples(st.integers(1, m - 1), st.just(m))), st.randoms())
 def test_every_weight_of_a_tensorrt_legal_pattern_is_2_of_4(n_m, random):
     pattern = NMPattern(*n_m)

@@ -35,6 +35,7 @@ NAMES = {
     "refit_build",
     "sparsify",
     "verify_file",
+    "write_model_card",
 }
 
 

@@ -18,6 +18,7 @@ from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
 from nm2trt.training.methods import PAPER_DECAY, STEP_BY_DEFAULT, MaskDecay, Method
 from nm2trt.training.recipes import RECIPES, Recipe
+from nm2trt.training.trackers import TrackerName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,7 +110,9 @@ class TrainConfig(BaseModel):
     fsdp: bool = False
     """Shard the weights over the processes (FSDP2) instead of copying them (DDP)."""
     tensorboard: bool = False
-    """Record live in TensorBoard's event files, too."""
+    """What log_with = ["tensorboard"] says, too."""
+    log_with: list[TrackerName] = Field(default_factory=list)
+    """Experiment trackers that are told the records while the run goes on, by accelerate's names."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` takes the accelerator that is there; a CPU never falls back silently, run.json names it."""
 
@@ -182,6 +185,11 @@ class TrainConfig(BaseModel):
             raise ValueError(f"asp needs an epoch before pruning and one after, of {self.epochs} epochs")
         return self
 
+    def trackers(self) -> list[TrackerName]:
+        """Every tracker that was asked for, once."""
+        asked: list[TrackerName] = ["tensorboard"] if self.tensorboard else []
+        return list(dict.fromkeys(asked + self.log_with))
+
     def phases(self) -> tuple[int, ...]:
         """Epochs of each learning rate cycle: one, or with `asp` two with the pruning between them."""
         if self.method != "asp" or self.hold_masks:
@@ -251,7 +259,7 @@ def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
-_FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard", "fsdp"})
+_FREE_ON_RESUME = frozenset({"data_dir", "workers", "tensorboard", "log_with", "fsdp"})
 
 
 def resumed_config(run: Path, options: Mapping[str, Any], *, trust: bool = False) -> TrainConfig:

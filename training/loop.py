@@ -31,12 +31,14 @@ from nm2trt.training.loss_record import EpochLosses
 from nm2trt.training.matmul_precision import matmul_precision
 from nm2trt.training.methods import Method
 from nm2trt.training.optimizer import make_optimizer
+from nm2trt.training.processes import decide_on_first
+from nm2trt.training.recorder import NoRecorder, Recorder
 from nm2trt.training.schedule import cosine_cycles
 from nm2trt.training.sharding import is_sharded, reshard, shard, share_buffers, whole
 from nm2trt.training.sparsifier import Sparsifier
 from nm2trt.training.state import Parts, Position, position_of, restore, save_state
 from nm2trt.training.teacher import Teacher
-from nm2trt.training.tensorboard import NoRecorder, Recorder, TensorBoard
+from nm2trt.training.trackers import Trackers
 
 _STEP_RECORDS_PER_EPOCH = 10
 _IMAGE_DIMENSIONS = 4
@@ -214,6 +216,7 @@ class Trainer:
         Raises:
             DivergedError: The training loss is NaN or infinite; the last saved state is kept.
             InterruptedRunError: Somebody asked to stop; the state is saved.
+            MachineError: A tracker cannot start.
         """
         self._resumed_at = time.perf_counter() - self._history.seconds
         self._history.sessions.append(
@@ -224,10 +227,7 @@ class Trainer:
                 sharded=self._config.fsdp,
             )
         )
-        if self._config.tensorboard and self._accelerator.is_main_process:
-            self._recorder = TensorBoard(
-                self._folder, after_step=self._schedule.last_epoch, before=self._history.last_sad
-            )
+        decide_on_first(self._start_trackers)
         try:
             with stop_request() as request, matmul_precision(tf32=self._config.tf32):
                 while self._position.epoch <= self._config.epochs:
@@ -245,6 +245,16 @@ class Trainer:
             history=self._history,
             accelerator=self._accelerator,
         )
+
+    def _start_trackers(self) -> None:
+        if names := self._config.trackers():
+            self._recorder = Trackers(
+                names,
+                self._folder,
+                settings=self._config.recorded(),
+                after_step=self._schedule.last_epoch,
+                before=self._history.last_sad,
+            )
 
     def _save(self) -> None:
         self._history.seconds = time.perf_counter() - self._resumed_at

@@ -53,9 +53,10 @@ from nm2trt.training.sharding import check_launch
 from nm2trt.training.state import FILE as STATE
 from nm2trt.training.state import read_state
 from nm2trt.training.teacher import load_teacher
-from nm2trt.training.tensorboard import FOLDER as TENSORBOARD
-from nm2trt.training.tensorboard import check_tensorboard
+from nm2trt.training.trackers import TENSORBOARD, check_trackers
 from nm2trt.training.work import forward_gflop
+
+_OF_TRACKERS = (f"{TENSORBOARD}/", "dvclive/")
 
 
 def train(
@@ -81,7 +82,7 @@ def train(
         progress: Called after steps and epochs.
 
     Raises:
-        MachineError: TensorBoard was asked for and is not installed.
+        MachineError: A tracker is not installed, or cannot start.
         ConfigError: The folder exists; there is nothing to shard over; no layer can take the pattern; the state is
             of another run.
         InputError: The data or the state cannot be used.
@@ -91,8 +92,7 @@ def train(
     if resume and (output / RunDocument.FILE).is_file():
         return RunDocument.read(output)
     check_launch(fsdp=config.fsdp, precision=config.precision)
-    if config.tensorboard:
-        check_tensorboard()
+    check_trackers(config.trackers())
     start_processes(cpu=config.device == "cpu")
     with ExitStack() as stack:
         decide_on_first(lambda: _start_folder(stack, config, output, force=force, resume=resume))
@@ -224,7 +224,7 @@ def _document(
         threads=ThreadsRecord(**asdict(threads)) if threads else None,
         sessions=[SessionRecord(**asdict(session)) for session in trained.history.sessions],
         # Event files go on growing when a run is resumed, and carry the machine's name.
-        files={name: record for name, record in file_records(folder).items() if not name.startswith(f"{TENSORBOARD}/")},
+        files={name: record for name, record in file_records(folder).items() if not name.startswith(_OF_TRACKERS)},
         host=host_record(),
     )
 

@@ -76,7 +76,7 @@ _data_options = option_group(
 @output_option("OUT", "File to write, in the format of PATH; a folder where PATH is a Hugging Face folder.")
 @click.option("--layer", "layers", multiple=True, metavar="GLOB=N:M", help="Another pattern for these layers.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers as they are.")
-@click.option("--permute", is_flag=True, help="ONNX: reorder channels first, so that more magnitude is kept.")
+@click.option("--permute", is_flag=True, help="ONNX: reorder channels first, so that more is kept.")
 @click.option(
     "--permute-seconds",
     type=click.FloatRange(min=0),
@@ -106,7 +106,7 @@ def command(path: Path, output: Path, *, plot: Path | None, as_json: bool, **opt
     OUT.prune.json says what each layer lost and how the network compares with the dense one on held-out samples.
 
     --permute reorders the channels between layers, with all that produces and reads them, so that the network
-    computes the same; ONNX Runtime checks that.
+    computes the same; ONNX Runtime checks that. More magnitude is kept; with data, more of the method's scores.
 
     \b
     nm2trt prune resnet50.onnx --data photos/ --preprocess imagenet --recalibrate-bn -o pruned.onnx

@@ -91,8 +91,12 @@ from nm2trt.cli.json_output import json_option, print_json
     help="Shard weights and optimizer over the processes (FSDP2); under torchrun or accelerate launch.",
 )
 @click.option(
-    "--tensorboard/--no-tensorboard", default=None, help="Record live in RUN/tensorboard, too (extra tensorboard)."
+    "--log-with",
+    multiple=True,
+    metavar="NAME",
+    help="Record live in tensorboard, mlflow, wandb, or another tracker of accelerate's; may be given again.",
 )
+@click.option("--tensorboard/--no-tensorboard", default=None, help="The same as --log-with tensorboard.")
 @click.option("--device", metavar="NAME", help="auto (default) or cpu.")
 @threads_option()
 @click.option("--seed", metavar="N", help="Default 0.")

@@ -33,10 +33,19 @@ if TYPE_CHECKING:
     metavar="F.png",
     help="Draw non-zeros per group, layer by layer (one PATH).",
 )
+@click.option(
+    "--model-card",
+    "card",
+    is_flag=False,
+    flag_value="",
+    metavar="[F.md]",
+    help="Write the result into a Hugging Face model card, too: PATH's README.md (one PATH), or F.md. "
+    "What others wrote there stays.",
+)
 @json_option
 def command(
-    paths: tuple[Path, ...], *, layers: tuple[str, ...], junit: Path | None, plot: Path | None, as_json: bool,
-    **options: Any,
+    paths: tuple[Path, ...], *, layers: tuple[str, ...], junit: Path | None, plot: Path | None, card: str | None,
+    as_json: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Check every layer of a checkpoint or ONNX file against an N:M pattern.
 
@@ -57,9 +66,15 @@ def command(
     from nm2trt.pipelines.verify import VerifyConfig, draw_sparsity, verify_file
 
     _check_files(paths, junit, plot)
+    if card is not None:
+        _check_card(paths, card)
     config = VerifyConfig(layer_patterns=dict(layer_pattern(text) for text in layers), **options)
     with show_status("opening") as progress:
         results = [verify_file(path, config, progress=progress) for path in paths]
+        if card is not None:
+            from nm2trt.pipelines.model_card import write_model_card
+
+            write_model_card(paths[0], results[0], config, card=Path(card) if card else None, progress=progress)
     if junit is not None:
         from nm2trt.cli.render.junit import write_junit
 
@@ -77,6 +92,15 @@ def _check_files(paths: tuple[Path, ...], junit: Path | None, plot: Path | None)
         check_target(junit)
     if plot is not None:
         _check_plot(plot, paths)
+
+
+def _check_card(paths: tuple[Path, ...], card: str) -> None:
+    from nm2trt.errors import ConfigError
+    from nm2trt.pipelines.model_card import card_path
+
+    if len(paths) > 1:
+        raise ConfigError(f"is of one PATH, not {len(paths)}", where="--model-card", hint="run once for each")
+    card_path(paths[0], Path(card) if card else None)
 
 
 def _check_plot(plot: Path, paths: tuple[Path, ...]) -> None:

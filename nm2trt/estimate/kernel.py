@@ -8,7 +8,7 @@ fastest tiling is taken. Memory traffic overlaps with that; launch and drain do 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -228,7 +228,7 @@ def _compute(
     splits = fitted.split_convolutions or layer.kind not in ("conv", "conv-transpose")
     best_us, best = math.inf, _Tiling(0, 0, 1, 0.0)
     smallest = max(_SMALLEST_TILE, fitted.least_sparse_tile.get(precision, 0) if sparse else 0)
-    for bm, bn, split in _tilings(n, k, least, smallest, splits):
+    for bm, bn, split in _tilings(n, k, least, smallest, splits, fitted.tile_rows):
         tiles = _up(layer.m, bm) * _up(n, bn) * split * groups
         mma_us = 2 * bm * bn * (k / split) / rate
         l2_us = (k / split) * size * (bm + bn * scale) / l2_rate
@@ -268,9 +268,11 @@ def _padded_k(layer: LayerGeometry, precision: Precision) -> int:
     return _up(layer.channels, step) * step * layer.taps if layer.groups == 1 else layer.k
 
 
-def _tilings(n: int, k: int, least: int, smallest: int, may_split: bool) -> Iterator[tuple[int, int, int]]:
+def _tilings(
+    n: int, k: int, least: int, smallest: int, may_split: bool, rows: Sequence[int]
+) -> Iterator[tuple[int, int, int]]:
     splits = [split for split in _SPLITS if split == 1 or (may_split and k >= _SPLIT_REDUCTION * split)]
-    for bm in _SIDES:
+    for bm in rows:
         for bn in _SIDES:
             if not smallest <= bm * bn <= _LARGEST_TILE or bn < least:
                 continue

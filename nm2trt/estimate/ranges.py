@@ -9,9 +9,9 @@ from nm2trt.estimate.gpus import Precision
 
 What = Literal["dense", "sparse", "gain", "total", "ratio"]
 
-LEAST_TOTAL, LEAST_RATIO = 0.25, 0.17
-"""Of a whole network: share of its time, and distance of its ratio. No network of a user's was recorded, and releases
-of TensorRT alone move both by as much."""
+LEAST_TOTAL, LEAST_RATIO = 0.25, 0.34
+"""Of a whole network: share of its time either way, and width of its ratio's range. No network of a user's was
+recorded, and releases of TensorRT alone move both by as much."""
 TYPICAL_SHARE = 0.7
 """Of the time in layers that can be sparse, in the networks that the ratio's range comes from."""
 _UNKNOWN = Spread(low=0.85, high=1.15)
@@ -68,6 +68,7 @@ def total_ranges(
     own = fitted.spread.get("ratio")
     spread = own or spread_for(fitted, "gain", far=far)
     part = min(1.0, sparse_share / TYPICAL_SHARE)
-    least = LEAST_RATIO * part
     low, high = ratio * spread.low**part, ratio * spread.high**part
-    return total, Spread(low=min(low, ratio - least), high=max(high, ratio + least))
+    width = high - low
+    wider = max(1.0, LEAST_RATIO * part / width) if width else 1.0
+    return total, Spread(low=ratio - wider * (ratio - low), high=ratio + wider * (high - ratio))

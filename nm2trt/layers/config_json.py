@@ -30,13 +30,7 @@ class ModelConfig:
 
 def read_config(file: Path) -> ModelConfig:
     """Read the config.json in the folder of a weight file; a broken one counts as none."""
-    path = file.parent / CONFIG
-    try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            return ModelConfig()
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ModelConfig()
+    raw = _read_json(file.parent / CONFIG)
     maps = list(_maps(raw, 0))
     types = [str(found.get("model_type", "")).lower() for found in maps]
     types += [str(name).lower() for found in maps for name in _list(found.get("architectures"))]
@@ -47,6 +41,23 @@ def read_config(file: Path) -> ModelConfig:
         vocabulary_sizes=frozenset(size for size in sizes if isinstance(size, int) and size > 1),
         quantization=str(quantization.get("quant_method", "")) if isinstance(quantization, dict) else "",
     )
+
+
+def read_model_type(path: Path) -> str:
+    """Read `model_type`, by which transformers finds the network's class; empty where a config.json has none."""
+    raw = _read_json(path)
+    found = raw.get("model_type") if isinstance(raw, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _read_json(path: Path) -> Any:
+    """What the file holds; None where it is missing or broken."""
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            return None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _is_conv1d(name: str) -> bool:

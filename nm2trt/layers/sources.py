@@ -11,7 +11,7 @@ from nm2trt.artifacts.formats import PEFT, ForeignFormat, foreign_file, foreign_
 from nm2trt.artifacts.names import ONNX_FILE
 from nm2trt.errors import InputError
 from nm2trt.layers.checkpoint import StoredTensor
-from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES, open_index
+from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES, open_index, shard_names
 from nm2trt.layers.stream import LayerSource, LayerWeight
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -43,6 +43,23 @@ def open_source(path: Path | str) -> LayerSource:
 def open_layers(path: Path | str) -> Iterator[LayerWeight]:
     """Stream the layers of a file or folder; arguments and errors as `open_source`."""
     return open_source(path).layers()
+
+
+def source_files(path: Path | str) -> list[Path]:
+    """List the files that hold what `open_source` opens: the file itself, then shards or external data.
+
+    Raises:
+        InputError: As `open_source`.
+    """
+    file = open_source(path).path
+    kind = file_kind(file)
+    if kind == "index":
+        return [file, *(file.parent / name for name in shard_names(file))]
+    if kind == "onnx":
+        from nm2trt.layers.onnx_reader import external_files
+
+        return [file, *external_files(file)]
+    return [file]
 
 
 def checkpoint_tensors(path: Path) -> list[StoredTensor]:

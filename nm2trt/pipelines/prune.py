@@ -89,7 +89,7 @@ def prune_file(
             layer_patterns=dict(config.layer_patterns),
             exclude=config.exclude,
         ),
-        permute=None if config.permute_s is None else PermuteOptions(config.permute_s),
+        permute=_permute_options(Path(source), config, steps),
         with_data=with_data,
         force=config.force,
         watch=progress or ignore_progress,
@@ -100,6 +100,17 @@ def prune_file(
 
         write_atomic(document_path(Path(output)), document.without_folders().to_json())
     return document
+
+
+def _permute_options(source: Path, config: PruneConfig, steps: StepProgress | None) -> PermuteOptions | None:
+    if config.permute_s is None:
+        return None
+    if config.data is None or config.data.method == "magnitude":
+        return PermuteOptions(config.permute_s)
+    from nm2trt.pipelines.prune_onnx import score_onnx_weights
+
+    scores = partial(score_onnx_weights, config=config.data, source=source, progress=steps or ignore_progress)
+    return PermuteOptions(config.permute_s, scores=scores)
 
 
 def _with_data(source: Path, output: Path, config: PruneConfig, steps: StepProgress | None) -> PruneWithData:

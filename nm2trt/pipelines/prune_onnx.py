@@ -24,6 +24,7 @@ from nm2trt.pipelines.prune_data import (
 )
 from nm2trt.prune.prune_schema import NormRecord
 from nm2trt.prune.run import DataPruned
+from nm2trt.prune.selection import ScoredWeights
 
 if TYPE_CHECKING:
     from nm2trt.calibration.agreement import OutputChecker
@@ -53,10 +54,33 @@ def prune_onnx_with_data(
         ConfigError: The data cannot be named so.
         InputError: The file or the samples cannot be used.
     """
+    started = time.perf_counter()
+    graph, tensors, settled = _open_network(path, decisions, source, progress)
+    work = _Work.open(path, graph, tensors, config, progress)
+    result = work.search()
+    return _found(work, result, settled, time.perf_counter() - started)
+
+
+def score_onnx_weights(
+    path: Path, decisions: Sequence[Decision], *, config: DataConfig, source: Path, progress: StepProgress
+) -> ScoredWeights:
+    """Score the chosen weights of an ONNX file as wanda or obs does; arguments and errors as `prune_onnx_with_data`."""
+    from nm2trt.prune.calibrated.onnx_network import PruneMethod, score_network
+
+    assert config.method != "magnitude"
+    graph, tensors, _ = _open_network(path, decisions, source, progress)
+    samples, size = _open_samples(graph, tensors, config)
+    how = PruneMethod(method=config.method, damping=config.damping)
+    scores = score_network(graph, tensors, partial(_feeds, samples, size), how, progress=progress)
+    return ScoredWeights(method=config.method, scores=scores)
+
+
+def _open_network(
+    path: Path, decisions: Sequence[Decision], source: Path, progress: StepProgress
+) -> tuple[RunnableGraph, list[PrunableTensor], list[Decision]]:
     from nm2trt.prune.calibrated.onnx_graph import RunnableGraph
     from nm2trt.prune.calibrated.onnx_layers import find_prunable
 
-    started = time.perf_counter()
     progress("opening the model", 0, 0)
     graph = RunnableGraph(path)
     tensors, settled = find_prunable(graph, decisions)
@@ -64,9 +88,7 @@ def prune_onnx_with_data(
         dense = next((d for d in settled if d.pattern is None and d.weight.layer.reduction_axis is not None), None)
         why = "" if dense is None else f" ({dense.weight.layer.name}: {dense.reason})"
         raise InputError(f"no weight can be pruned with data{why}", where=source, hint="prune it without --data")
-    work = _Work.open(path, graph, tensors, config, progress)
-    result = work.search()
-    return _found(work, result, settled, time.perf_counter() - started)
+    return graph, tensors, settled
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,7 +161,7 @@ class _Work:
         network = prune_network(
             graph,
             [tensor for tensor in self.tensors if tensor.names[0] not in dense],
-            self._feeds,
+            partial(_feeds, self.source, self.size),
             PruneMethod(
                 method=self.config.method,
                 damping=self.config.damping,
@@ -173,9 +195,10 @@ class _Work:
                 graph.replace(name, values)
         return sorted(found, key=lambda entry: entry.sqnr_db)
 
-    def _feeds(self) -> Iterator[tuple[dict[str, Any], int]]:
-        for batch in self.source.calibration(self.size):
-            yield batch.feed, batch.count
+
+def _feeds(source: Source, size: int) -> Iterator[tuple[dict[str, Any], int]]:
+    for batch in source.calibration(size):
+        yield batch.feed, batch.count
 
 
 def _open_samples(graph: RunnableGraph, tensors: Sequence[PrunableTensor], config: DataConfig) -> tuple[Source, int]:

@@ -100,7 +100,7 @@ def train_network(
         What was written as run.json.
 
     Raises:
-        MachineError: TensorBoard was asked for and is not installed.
+        MachineError: A tracker is not installed, or cannot start.
         ConfigError: The folder exists; no layer can take the pattern; the state is of another run.
         InputError: The data or the state cannot be used.
         DivergedError: The loss is no number; the last state is kept.

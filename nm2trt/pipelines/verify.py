@@ -111,7 +111,7 @@ def draw_sparsity(path: Path | str, result: CheckResult, output: Path) -> None:
 
     rows = [
         SparsityRow(
-            name=_printable(layer.name),
+            name=printable(layer.name),
             n=NMPattern.parse(layer.pattern).n,
             groups=groups.tolist(),
             verdict=layer.verdict,
@@ -119,8 +119,9 @@ def draw_sparsity(path: Path | str, result: CheckResult, output: Path) -> None:
         )
         for layer, groups in group_histograms(Path(path), result)
     ]
-    write_sparsity_png(rows, output, f"{_printable(result.source)}: non-zeros per group, layer by layer")
+    write_sparsity_png(rows, output, f"{printable(result.source)}: non-zeros per group, layer by layer")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A name with its control characters made visible."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

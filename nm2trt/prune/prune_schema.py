@@ -105,6 +105,13 @@ class Permutation(BaseModel):
     model_config = _FROZEN
 
     groups: list[ChannelGroup]
+    scores: Literal["magnitude", "wanda", "obs"] = "magnitude"
+    """What the order of the channels keeps more of: abs(w), abs(w) times the norm of its input, or w^2 / [H^-1]_cc."""
+    kept_before: float | None = None
+    """Share of that score which the pattern keeps without a permutation, mean of all pruned tensors; None in documents
+    of older versions."""
+    kept_after: float | None = None
+    """The same with it."""
     outputs: Literal["agree", "differ", "unchecked"]
     """Of the permuted network, before pruning, against the original in ONNX Runtime on random inputs."""
     largest_difference: float | None

@@ -24,7 +24,7 @@ from nm2trt.prune.prune_schema import (
     PrunedLayer,
     PruneDocument,
 )
-from nm2trt.prune.selection import Decision, Request, decide
+from nm2trt.prune.selection import Decision, Request, ScoreWeights, decide
 from nm2trt.prune.writers.open_file import open_stored
 from nm2trt.prune.writers.staging import Staged, file_is_onnx, staged_copy
 from nm2trt.prune.writers.stored import CheckpointFacts, StoredFile, StoredWeight, checkpoint_facts
@@ -63,6 +63,8 @@ class PermuteOptions:
     seconds: float = 20.0
     """For the whole network, on a usual core. Counted in operations, so that every machine finds the same."""
     seed: int = 0
+    scores: ScoreWeights | None = None
+    """Gives what is to be kept; None: magnitudes."""
 
 
 def prune_path(
@@ -156,7 +158,8 @@ def _prune_staged(
         from nm2trt.prune.permutation.permute import permute_file
 
         before = _measured(decisions, source, watch)
-        permutation = permute_file(staged.model, decisions, permute.seconds, permute.seed, watch)
+        scored = permute.scores(staged.model, decisions) if permute.scores is not None else None
+        permutation = permute_file(staged.model, decisions, permute.seconds, permute.seed, watch, scored)
         files = [open_stored(file, facts) for file in staged.files]
         decisions = decide([weight for file in files for weight in file.weights], request, source)
     found: DataPruned | None = None

@@ -7,10 +7,13 @@ transposed convolution, no embedding, and not the classifier unless it is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nm2trt.errors import ConfigError, InputError
 from nm2trt.layers import LayerWeight
@@ -46,6 +49,19 @@ class Decision:
     """In words."""
     why: Reason | None = None
     """The same as data, where the layer's reader gave it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredWeights:
+    """What a method with data would like to keep of every weight."""
+
+    method: Literal["wanda", "obs"]
+    scores: Mapping[str, NDArray[Any]]
+    """Tensor name -> scores in the stored weight's shape, not negative, of sum 1; dense-staying ones are left out."""
+
+
+ScoreWeights = Callable[[Path, Sequence[Decision]], ScoredWeights]
+"""Called with a dense copy of the file and what was chosen."""
 
 
 def decide(weights: Sequence[StoredWeight], request: Request, where: object) -> list[Decision]:

@@ -1,7 +1,8 @@
 """Histograms that never grow, against numpy's over all values at once."""
 
 import numpy as np
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -12,7 +13,7 @@ BATCHES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(BATCHES)
 def test_counts_are_those_of_one_histogram_over_everything(batches):
     found = TensorStatistics()

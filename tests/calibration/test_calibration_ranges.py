@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -36,7 +37,7 @@ def slow_divergence(bins, i):
     return total
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(COUNTS, st.integers(128, 400))
 def test_divergence_is_that_of_the_slow_loop(counts, i):
     i = min(i, len(counts))
@@ -65,7 +66,7 @@ def test_entropy_keeps_few_bins_whole_and_clips_a_lone_outlier():
     assert 600 <= entropy_bin(counts) <= 1400
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(0, 4, width=32)), st.floats(50, 100))
 def test_percentile_bin_covers_the_share_and_not_a_bin_more(values, percentile):
     counts, _ = np.histogram(values, 64, range=(0, 4))

@@ -5,7 +5,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
@@ -117,7 +118,7 @@ def test_every_sparse_layer_still_conforms(tmp_path, storage):
         assert verdicts[f"{name}.weight"] == ("conforms", "eligible")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 8)), elements=st.floats(-1e6, 1e6, width=32)),
     st.sampled_from([0, 1]),

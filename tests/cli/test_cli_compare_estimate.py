@@ -121,6 +121,25 @@ def test_what_else_differs_is_said(changes, what, tmp_path, estimate):
     assert "not the estimate's alone" in text
 
 
+def test_a_report_that_profile_wrote_is_compared(tmp_path, estimate):
+    # Times of layers as somebody measured them: no part of this report is made up here.
+    table = tmp_path / "times.csv"
+    table.write_text(
+        "layer,dense_engine_ms,sparse_engine_ms,sparse_kernel_chosen\nwide,0.0800,0.0640,1\nodd,0.0120,0.0121,0\n"
+    )
+    report = tmp_path / "report"
+    profiled = nm2trt_inline(
+        "profile", tmp_path / "m.onnx", "--layer-times", table, "--batch", 32, "-o", report, "--quiet"
+    )
+    assert profiled.returncode == 0
+    found = json.loads(nm2trt_inline("compare", estimate, report, "--json").stdout)
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert (layers["wide.weight"]["dense"]["measured"], layers["wide.weight"]["sparse"]["measured"]) == (80.0, 64.0)
+    assert layers["odd.weight"]["chosen"] is False
+    assert found["totals"] == []
+    assert "wide.weight" in nm2trt_inline("compare", estimate, report).stdout
+
+
 def test_mistakes_are_one_line(tmp_path, estimate):
     (tmp_path / "empty").mkdir()
     assert_one_error_line(nm2trt_inline("compare", estimate, tmp_path / "empty"), 3, "no report.json here")

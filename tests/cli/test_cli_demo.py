@@ -1,12 +1,12 @@
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from html.parser import HTMLParser
 
 import pytest
-from helpers import assert_one_error_line, missing_requirements, nm2trt, nm2trt_inline
+from helpers import assert_one_error_line, forked_python, missing_requirements, nm2trt, nm2trt_inline
 
 QUICK = ("--seeds", 1, "--epochs", 3, "--duration", 0.3)
 
@@ -99,8 +99,10 @@ def test_mistakes_come_before_any_training(tmp_path):
 
 
 def test_a_terminated_demo_leaves_nothing(tmp_path):
+    python, environment = forked_python(os.environ)
     process = subprocess.Popen(
-        [sys.executable, "-m", "nm2trt", "demo", "-o", str(tmp_path / "d")],
+        [python, "-m", "nm2trt", "demo", "-o", str(tmp_path / "d")],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -85,6 +85,7 @@ def test_a_run_becomes_a_build_with_every_check(runs, tmp_path):
         assert str(tmp_path).encode() not in (tmp_path / "build" / name).read_bytes()
 
 
+@pytest.mark.not_quick
 def test_json_is_one_document_and_equals_the_file(runs, tmp_path, here):
     result = here("export", runs / "mlp", "-o", tmp_path / "b", "--builder", "none", "--json")
     assert result.returncode == 0, result.stderr
@@ -121,6 +122,7 @@ def test_the_library_call_gives_back_what_it_wrote_and_tells_its_steps(runs, tmp
     assert all((tensors[name] == 0).mean() == 0.5 for name in names)
 
 
+@pytest.mark.not_quick
 def test_outputs_past_the_tolerance_are_exit_1_and_the_build_stays(runs, tmp_path, here):
     # In fp32 a small network may agree to the last bit on one machine and not on another; in fp16 none does.
     strict = ("--precision", "fp16", "--tolerance", "1e-12")
@@ -132,6 +134,7 @@ def test_outputs_past_the_tolerance_are_exit_1_and_the_build_stays(runs, tmp_pat
     assert BuildDocument.read(tmp_path / "b").verdict == "fail"
 
 
+@pytest.mark.not_quick
 def test_a_layer_that_lost_its_pattern_is_exit_1(runs, tmp_path, here):
     run = json.loads((runs / "dense" / "run.json").read_text())
     make_run(tmp_path / "run", "mlp", sparse=False)
@@ -146,6 +149,7 @@ def test_a_layer_that_lost_its_pattern_is_exit_1(runs, tmp_path, here):
     assert BuildDocument.read(tmp_path / "b").facts.legal.state is FactState.DISPROVED
 
 
+@pytest.mark.not_quick
 @requires(rtx=True)
 def test_a_failed_engine_is_exit_1_with_its_reason(runs, tmp_path, here, monkeypatch):
     modules = tmp_path / "modules"
@@ -222,6 +226,7 @@ def test_a_builder_that_is_absent_is_exit_4_before_any_work(runs, tmp_path, here
     assert_untouched(tmp_path / "target")
 
 
+@pytest.mark.not_quick
 @requires(rtx=True)
 def test_an_sm_that_rtx_cannot_target_is_exit_2(runs, tmp_path, here):
     result = here("export", runs / "mlp", "-o", tmp_path / "b", "--builder", "tensorrt-rtx", "--sm", "42")
@@ -229,6 +234,7 @@ def test_an_sm_that_rtx_cannot_target_is_exit_2(runs, tmp_path, here):
     assert_untouched(tmp_path)
 
 
+@pytest.mark.not_quick
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_full_disk_is_exit_4_and_leaves_nothing(runs, tmp_path, here, monkeypatch, call):
     """The first synced file is model.onnx, the second build.json."""

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import onnx
 import pytest
-from helpers import assert_one_error_line, export_run, nm2trt_inline, requires
+from helpers import assert_one_error_line, export_run, forked_python, nm2trt_inline, requires
 from onnx import TensorProto, helper
 from run_folders import make_run
 
@@ -97,9 +96,12 @@ def test_a_killed_export_leaves_nothing_and_no_builder(made, tmp_path):
         "run(sys.argv[1:])\n"
     )
     arguments = ("export", made / "sparse", "-o", tmp_path / "b", "--builder", "tensorrt-rtx")
+    (tmp_path / "killed.py").write_text(code)
+    python, environment = forked_python(os.environ)
     killed = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
-    )
+        [python, tmp_path / "killed.py", *map(str, arguments)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
     worker = int(killed.stdout)
     deadline = time.monotonic() + 60

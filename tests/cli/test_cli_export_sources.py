@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import onnx
 import pytest
-from helpers import assert_one_error_line, nm2trt_inline, requires
+from helpers import assert_one_error_line, forked_python, nm2trt_inline, requires
 from onnx import TensorProto, helper, numpy_helper
 from run_folders import make_run
 from safetensors.numpy import save_file
@@ -209,9 +208,11 @@ def test_a_killed_export_leaves_no_build_and_is_not_in_the_way(tmp_path, number)
     target = tmp_path / "target"
     target.mkdir()
     command = ("export", tmp_path / "run", "-o", target / "b", "--builder", "none")
+    (tmp_path / "killed.py").write_text(code)
+    python, environment = forked_python(os.environ)
     killed = subprocess.run(
-        [sys.executable, "-c", code, *map(str, command)],
-        capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ),
+        [python, tmp_path / "killed.py", *map(str, command)],
+        capture_output=True, text=True, timeout=300, check=False, env=environment,
     )  # fmt: skip
     assert killed.returncode != 0
     assert "Traceback" not in killed.stderr

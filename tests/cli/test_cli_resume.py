@@ -5,11 +5,10 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from helpers import assert_one_error_line, nm2trt, nm2trt_inline
+from helpers import assert_one_error_line, forked_python, nm2trt, nm2trt_inline
 
 ARGUMENTS = ("--model", "mlp", "--epochs", 12, "--device", "cpu", "--accumulation", 2)
 
@@ -33,8 +32,10 @@ def whole(tmp_path_factory):
 
 
 def start(folder, *arguments):
+    python, environment = forked_python(os.environ)
     return subprocess.Popen(
-        [sys.executable, "-m", "nm2trt", "train", *map(str, arguments), "-o", str(folder)],
+        [python, "-m", "nm2trt", "train", *map(str, arguments), "-o", str(folder)],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

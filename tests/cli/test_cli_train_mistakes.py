@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import assert_one_error_line, nm2trt_inline
+from helpers import assert_one_error_line, forked_python, nm2trt_inline
 from safetensors import safe_open
 
 MODULE = """
@@ -364,12 +364,13 @@ def test_stopped_before_training_it_says_so_and_leaves_nothing(tmp_path):
     (tmp_path / "slow.py").write_text(
         "import pathlib, time\n\n\ndef data():\n    pathlib.Path('here').touch()\n    time.sleep(60)\n"
     )
+    python, environment = forked_python({**os.environ, "OMP_NUM_THREADS": "1"})
     process = subprocess.Popen(
-        [sys.executable, "-m", "nm2trt", "train", "--data", "slow:data", "-o", "run"],
+        [python, "-m", "nm2trt", "train", "--data", "slow:data", "-o", "run"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment,
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "here").exists():

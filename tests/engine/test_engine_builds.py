@@ -223,6 +223,7 @@ class TestArms:
             sparse_names(random_network("mlp"))
         )
 
+    @pytest.mark.not_quick
     def test_several_inputs_and_external_data(self, tmp_path):
         shapes = {"a": ["batch", 32], "b": ["batch", 32]}
         weight = helper.make_tensor("w", TensorProto.FLOAT16, [32, 64], bytes(32 * 64 * 2), raw=True)

@@ -52,8 +52,17 @@ def test_a_network_keeps_its_least_width(ratio, spread, far, share):
     assert total.low <= 1 - LEAST_TOTAL + 1e-12
     assert total.high >= 1 + LEAST_TOTAL - 1e-12
     part = min(1.0, share / TYPICAL_SHARE)
-    assert found.low <= ratio - LEAST_RATIO * part + 1e-12
-    assert found.high >= ratio + LEAST_RATIO * part - 1e-12
+    if spread[0] < spread[1]:
+        assert found.high - found.low >= LEAST_RATIO * part - 1e-9
+    assert found.low <= ratio + 1e-12
+    assert found.high >= ratio - 1e-12
+
+
+def test_a_widened_range_keeps_its_shape():
+    # Three times as far down as up, before and after.
+    _, found = total_ranges(constants(total=(0.8, 1.2), ratio=(0.94, 1.02)), 1.0, far=False)
+    assert (1 - found.low) / (found.high - 1) == pytest.approx(3)
+    assert found.high - found.low == pytest.approx(LEAST_RATIO)
 
 
 def test_what_cannot_be_sparse_does_not_spread():
@@ -63,7 +72,7 @@ def test_what_cannot_be_sparse_does_not_spread():
 
 def test_the_ranges_in_the_package_say_something():
     # The goal is a median width of at most 0.35 for networks; single products on unseen GPUs are wider.
-    for ratio in (1.05, 1.2, 1.3):
+    for ratio in (1.05, 1.15, 1.25):
         for far in (False, True):
             found = total_ranges(fitted_constants(), ratio, far=far)[1]
             assert 0.3 <= found.high - found.low <= 0.35 + 1e-3

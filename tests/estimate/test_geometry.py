@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchvision
 from estimate_graphs import conv_net, save
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +37,7 @@ def test_torchvision_flops_are_those_that_torch_counts(name, tmp_path):
     assert not network.notes
 
 
+@pytest.mark.not_quick
 def test_modules_in_torch_are_named_by_both_exporters(tmp_path):
     model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU()), torch.nn.Linear(16, 4))
     x = torch.zeros(2, 3, 8)
@@ -158,7 +160,7 @@ def test_transposed_and_grouped_convolutions(tmp_path):
     assert grouped.flops == 2 * 300 * 32 * 4
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     batch=st.integers(1, 5),
     c_in=st.integers(1, 6),

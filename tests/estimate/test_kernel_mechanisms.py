@@ -88,13 +88,17 @@ def test_fused_attention_reaches_its_share_of_the_peak(name, tmp_path):
     assert reached == pytest.approx(FITTED.attention_share * sustained_share(gpu, "fp16", FITTED), rel=0.02)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16])
-@pytest.mark.parametrize(("gpu", "precision"), [("a100-sxm-80gb", "fp16"), ("l4", "int8"), ("h100-pcie", "fp16")])
-def test_few_rows_are_open_and_no_gain_is_promised(rows, gpu, precision, tmp_path):
+@pytest.fixture(scope="module")
+def wide_matmul(tmp_path_factory):
     weights = {"a.weight": two_of_four(4096, 4096, axis=0)}
     nodes = [helper.make_node("MatMul", ["x", "a.weight"], ["y"], name="a")]
-    path = save(tmp_path / "m.onnx", nodes, {"x": ["n", 4096]}, ["y"], weights)
-    found = estimate_network(path, find_gpu(gpu), precision, batch=rows)
+    return save(tmp_path_factory.mktemp("wide") / "m.onnx", nodes, {"x": ["n", 4096]}, ["y"], weights)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize(("gpu", "precision"), [("a100-sxm-80gb", "fp16"), ("l4", "int8"), ("h100-pcie", "fp16")])
+def test_few_rows_are_open_and_no_gain_is_promised(rows, gpu, precision, wide_matmul):
+    found = estimate_network(wide_matmul, find_gpu(gpu), precision, batch=rows)
     (layer,) = found.layers
     assert (layer.tensorrt, layer.expectation, layer.chosen) == ("eligible", "open", False)
     assert layer.why.words().startswith(f"few rows: {rows}")
@@ -105,10 +109,32 @@ def test_few_rows_are_open_and_no_gain_is_promised(rows, gpu, precision, tmp_pat
     assert found.speedup.high >= 1.1
 
 
-def test_many_rows_are_not_open_for_that_reason(tmp_path):
-    weights = {"a.weight": two_of_four(4096, 4096, axis=0)}
-    nodes = [helper.make_node("MatMul", ["x", "a.weight"], ["y"], name="a")]
-    path = save(tmp_path / "m.onnx", nodes, {"x": ["n", 4096]}, ["y"], weights)
-    found = estimate_network(path, find_gpu("a100-sxm-80gb"), batch=4096)
+def test_many_rows_are_not_open_for_that_reason(wide_matmul):
+    found = estimate_network(wide_matmul, find_gpu("a100-sxm-80gb"), batch=4096)
     assert found.layers[0].expectation == "likely"
     assert math.isclose(found.speedup.value, found.layers[0].gain, rel_tol=0.1)
+
+
+@given(
+    gpu=gpus,
+    precision=precisions,
+    sparse=st.booleans(),
+    batch=st.integers(1, 64),
+    size=st.sampled_from([7, 14, 28, 56]),
+    c_out=st.sampled_from([16, 64, 128, 512]),
+)
+def test_more_tiles_to_choose_from_never_slow_a_kernel_down(gpu, precision, sparse, batch, size, c_out):
+    few, more = (
+        FITTED.model_copy(update={"tile_rows": rows}) for rows in ((32, 64, 128, 256), (32, 64, 128, 192, 256))
+    )
+    layer = conv(batch=batch, size=size, c_out=c_out)
+    one, other = (kernel_time(layer, gpu, precision, sparse=sparse, constants=some) for some in (few, more))
+    assert other.compute_us <= one.compute_us
+
+
+def test_a_tile_has_rows_that_are_allowed():
+    only = FITTED.model_copy(update={"tile_rows": (192,), "split_convolutions": False})
+    found = kernel_time(conv(c_in=64, c_out=64, size=56), A100, "int8", constants=only)
+    assert found.tile == (192, 64)
+    # 522.67 tiles are 523, on 108 SMs.
+    assert found.waves == pytest.approx(523 / 108)

@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from estimate_graphs import conv_net, save, two_of_four
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
@@ -98,7 +99,7 @@ def test_int8_layers_want_an_int8_output(tmp_path):
         assert (conv.why is not None and conv.why.code == "float-output") is not int8_out
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(data=st.data())
 def test_damaged_models_are_read_or_refused(data, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
@@ -132,7 +133,7 @@ def test_a_pattern_that_tensorrt_refuses_is_refused(tmp_path):
         estimate_network(conv_net(tmp_path / "m.onnx"), A100, batch=1, assume=NMPattern(4, 8))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     batch=st.integers(1, 64), precision=st.sampled_from(["fp16", "int8", "bf16"]), gpu=st.sampled_from(["l4", "h200"])
 )
@@ -243,7 +244,7 @@ def test_broken_sensitivities_are_one_line(text, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(content=st.one_of(st.binary(max_size=200), st.text(max_size=100).map(str.encode)))
 def test_any_gpu_file_is_read_or_refused(content, tmp_path_factory):
     for suffix in ("toml", "json"):

@@ -5,7 +5,8 @@ import itertools
 import json
 
 import pytest
-from hypothesis import assume, given, settings
+from helpers import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from log_wrappers import ALL, ENCODINGS, JSON_LINES, PACKINGS, PLATFORMS, PREFIXES, TERMINAL, WRAPPERS, wrap
 
@@ -142,7 +143,7 @@ def test_two_wrappers_change_nothing(first, second):
     assert summary_of(normalize(wrap(LOG, first, second).split("\n"))) == plain()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.lists(st.sampled_from([*PREFIXES, *JSON_LINES, *TERMINAL]), max_size=3, unique=True),
     st.sampled_from(list(ENCODINGS)),
@@ -159,7 +160,7 @@ def test_any_composition_of_wrappers_changes_nothing(tmp_path_factory, names, en
     assert summary_of(recognize(path).lines()) == plain()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.sampled_from(list(LOGS)),
     st.lists(st.sampled_from([*PLATFORMS, *PREFIXES, *JSON_LINES]), min_size=1, max_size=2, unique=True),

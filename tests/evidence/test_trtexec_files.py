@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.errors import InputError
@@ -102,7 +103,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(json_values, st.text(max_size=80))
 def test_whatever_stands_in_a_file_only_a_plain_refusal_comes_out(tmp_path_factory, value, text):
     folder = tmp_path_factory.mktemp("noise")

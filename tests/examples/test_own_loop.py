@@ -1,12 +1,14 @@
+import os
 import subprocess
-import sys
 
-from helpers import REPOSITORY
+from helpers import REPOSITORY, forked_python
 
 
 def test_the_one_line_example_ends_sparse_and_trained():
+    python, environment = forked_python(os.environ)
     result = subprocess.run(
-        [sys.executable, REPOSITORY / "examples" / "own_loop.py", "--epochs", "3"],
+        [python, REPOSITORY / "examples" / "own_loop.py", "--epochs", "3"],
+        env=environment,
         capture_output=True,
         text=True,
         check=True,

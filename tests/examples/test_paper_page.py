@@ -78,6 +78,7 @@ def test_the_distance_from_dense():
     assert judge_within(about(0.1, 0.1), 0.1) == judge_within(Estimate((0.0,)), 0.1) == "open"
 
 
+@pytest.mark.slow
 def test_real_runs_are_kept_not_repeated_and_written(tmp_path):
     """One seed of the whole grid with a tiny network, in two processes."""
     folder, page = tmp_path / "grid", tmp_path / "docs" / "results.md"

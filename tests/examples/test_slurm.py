@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY
+from helpers import REPOSITORY, forked_python
 
 from nm2trt.artifacts import RunDocument
 
@@ -42,7 +41,8 @@ def submit(tmp_path):
     """Start the script as SLURM does: one node with two processes, options behind the script's name."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    torchrun = f'#!/bin/bash\nexec {sys.executable} -m torch.distributed.run "$@"\n'
+    python, forking = forked_python(os.environ)
+    torchrun = f'#!/bin/bash\nexec {python} -m torch.distributed.run "$@"\n'
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("torchrun", torchrun)):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
@@ -50,7 +50,7 @@ def submit(tmp_path):
 
     def start(restarts, **changed):
         environment = {
-            **os.environ,
+            **forking,
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "CALLS": str(tmp_path / "calls"),
             "PYTHONPATH": str(tmp_path),

@@ -107,6 +107,7 @@ def test_the_trainer_does_what_a_loop_with_sparsify_does(tmp_path, options):
     assert callback.sparsifier.record_sad().total.flips == sparsifier.record_sad().total.flips > 0
 
 
+@pytest.mark.not_quick
 @pytest.mark.parametrize("options", CIRCUMSTANCES)
 def test_a_resumed_fit_ends_as_one_that_never_stopped(tmp_path, options):
     _, whole, before = fitted(tmp_path / "whole", **options)

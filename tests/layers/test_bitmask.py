@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
@@ -38,7 +39,7 @@ def sparse(*shape):
 
 
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 20)), elements=st.sampled_from([0, 1, -2.5])))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_values_come_back(tmp_path_factory, weight):
     path = tmp_path_factory.mktemp("bits") / "m.safetensors"
     save_file(packed("a.weight", weight, flat=True), path)

@@ -7,7 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -158,7 +159,7 @@ def test_files_that_are_read_are_not_foreign(tmp_path):
 
 
 @given(head=st.binary(max_size=64), suffix=st.sampled_from(["", ".pt", ".bin", ".onnx", ".npz", ".safetensors"]))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_any_bytes_are_refused_in_one_line(tmp_path_factory, head, suffix):
     path = tmp_path_factory.mktemp("bytes") / f"m{suffix}"
     path.write_bytes(head)

@@ -6,7 +6,8 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -135,7 +136,6 @@ def chains(draw):
     return shape, nodes, parameters, name
 
 
-@settings(deadline=None)
 @given(chains())
 def test_values_behind_layout_nodes_equal_the_reference_evaluator(tmp_path_factory, case):
     shape, nodes, parameters, name = case
@@ -416,7 +416,7 @@ def test_functions_that_call_each_other_are_refused_or_ignored(tmp_path):
         assert list(open_layers(path)) == []
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.data())
 def test_mutated_models_are_read_or_refused(tmp_path_factory, data):
     nodes = [

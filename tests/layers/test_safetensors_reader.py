@@ -8,7 +8,7 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
@@ -70,7 +70,6 @@ def test_a_corrupt_file_is_one_line_and_little_memory(name, tmp_path):
     assert peak < 8 << 20
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_mutated_files_are_read_or_refused(tmp_path_factory, data):
     raw = bytearray(GOOD)

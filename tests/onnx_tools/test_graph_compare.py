@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from small_networks import small_network
@@ -162,7 +163,7 @@ def test_precision_is_read_from_the_weights_and_must_agree(dtype, name):
         same(model, small_network(dtype=other))
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]))
 def test_filling_takes_every_zero_and_nothing_else(seed, dtype):
     sparse = small_network(seed=seed % 1000, sparse=True, dtype=dtype)
@@ -193,7 +194,7 @@ def test_weights_are_found_behind_quantization():
     assert precision_of(model) == "fp32+int8"
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.binary(max_size=300), st.integers(0, 2000))
 def test_whatever_the_bytes_only_a_plain_refusal_comes_out(tmp_path_factory, noise, cut):
     path = tmp_path_factory.mktemp("noise") / "m.onnx"

@@ -3,7 +3,8 @@
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small_networks import small_network
 
@@ -33,7 +34,7 @@ def test_layers_that_fused_differently_meet_in_one_row():
 sides = st.lists(st.sets(st.sampled_from("abcdef"), min_size=1, max_size=3), max_size=5)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(sides, sides)
 def test_rows_are_the_connected_groups(dense, sparse):
     """Against the slow way: merge any two sets of layers that share a node until nothing merges."""

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -125,7 +126,7 @@ def test_unpaired_rounds_are_a_bug():
         paired_ratio(np.ones((3, 1)), np.ones((4, 1)), seed=0)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(
     hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 4)), elements=st.floats(1e-3, 1e4)),
     st.integers(1, 64),

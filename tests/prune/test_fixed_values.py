@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -76,7 +77,7 @@ def test_weights(name):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 48), st.integers(1, 48), st.sampled_from([0.02, 1.0, 50.0]))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_random_weights_are_never_tables(seed, rows, columns, scale):
     """Of three and more inputs; two points are always on a line."""
     values = (np.random.default_rng(seed).standard_normal((rows, columns)) * scale).astype(np.float32)

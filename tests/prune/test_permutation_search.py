@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nm2trt.pattern import NMPattern
-from nm2trt.prune.permutation.search import find_order, kept_magnitude
+from nm2trt.prune.permutation.search import find_order, kept_score
 
 WORK = 1e7
 
@@ -53,7 +54,7 @@ def test_eight_columns_are_solved(text, seed):
     ),
     text=st.sampled_from(["2:4", "1:4", "3:4", "1:2", "2:8", "1:8"]),
 )
-@settings(max_examples=60)
+@examples(60)
 def test_an_order_is_a_permutation_and_never_worse(weight, text):
     pattern = NMPattern.parse(text)
     if weight.shape[1] % pattern.m:
@@ -61,8 +62,8 @@ def test_an_order_is_a_permutation_and_never_worse(weight, text):
     order = find_order(weight, pattern, work=1e5)
     assert sorted(order.tolist()) == list(range(weight.shape[1]))
     plain = slow_kept(weight, pattern, range(weight.shape[1]))
-    assert kept_magnitude(weight, pattern) == pytest.approx(plain)
-    assert kept_magnitude(weight, pattern, order) >= plain - 1e-6 * max(plain, 1)
+    assert kept_score(weight, pattern) == pytest.approx(plain)
+    assert kept_score(weight, pattern, order) >= plain - 1e-6 * max(plain, 1)
     assert np.array_equal(order, find_order(weight, pattern, work=1e5)), "deterministic"
 
 
@@ -71,9 +72,9 @@ def test_a_third_of_the_gap_on_a_random_matrix(distribution):
     rng = np.random.default_rng(7)
     weight = rng.random((64, 128)) if distribution == "uniform" else np.abs(rng.standard_normal((64, 128)))
     pattern = NMPattern(2, 4)
-    plain = kept_magnitude(weight, pattern)
+    plain = kept_score(weight, pattern)
     bound = np.sort(weight.reshape(-1))[weight.size // 2 :].sum()
-    found = kept_magnitude(weight, pattern, find_order(weight, pattern, work=5e7))
+    found = kept_score(weight, pattern, find_order(weight, pattern, work=5e7))
     assert (found - plain) / (bound - plain) > 1 / 3
 
 
@@ -82,8 +83,8 @@ def test_hidden_structure_is_found():
     weight = np.zeros((32, 32))
     weight[:, :16] = 1 + np.random.default_rng(0).random((32, 16))
     pattern = NMPattern(2, 4)
-    assert kept_magnitude(weight, pattern) == pytest.approx(weight.sum() / 2, rel=0.2)
-    assert kept_magnitude(weight, pattern, find_order(weight, pattern, work=WORK)) == pytest.approx(weight.sum())
+    assert kept_score(weight, pattern) == pytest.approx(weight.sum() / 2, rel=0.2)
+    assert kept_score(weight, pattern, find_order(weight, pattern, work=WORK)) == pytest.approx(weight.sum())
 
 
 def test_more_rows_than_the_work_allows_are_sampled():

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
@@ -85,7 +86,7 @@ def test_safetensors(tmp_path, dtype, n, m):
         elements=st.floats(-2, 2, width=16) | st.just(-0.0),
     )
 )
-@settings(max_examples=60)
+@examples(60)
 def test_any_weight(tmp_path_factory, weight):
     folder = tmp_path_factory.mktemp("any")
     other = np.arange(6, dtype=np.float32)

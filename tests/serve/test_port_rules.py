@@ -259,6 +259,7 @@ def refusing(folder):
     )
 
 
+@pytest.mark.not_quick
 def test_a_run_that_ends_the_process_is_not_ours(tmp_path):
     """ONNX Runtime divides integers by zero, and the kernel ends it."""
     build = refusing(tmp_path / "b")

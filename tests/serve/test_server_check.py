@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
@@ -246,7 +247,7 @@ def test_what_a_network_takes_is_drawn(tmp_path):
 
 
 @given(rows=st.integers(1, 200), size=st.integers(1, 9), batch=st.sampled_from(["N", 1, 3]))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_every_row_of_a_table_is_looked_up(rows, size, batch):
     port = GraphPort(name="ids", dtype="int64", shape=(batch, size))
     output = GraphPort(name="y", dtype="float32", shape=(batch, 1))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.data import DataSet, LazySamples, SampleError
@@ -56,7 +57,7 @@ def same(found, expected):
 
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**33), epoch=st.integers(0, 500))
-@settings(max_examples=40)
+@examples(40)
 def test_an_epoch_is_a_permutation_cut_in_full_batches(count, batch_size, seed, epoch):
     data = arrays(count)
     found = batches_of(train_loader(data, batch_size=batch_size, seed=seed), epoch)

@@ -57,6 +57,7 @@ def test_channels_last_changes_nothing_even_after_the_fact():
     assert sparsifier.residuals()["conv.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.not_quick
 def test_a_compiled_model_keeps_its_plain_names():
     net = fresh()
     compiled = torch.compile(net, backend="eager")

@@ -1,12 +1,13 @@
 """Two gloo processes against one, each method: same masks on every rank, lambda independent of the world size."""
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import forked_python
 from safetensors.torch import load_file
 
 from nm2trt.training.config import load_config
@@ -16,11 +17,13 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
 def launch(kind, folder, processes):
+    python, environment = forked_python(os.environ)
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
+            *(python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
             *(str(WORKER), kind, str(folder)),
         ],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -70,11 +73,12 @@ def test_the_command_under_torchrun_trains_the_same_network(taught, tmp_path):
         dense = tmp_path / "dense"
         train(load_config(None, {"model": "mlp", "epochs": 2, "device": "cpu", "method": "dense", "seed": 1}), dense)
         common += ("--teacher", str(dense))
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "nm2trt")
-    alone = (sys.executable, "-m", "nm2trt")
+    python, environment = forked_python(os.environ)
+    torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "nm2trt")
+    alone = (python, "-m", "nm2trt")
     for start, size, name in ((torchrun, "32", "two"), (alone, "64", "one")):
         command = [*start, *common, "--batch-size", size, "-o", str(tmp_path / name)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert result.returncode == 0, result.stderr[-3000:]
         assert result.stdout.count("test accuracy") == 1
     one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "two"))

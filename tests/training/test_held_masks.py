@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_one_error_line, nm2trt_inline
-from hypothesis import given, settings
+from helpers import assert_one_error_line, examples, nm2trt_inline
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_sparsifier import Net, batches_of, sgd, slow_keep, train
@@ -106,6 +106,7 @@ def test_another_method_cannot_hold_them():
         sparsify(pruned(), sgd(pruned()), "2:4", "sr-ste", hold_masks=True)
 
 
+@pytest.mark.not_quick
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_the_command_fine_tunes_a_foreign_checkpoint_without_losing_its_masks(kind, tmp_path):
     torch.manual_seed(0)
@@ -143,7 +144,7 @@ def test_options_that_do_not_go_with_it_are_one_line(options, words, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 5),

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.pattern import NMPattern
@@ -30,7 +31,7 @@ def slow_mask(row, pattern):
     levels=st.integers(2, 50),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_mask_agrees_with_a_sort_of_every_group(text, groups, shape, dtype, levels, seed):
     pattern = NMPattern.parse(text)
     axis = shape.index("g")

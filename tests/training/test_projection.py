@@ -3,7 +3,8 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_masks import slow_mask
 
@@ -37,7 +38,7 @@ def expected_mask(weight, pattern, axis):
     levels=st.integers(1, 40),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=300)
+@examples(300)
 def test_splits_like_a_sort_of_every_group(text, shape, groups, dtype, last, blocks, levels, seed):
     pattern = NMPattern.parse(text)
     axis = shape.index("g")

@@ -3,11 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
-from helpers import assert_one_error_line, nm2trt_inline
+from helpers import assert_one_error_line, forked_python, nm2trt_inline
 
 from nm2trt.artifacts import RunDocument
 
@@ -37,8 +36,9 @@ def launch(folder, name, kill_at):
     """Two processes with 128 samples each: 5 steps an epoch."""
     (folder / "mortal.py").write_text(NETWORK)
     environment = {**os.environ, "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    python, environment = forked_python(environment)
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"),
+        *(python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"),
         *("-m", "nm2trt", "train", "--model", "mortal:Net", "--device", "cpu", "--epochs", "2"),
         *("--batch-size", "128", "--auto-resume", "-o", name),
     ]

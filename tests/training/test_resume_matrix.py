@@ -1,12 +1,13 @@
 """A run that goes on with another number of processes: 1, 2, 4 and 1 in turn, against the same run left alone."""
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import forked_python
 from safetensors.torch import load_file
 
 from nm2trt.artifacts import RunDocument
@@ -22,8 +23,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("matrix")
-    command = [sys.executable, str(WORKER), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    python, environment = forked_python(os.environ)
+    command = [python, str(WORKER), str(folder)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads((folder / "results.json").read_text())
     expected = [["stopped"], ["stopped"] * 2, ["stopped"] * 4, ["ended"]]

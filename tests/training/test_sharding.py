@@ -1,25 +1,28 @@
 """`nm2trt train --fsdp`: two gloo processes with half of every weight each, against one process with all."""
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_one_error_line, nm2trt, nm2trt_inline
+from helpers import assert_one_error_line, forked_python, nm2trt, nm2trt_inline
 from safetensors.torch import load_file
 
 from nm2trt.models import build_model
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 needs_distributed = pytest.mark.skipif(not torch.distributed.is_available(), reason="missing: torch.distributed")
 
 
 def run(*command):
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, check=False)
+    python, environment = forked_python(os.environ)
+    result = subprocess.run(
+        [python, *map(str, command)], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return result
 

@@ -1,11 +1,12 @@
 """Shards in every mesh: four gloo processes against one, checkpoints that reshard, and what is refused on all ranks."""
 
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import forked_python
 
 from nm2trt.training.shards import held_indices
 
@@ -18,11 +19,13 @@ needs_distributed = pytest.mark.skipif(not torch.distributed.is_available(), rea
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
+    python, environment = forked_python(os.environ)
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"),
+            *(python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"),
             *(str(WORKER), str(folder)),
         ],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,

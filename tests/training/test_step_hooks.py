@@ -701,6 +701,7 @@ def test_a_sparsifier_is_not_pickled():
             act(sparsifier)
 
 
+@pytest.mark.not_quick
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_compiled_step_is_the_plain_one(backend, whole):

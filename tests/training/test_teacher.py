@@ -7,8 +7,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_error_line, nm2trt_inline
-from hypothesis import given, settings
+from helpers import assert_one_error_line, examples, nm2trt_inline
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.artifacts import RunDocument
@@ -32,7 +32,7 @@ def slow_divergence(student, teacher, temperature):
     return total / count
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([(1, 2), (3, 10), (2, 5, 7)]),

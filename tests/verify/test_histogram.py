@@ -54,7 +54,8 @@ def test_bars_have_the_shares_and_every_layer_its_name(tmp_path):
     rows.append(row("bad.weight", [0, 0, 5, 3, 2], "violates"))
     figure = sparsity_figure(rows, "title")
     (axes,) = figure.axes
-    widths = np.array([patch.get_width() for patch in axes.patches]).reshape(len(rows), 5)
+    widths = np.array([[bar.get_extents().width for bar in layer.get_paths()] for layer in axes.collections])
+    assert widths.shape == (len(rows), 5)
     np.testing.assert_allclose(widths[0], [0.1, 0.2, 0.7, 0, 0])
     np.testing.assert_allclose(widths[-1], [0, 0, 0.5, 0.3, 0.2])
     labels = [label.get_text() for label in axes.get_yticklabels()]

@@ -192,6 +192,8 @@ def _permutation_lines(document: PruneDocument) -> list[str]:
         if gap > 0 and document.calibrated is None
         else ""
     )
+    if found.scores != "magnitude" and found.kept_before is not None and found.kept_after is not None:
+        won = f", {100 * found.kept_before:.2f} -> {100 * found.kept_after:.2f} % of the {found.scores} scores kept"
     return [*lines, f"permuted: {len(moved)} groups of channels, {tensors} tensors{won}; {checked}"]
 
 

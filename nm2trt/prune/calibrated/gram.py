@@ -9,6 +9,7 @@ C columns (weights of one output).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from nm2trt.errors import InputError
 Array = NDArray[Any]
 Float64Array = NDArray[np.float64]
 
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 26
 
 
 class InputGram:
@@ -75,20 +76,18 @@ class InputGram:
         if x_GRC.ndim != 3 or (x_GRC.shape[0], x_GRC.shape[2]) != (self.groups, self.columns):
             raise ValueError(f"inputs are {x_GRC.shape}, not [{self.groups}, rows, {self.columns}]")
         _check_finite(x_GRC, where)
-        total_GCC = np.zeros_like(self.gram_GCC)
+        largest = float(np.abs(x_GRC).max(initial=0))
+        if largest > math.sqrt(np.finfo(np.float64).max / max(self.rows + x_GRC.shape[1], 1)):
+            raise InputError(
+                f"its inputs are as large as {largest:.3g}, whose squares do not fit float64",
+                where=where,
+                hint="check the preprocessing of the samples",
+            )
         step = max(1, _CHUNK_BYTES // (8 * self.columns))
         for group in range(self.groups):
             for at in range(0, x_GRC.shape[1], step):
                 x_RC = x_GRC[group, at : at + step].astype(np.float64)
-                with np.errstate(over="ignore", invalid="ignore"):
-                    total_GCC[group] += x_RC.T @ x_RC
-        if not np.isfinite(total_GCC).all():
-            raise InputError(
-                f"its inputs are as large as {float(np.abs(x_GRC).max()):.3g}, whose squares do not fit float64",
-                where=where,
-                hint="check the preprocessing of the samples",
-            )
-        self.gram_GCC += total_GCC
+                self.gram_GCC[group] += x_RC.T @ x_RC
         self.rows += x_GRC.shape[1]
 
     def error_of(self, change_GOC: Array) -> float:

@@ -15,7 +15,7 @@ from nm2trt.prune.calibrated.gram import InputGram
 from nm2trt.prune.calibrated.onnx_graph import RunnableGraph
 from nm2trt.prune.calibrated.onnx_layers import LayerInput, PrunableTensor
 from nm2trt.prune.calibrated.onnx_norms import ChannelMoments, NormNode, find_norms, new_statistics
-from nm2trt.prune.calibrated.solve import Method, PrunedColumns, prune_columns
+from nm2trt.prune.calibrated.solve import Method, PrunedColumns, prune_columns, score_columns
 from nm2trt.prune.magnitude import check_finite
 
 Array = NDArray[Any]
@@ -110,6 +110,39 @@ def prune_network(
     return result
 
 
+def score_network(
+    graph: RunnableGraph,
+    tensors: Sequence[PrunableTensor],
+    feeds: Feeds,
+    how: PruneMethod,
+    *,
+    progress: Progress = lambda *_: None,
+    frontier_bytes: int = FRONTIER_BYTES,
+) -> dict[str, Array]:
+    """Score the weights of the dense network as the method does; nothing is changed. Memory, arguments and errors as
+    `prune_network`.
+
+    Returns:
+        Every name of a tensor -> scores in the stored shape, float64, of sum 1, so that every tensor counts alike.
+    """
+    steps = _layer_steps(tensors)
+    found: dict[str, Array] = {}
+    stream = ActivationStream(graph, feeds, frontier_bytes=frontier_bytes)
+    for number, step in enumerate(steps):
+        left = list(dict.fromkeys(name for later in steps[number:] for name in later.names))
+        progress(f"scoring {step.tensors[0].names[0]}", number, len(steps))
+        gram = _sum_inputs(stream, step, left)
+        for tensor in step.tensors:
+            stored, layer = tensor.weight.read(), tensor.inputs[0]
+            check_finite(stored, tensor.names[0], graph.path)
+            scores = score_columns(layer.columns(stored), gram, method=how.method, damping=how.damping)
+            positions = layer.columns(np.arange(stored.size, dtype=np.intp).reshape(stored.shape))
+            as_stored = np.empty(stored.shape)
+            as_stored.reshape(-1)[positions] = scores / (scores.sum() or 1.0)
+            found |= dict.fromkeys(tensor.names, as_stored)
+    return found
+
+
 def _layer_steps(tensors: Sequence[PrunableTensor]) -> list[_Step]:
     """Layers that read the same rows, as query, key and value do, are one step; none of them depends on another."""
     steps: dict[object, _Step] = {}
@@ -133,13 +166,7 @@ def _prune_step(
     how: PruneMethod,
     result: PrunedNetwork,
 ) -> None:
-    first = step.tensors[0]
-    shape = first.inputs[0].columns(first.weight.read()).shape
-    gram = InputGram(shape[2], shape[0])
-    for found, _ in stream.visit(step.node, step.names, left):
-        for one in first.inputs:
-            for x_GRC in one.rows(found[one.data]):
-                gram.add(x_GRC, where=first.names[0])
+    gram = _sum_inputs(stream, step, left)
     for tensor in step.tensors:
         name = tensor.names[0]
         stored = tensor.weight.read()
@@ -154,6 +181,17 @@ def _prune_step(
             graph.replace(alias, new)
         result.weights[name] = new
         result.outcomes[name] = _without_arrays(outcome)
+
+
+def _sum_inputs(stream: ActivationStream, step: _Step, left: Sequence[str]) -> InputGram:
+    first = step.tensors[0]
+    shape = first.inputs[0].columns(first.weight.read()).shape
+    gram = InputGram(shape[2], shape[0])
+    for found, _ in stream.visit(step.node, step.names, left):
+        for one in first.inputs:
+            for x_GRC in one.rows(found[one.data]):
+                gram.add(x_GRC, where=first.names[0])
+    return gram
 
 
 def _pruned(

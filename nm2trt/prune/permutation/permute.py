@@ -1,10 +1,10 @@
-"""Permute the channels of an ONNX file, so that pruning its weights keeps more magnitude and its outputs stay."""
+"""Permute the channels of an ONNX file, so that pruning its weights keeps more of them and its outputs stay."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from nm2trt.prune.magnitude import comparable
 from nm2trt.prune.permutation.channels import ChannelClass, ChannelTies, Ids
 from nm2trt.prune.permutation.compute_rules import apply_rule
 from nm2trt.prune.permutation.context import RuleContext
-from nm2trt.prune.permutation.search import OPERATIONS_PER_SECOND, find_order, kept_magnitude
+from nm2trt.prune.permutation.search import OPERATIONS_PER_SECOND, find_order, kept_score
 from nm2trt.prune.prune_schema import ChannelGroup, Permutation
-from nm2trt.prune.selection import Decision
+from nm2trt.prune.selection import Decision, ScoredWeights
 from nm2trt.prune.writers.onnx_writer import OnnxFile, constant_values, tensor_key, unwritable, write_tensor
 
 Array = NDArray[Any]
@@ -40,6 +40,20 @@ class _Target:
     pattern: NMPattern
     constant: Constant
     key: object
+    scores: Array | None
+    """Of the stored weights as they were, in their shape; None: their magnitudes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    """A constant whose channels were moved, and the scores of its weights, which moved with them."""
+
+    tensor: ir.TensorProtocol
+    values: Array
+    scores: Array | None
+
+
+_Edits = dict[object, _Edit]
 
 
 @dataclass(slots=True)
@@ -55,9 +69,14 @@ class _Job:
 
 
 def permute_file(
-    path: Path, decisions: Sequence[Decision], seconds: float, seed: int, watch: Callable[[str], None]
+    path: Path,
+    decisions: Sequence[Decision],
+    seconds: float,
+    seed: int,
+    watch: Callable[[str], None],
+    scored: ScoredWeights | None = None,
 ) -> Permutation:
-    """Permute channels in place wherever that provably leaves the outputs alone and keeps more magnitude.
+    """Permute channels in place wherever that provably leaves the outputs alone and keeps more.
 
     Args:
         path: A copy of an ONNX file, its external data beside it.
@@ -65,24 +84,37 @@ def permute_file(
         seconds: Work of the search, on a usual core.
         seed: Of the search.
         watch: Called with what is being done.
+        scored: What is to be kept; weights that it does not hold are not looked at. None: magnitudes.
 
     Returns:
         What was permuted and what not, why, and whether ONNX Runtime finds the same outputs.
     """
     file = OnnxFile(path)
     ties = _ties(file.graph.model, path, watch)
-    jobs, groups = _jobs(ties, _targets(file, decisions, path))
-    edited: dict[object, tuple[ir.TensorProtocol, Array]] = {}
+    targets = _targets(file, decisions, path, scored)
+    jobs, groups = _jobs(ties, targets)
+    edited: _Edits = {}
+    own = {target.key: target.scores for target in targets}
     work = seconds * OPERATIONS_PER_SECOND
     costs = [_cost(job) for job in jobs]
     for job, cost in zip(jobs, costs, strict=True):
         watch(f"permuting the {len(job.channels.positions)} input channels of {job.names()[0]}")
-        groups.append(_permute(job, ties, edited, work * cost / sum(costs), seed))
+        groups.append(_permute(job, ties, edited, own, work * cost / sum(costs), seed))
+    by = "magnitude" if scored is None else scored.method
+    kept_before, kept_after = _mean_share(targets, {}), _mean_share(targets, edited)
     if not edited:
-        return Permutation(groups=groups, outputs="agree", largest_difference=0.0, outputs_note="nothing was permuted")
+        return Permutation(
+            groups=groups,
+            scores=by,
+            kept_before=kept_before,
+            kept_after=kept_after,
+            outputs="agree",
+            largest_difference=0.0,
+            outputs_note="nothing was permuted",
+        )
     original = _copy(path)
-    for tensor, array in edited.values():
-        write_tensor(tensor, array)
+    for edit in edited.values():
+        write_tensor(edit.tensor, edit.values)
     file.save()
     watch("comparing outputs in ONNX Runtime")
     dtypes = {decision.weight.layer.dtype for decision in decisions if decision.pattern is not None}
@@ -91,6 +123,9 @@ def permute_file(
     shutil.rmtree(original.parent)
     return Permutation(
         groups=groups,
+        scores=by,
+        kept_before=kept_before,
+        kept_after=kept_after,
         outputs=compared.outcome,
         largest_difference=compared.largest_difference,
         outputs_note=compared.note.replace(str(original.parent), "").replace(str(path.parent), ""),
@@ -160,7 +195,7 @@ def _tie_constants(model: ir.Model, ties: ChannelTies) -> None:
                 ties.same(known, axis, value, axis)
 
 
-def _targets(file: OnnxFile, decisions: Sequence[Decision], path: Path) -> list[_Target]:
+def _targets(file: OnnxFile, decisions: Sequence[Decision], path: Path, scored: ScoredWeights | None) -> list[_Target]:
     patterns = {d.weight.key: d.pattern for d in decisions if d.pattern is not None}
     names = {d.weight.key: d.weight.layer.name for d in decisions}
     # Embedded tensors are known by their Python object, so keys of another reading do not do.
@@ -171,11 +206,16 @@ def _targets(file: OnnxFile, decisions: Sequence[Decision], path: Path) -> list[
         pattern = by_name.get(use.constant.name) if use is not None else None
         if use is None or use.axis is None or pattern is None:
             continue
+        scores = None if scored is None else scored.scores.get(use.constant.name)
+        if scored is not None and scores is None:
+            continue
         for value in node.inputs:
             constant = resolve(value, path)
             if value is not None and constant is not None and constant.tensor is use.constant.tensor:
                 key = tensor_key(constant.tensor)
-                found.setdefault((value, use.axis), _Target(constant.name, value, use.axis, pattern, constant, key))
+                found.setdefault(
+                    (value, use.axis), _Target(constant.name, value, use.axis, pattern, constant, key, scores)
+                )
     return list(found.values())
 
 
@@ -213,7 +253,8 @@ def _cost(job: _Job) -> float:
 def _permute(
     job: _Job,
     ties: ChannelTies,
-    edited: dict[object, tuple[ir.TensorProtocol, Array]],
+    edited: _Edits,
+    own: Mapping[object, Array | None],
     work: float,
     seed: int,
 ) -> ChannelGroup:
@@ -233,20 +274,19 @@ def _permute(
         return kept_in_place("no better order was found")
     if not ties.keeps(job.channels, order):
         return kept_in_place("moving its channels would not leave every operator as it is")
-    changed = _moved(job, ties, order, edited)
+    changed = _moved(job, ties, order, edited, own)
     if _kept(job, {**edited, **changed}) <= _kept(job, edited):
         return kept_in_place("no better order was found")
     edited.update(changed)
     return ChannelGroup(channels=count, weights=job.names(), permuted=True, reason="", tensors=len(changed))
 
 
-def _blocks(target: _Target, places: Ids, edited: dict[object, tuple[ir.TensorProtocol, Array]]) -> list[Array]:
-    """Rows of magnitudes over the channels, for every run of positions that fills whole groups of M in order."""
+def _blocks(target: _Target, places: Ids, edited: _Edits) -> list[Array]:
+    """Rows of scores over the channels, for every run of positions that fills whole groups of M in order."""
     m = target.pattern.m
     if len(places) % m:
         return []
-    rows = np.moveaxis(_magnitudes(target, edited), target.axis, -1)
-    rows = rows.reshape(-1, rows.shape[-1])
+    rows = _rows(target, edited)
     whole = [run for run in places.T if _fills_groups(run, m)]
     return [rows[:, run] for run in whole]
 
@@ -256,31 +296,44 @@ def _fills_groups(run: Ids, m: int) -> bool:
     return bool((groups[:, 0] % m == 0).all() and (np.diff(groups, axis=1) == 1).all())
 
 
-def _magnitudes(target: _Target, edited: dict[object, tuple[ir.TensorProtocol, Array]]) -> Array:
-    values = edited[target.key][1] if target.key in edited else _load(target.constant.tensor, target)
+def _rows(target: _Target, edited: _Edits) -> Array:
+    """Scores of a weight, [rows, reduction axis]."""
+    edit = edited.get(target.key)
+    if target.scores is None:
+        values = _load(target.constant.tensor, target) if edit is None else edit.values
+    else:
+        values = target.scores if edit is None or edit.scores is None else edit.scores
     for step in target.constant.layout:
         values = step(values)
-    return comparable(values)
+    rows = np.moveaxis(comparable(values), target.axis, -1)
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def _load(tensor: ir.TensorProtocol, target: _Target) -> Array:
     return load_tensor(tensor, target.constant.where)
 
 
-def _kept(job: _Job, edited: dict[object, tuple[ir.TensorProtocol, Array]]) -> float:
-    """Magnitude that pruning would keep of the job's weights."""
-    total = 0.0
-    for target in {target.key: target for target, _ in job.parts}.values():
-        rows = np.moveaxis(_magnitudes(target, edited), target.axis, -1)
-        total += kept_magnitude(rows.reshape(-1, rows.shape[-1]), target.pattern)
-    return total
+def _kept(job: _Job, edited: _Edits) -> float:
+    """Score that pruning would keep of the job's weights."""
+    targets = {target.key: target for target, _ in job.parts}
+    return sum(kept_score(_rows(target, edited), target.pattern) for target in targets.values())
+
+
+def _mean_share(targets: Sequence[_Target], edited: _Edits) -> float:
+    """Share of its score that pruning would keep, mean of all tensors."""
+    shares = []
+    for target in {target.key: target for target in targets}.values():
+        rows = _rows(target, edited)
+        total = float(rows.sum(dtype=np.float64))
+        shares.append(kept_score(rows, target.pattern) / total if total else 1.0)
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def _moved(
-    job: _Job, ties: ChannelTies, order: NDArray[np.intp], edited: dict[object, tuple[ir.TensorProtocol, Array]]
-) -> dict[object, tuple[ir.TensorProtocol, Array]]:
+    job: _Job, ties: ChannelTies, order: NDArray[np.intp], edited: _Edits, own: Mapping[object, Array | None]
+) -> _Edits:
     """Every constant that the channels run through, with its positions in the new order."""
-    changed: dict[object, tuple[ir.TensorProtocol, Array]] = {}
+    changed: _Edits = {}
     done: set[tuple[object, int]] = set()
     where = job.parts[0][0].constant.where
     for value, axis, inside in ties.axes_of(job.channels):
@@ -290,12 +343,21 @@ def _moved(
         key = tensor_key(tensor)
         done.add((key, axis))
         source = changed.get(key) or edited.get(key)
-        array = np.array(source[1] if source is not None else load_tensor(tensor, where))
-        result = array.copy()
-        index: list[Any] = [slice(None)] * array.ndim
-        index[axis] = inside.reshape(-1)
-        origin: list[Any] = [slice(None)] * array.ndim
-        origin[axis] = inside[order].reshape(-1)
-        result[tuple(index)] = array[tuple(origin)]
-        changed[key] = (tensor, result)
+        if source is None:
+            source = _Edit(tensor, np.array(load_tensor(tensor, where)), own.get(key))
+        changed[key] = _Edit(
+            tensor,
+            _reordered(source.values, axis, inside, order),
+            None if source.scores is None else _reordered(source.scores, axis, inside, order),
+        )
     return changed
+
+
+def _reordered(array: Array, axis: int, inside: Ids, order: NDArray[np.intp]) -> Array:
+    result = array.copy()
+    index: list[Any] = [slice(None)] * array.ndim
+    index[axis] = inside.reshape(-1)
+    origin: list[Any] = [slice(None)] * array.ndim
+    origin[axis] = inside[order].reshape(-1)
+    result[tuple(index)] = array[tuple(origin)]
+    return result

@@ -1,7 +1,7 @@
-"""Search for an order of columns in which an N:M pattern keeps more magnitude.
+"""Search for an order of columns in which an N:M pattern keeps more of a score, such as the magnitude.
 
 The value of every exchange of two columns is known at once. With S a group of M columns and c one of them, a row of
-S without c keeps its N - 1 largest and the larger of its N-th largest and whatever takes c's place, so the magnitude
+S without c keeps its N - 1 largest and the larger of its N-th largest and whatever takes c's place, so the score
 that S keeps with d in place of c is
 
     F[c, d] = sum_r T(r, S - c, N - 1) + sum_r max(t(r, S - c), w(r, d)),
@@ -42,10 +42,10 @@ _SHARE_OF_TABLE = 0.2
 
 
 def find_order(weight: Array, pattern: NMPattern, *, work: float, seed: int = 0) -> NDArray[np.intp]:
-    """Order columns so that N:M along the rows keeps more magnitude.
+    """Order columns so that N:M along the rows keeps more.
 
     Args:
-        weight: [rows, columns] magnitudes; M divides the columns.
+        weight: [rows, columns] scores, not negative; M divides the columns.
         pattern: The pattern.
         work: Operations that the search may take.
         seed: Of the tabu search's tenures and of sampled rows.
@@ -64,7 +64,7 @@ def find_order(weight: Array, pattern: NMPattern, *, work: float, seed: int = 0)
     return _sorted_groups(table.best_order, pattern.m)
 
 
-def kept_magnitude(weight: Array, pattern: NMPattern, order: NDArray[np.intp] | None = None) -> float:
+def kept_score(weight: Array, pattern: NMPattern, order: NDArray[np.intp] | None = None) -> float:
     """Sum of the N largest of every M neighboring columns, row by row."""
     columns = weight if order is None else weight[:, order]
     groups = columns.reshape(weight.shape[0], -1, pattern.m)

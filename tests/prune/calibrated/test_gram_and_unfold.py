@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.errors import InputError
@@ -64,7 +65,7 @@ def convolutions(draw):
     return groups, inputs, outputs, kernel, strides, dilations, pads, spatial
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(convolutions(), st.integers(0, 2**31))
 def test_product_of_unfolded_inputs_is_the_convolution(case, seed):
     torch = pytest.importorskip("torch")

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, save
 from onnx.reference import ReferenceEvaluator
@@ -52,7 +53,7 @@ def check(path, x, w):
     assert {tuple(sorted(group)) for group in layer.columns(positions).reshape(-1, 4).tolist()} == expected
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_convolutions(tmp_path_factory, data):
     rank, groups = data.draw(st.integers(1, 3)), data.draw(st.sampled_from((1, 2, 3)))

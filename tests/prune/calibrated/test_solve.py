@@ -5,12 +5,14 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nm2trt.errors import InputError
 from nm2trt.pattern import NMPattern
 from nm2trt.prune.calibrated import InputGram, prune_columns
+from nm2trt.prune.calibrated.solve import score_columns
 
 TWO_OF_FOUR = NMPattern(2, 4)
 
@@ -92,7 +94,7 @@ def sequential_obs(w, x, pattern, extra):
     return w, kept
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(["2:4", "1:4", "4:8", "1:2", "3:4"]),
@@ -121,7 +123,7 @@ def test_update_is_least_squares_of_what_is_right_of_every_column(seed, pattern,
     assert found.magnitude_rows == replaced
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(["2:4", "1:4", "4:8", "2:8"]),
@@ -152,6 +154,23 @@ def test_errors_are_measured_and_never_above_magnitude(seed, pattern, groups, ro
             np.testing.assert_array_equal(found.weights[found.mask], w[found.mask])
         again = prune_columns(w, gram, pattern, method=method, damping=damping)
         assert again.weights.tobytes() == found.weights.tobytes()
+
+
+@pytest.mark.parametrize("columns", [8, 100])
+def test_scores_are_what_one_weight_alone_costs(columns):
+    w, x, gram = layer(2, 3, columns, 300, groups=2)
+    found = score_columns(w, gram, method="obs", damping=0.01)
+    for group, output, column in [(0, 0, 0), (0, 2, columns - 1), (1, 1, 5)]:
+        extra = 0.01 * np.diagonal(gram.gram_GCC[group]).mean()
+        kept = np.arange(columns) != column
+        cost = least_squares(w[group, output], x[group], kept, extra)[1]
+        assert found[group, output, column] == pytest.approx(cost, rel=1e-8)
+    np.testing.assert_array_equal(score_columns(w, gram, method="magnitude"), np.abs(w))
+    norms = np.linalg.norm(x, axis=1)
+    np.testing.assert_allclose(score_columns(w, gram, method="wanda"), np.abs(w) * norms[:, None], rtol=1e-12)
+    silent = InputGram(8)
+    silent.add(np.zeros((1, 9, 8)))
+    assert np.isfinite(score_columns(w[:1, :, :8], silent, method="obs")).all()
 
 
 def test_wanda_is_its_definition():
