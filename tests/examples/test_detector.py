@@ -33,6 +33,7 @@ def most_kept(weight):
     return int((groups.reshape(*groups.shape[:-1], -1, 4) != 0).sum(-1).max())
 
 
+@pytest.mark.slow
 def test_a_detector_is_trained_and_exported_sparse(tmp_path, example):
     printed = example(tmp_path, "--steps", "8")
     losses = [float(line.split("loss ")[1]) for line in printed if line.startswith("step ")]
