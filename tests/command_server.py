@@ -172,7 +172,10 @@ def _supervise(connection: socket.socket) -> None:
     streams.frombytes(ancillary[0][2])
     received = b""
     while b"\n" not in received:
-        received += connection.recv(65536)
+        part = connection.recv(65536)
+        if not part:
+            os._exit(1)
+        received += part
     line, _, signals = received.partition(b"\n")
     child = os.fork()
     if child == 0:
@@ -195,7 +198,6 @@ def _supervise(connection: socket.socket) -> None:
             os.killpg(child, signal.SIGKILL)
             break
     _, status = os.waitpid(child, 0)
-
     with contextlib.suppress(OSError):
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
