@@ -206,6 +206,12 @@ def test_fixed_batches_several_inputs_and_permutations(tmp_path):
     assert (document["verdict"], document["calibrated"]["samples"]) == ("pass", 24)
     assert document["calibrated"]["agreement"]["samples"] == 4
     assert document["permutation"]["outputs"] == "agree"
+    found = document["permutation"]
+    assert found["scores"] == "obs"
+    assert 0 < found["kept_before"] <= found["kept_after"] <= 1
+    shown = nm2trt_inline("prune", fixed, "--data", data, *options[:-1], "-o", out, "--force").stdout
+    shares = f"{100 * found['kept_before']:.2f} -> {100 * found['kept_after']:.2f} % of the obs scores kept"
+    assert shares in " ".join(shown.split())
     np.savez(data, x=rng.standard_normal((3, 3, 8, 8)).astype(np.float32))
     few = nm2trt_inline("prune", fixed, "--data", data, "-o", tmp_path / "few.onnx")
     assert_one_error_line(few, 3, "fewer than the network's fixed batch")

@@ -121,7 +121,7 @@ def score_network(
 ) -> dict[str, Array]:
     """Score the weights of the dense network as the method does; nothing is changed.
 
-    Memory, arguments and errors as `prune_network`.
+    Memory, arguments and errors are those of `prune_network`.
 
     Returns:
         Every name of a tensor -> scores in the stored shape, float64, of sum 1, so that every tensor counts alike.
