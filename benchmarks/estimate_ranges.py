@@ -198,10 +198,8 @@ def report_halves(errors: Sequence[Error], constants: KernelConstants) -> None:
             far=False,
         )
         held = (np.exp(known) >= spread.low) & (np.exp(known) <= spread.high)
-        print(
-            f"{what:8}{len(known):4} layers{100 * np.median(np.abs(known)):7.1f}% median"
-            f"{100 * held.mean():6.0f}% inside"
-        )
+        median = 100 * np.median(np.abs(known))
+        print(f"{what:8}{len(known):4} layers{median:7.1f}% median{100 * held.mean():6.0f}% inside")
 
 
 def coverage(found: Sequence[tuple[bool | None, bool | None, float]]) -> str:
