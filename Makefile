@@ -120,7 +120,7 @@ gpu:
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev,tensorrt,nvml]'
-	$(BIN)/python tests/gpu_evidence.py build/gpu-evidence.tar.gz
+	$(BIN)/python tests/support/gpu_evidence.py build/gpu-evidence.tar.gz
 
 clean:
 	rm -rf build $(VENV) *.egg-info

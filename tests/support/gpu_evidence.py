@@ -1,6 +1,6 @@
 """`make test-gpu`: runs the tests that need a GPU and packs what they saw into one file that can be sent on.
 
-    python tests/gpu_evidence.py build/gpu-evidence.tar.gz [PYTEST ARGUMENTS]
+    python tests/support/gpu_evidence.py build/gpu-evidence.tar.gz [PYTEST ARGUMENTS]
 
 The archive holds junit.xml, versions, `nvidia-smi -q`, and build.json, logs and inspector output of every engine that
 the tests built; no weights and no plans. Ends with pytest's exit code, and 4 where no test of a mark ran.

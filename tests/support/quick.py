@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 
 HEAVY_NAMES = frozenset({
     "subprocess", "Popen", "multiprocessing", "spawn", "mp_spawn",  # processes

@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 from command_server import CommandServers
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def missing_requirements(*, gpu=False, tensorrt=False, rtx=False):
@@ -69,7 +69,7 @@ def nm2trt(*arguments, cwd=None, env=None, timeout=300, fresh=False):
     )
 
 
-FORKED_PYTHON = Path(__file__).resolve().parent / "support" / "forked_python"
+FORKED_PYTHON = Path(__file__).resolve().parent / "forked_python"
 
 
 def forked_python(environment, server_environment=None):
