@@ -28,12 +28,14 @@ def soft_threshold(layer: SparseLayer) -> None:
     weight, residual = layer.weight(), layer.residual
     if residual is None:
         return
-    groups = (weight.shape[layer.axis] // layer.pattern.m, layer.pattern.m)
-    threshold = residual.abs().unflatten(layer.axis, groups).amax(layer.axis + 1, keepdim=True)
+    shape, axis, m = weight.shape, layer.axis, layer.pattern.m
+    # An axis can be split in two without a copy, whatever the strides.
+    groups = (*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
+    threshold = residual.abs().view(groups).amax(axis + 1, keepdim=True)
     residual.add_(weight)
-    dense = residual.unflatten(layer.axis, groups)
+    dense = residual.view(groups)
     # W less what of it lies within the threshold: 0 where pruned, and sign(W) * (abs(W) - t) where kept.
-    torch.sub(dense, dense.clamp(-threshold, threshold), out=weight.unflatten(layer.axis, groups))
+    torch.sub(dense, dense.clamp(-threshold, threshold), out=weight.view(groups))
     if layer.beta is None:
         layer.beta = _scale(layer, residual, weight)
     weight.mul_(layer.beta.to(weight.device, weight.dtype))
