@@ -2,17 +2,13 @@
 
 import json
 import struct
-import sys
-from pathlib import Path
 
+import int8_networks as nets
 import numpy as np
 import onnx
 import pytest
 from helpers import assert_one_error_line, nm2trt_inline, requires
 from onnx import numpy_helper
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "calibration"))
-import int8_networks as nets
 
 RNG = np.random.default_rng(5)
 

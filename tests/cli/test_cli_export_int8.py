@@ -1,9 +1,8 @@
 """`nm2trt export --precision int8`: one command from a run, or from an ONNX file and samples, to an INT8 build."""
 
 import json
-import sys
-from pathlib import Path
 
+import int8_networks as nets
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,9 +12,6 @@ from onnx import numpy_helper
 from run_folders import make_run, sparse_names
 
 from nm2trt.artifacts import BuildDocument
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "calibration"))
-import int8_networks as nets
 
 RNG = np.random.default_rng(7)
 FEW = ("--calibration-samples", "32", "--held-out", "100")

@@ -2,16 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
+import int8_networks as nets
 import numpy as np
 import onnx
 import pytest
 from helpers import assert_one_error_line, nm2trt, nm2trt_inline
 from onnx import numpy_helper
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "calibration"))
-import int8_networks as nets
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""Helpers for tests; imported as `from helpers import ...` (pytest puts tests/ on the path)."""
+"""Helpers for tests; imported as `from helpers import ...` (pytest puts tests/support/ on the path)."""
 
 import contextlib
 import importlib.util

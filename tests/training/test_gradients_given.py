@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from test_outside_writes import WEIGHTS, batches_of, mlp, one_step, started
+from plain_training import WEIGHTS, batches_of, mlp, one_step, started
 from torch import nn
 
 from nm2trt.training import sparsify

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_outside_writes import WEIGHTS, assert_split, batches_of, hold_still, mlp, most, one_step, started
+from plain_training import WEIGHTS, assert_split, batches_of, hold_still, mlp, most, one_step, started
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_outside_writes import mlp, started
+from plain_training import mlp, started
 from torch import nn
 
 from nm2trt.errors import ConfigError
