@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from tensorrt_double.double import VERSIONS, double_environment, missing
 
 TESTS = Path(__file__).resolve().parent.parent
