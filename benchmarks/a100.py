@@ -290,7 +290,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, default=Path("build/a100"))
     parser.add_argument("--networks", default="resnet50,vit_b_16,bert", help=f"of {', '.join(NETWORKS)}")
     parser.add_argument(
-        "--rehearse", action="store_true", help="small networks, batches 1 and 2, two seconds each: does it run here?"
+        "--rehearse", action="store_true", help="small networks, batches 1 and 2, four seconds each: does it run here?"
     )
     parser.add_argument("--precisions", default=f"fp16,int8,{INT8_OUT}")
     parser.add_argument("--batches", default=DEFAULT_BATCHES)
@@ -301,7 +301,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(arguments)
     if options.rehearse:
-        options.networks, options.duration = ",".join(SMALL), 2.0
+        options.networks, options.duration = ",".join(SMALL), 4.0
         options.batches = "1,2" if options.batches == DEFAULT_BATCHES else options.batches
         options.rebuilds, options.streams = 1, 1
     options.networks = options.networks.split(",")

@@ -70,11 +70,9 @@ def estimate_network(
         InputError: The model or the GPU's file cannot be read.
 
     Example:
-        Both convolutions of model.onnx have too few output channels for a sparse kernel to pay:
-
         >>> estimate = estimate_network("model.onnx", EstimateConfig(gpu="a100-pcie-40gb", batch=32))
         >>> [(layer.geometry.weight, layer.expectation) for layer in estimate.layers if layer.geometry.weight]
-        [('w0', 'unlikely'), ('w1', 'unlikely')]
+        [('w0', 'unlikely'), ('w1', 'open')]
     """
     spec, constants = _gpu(config)
     built_batch, built_precision = _of_build(Path(source))

@@ -83,6 +83,12 @@ def write_model_card(
     Raises:
         ConfigError: There is no such place for the card.
         InputError: The file that is there cannot take the section; it is left as it was.
+
+    Example:
+        >>> from nm2trt import verify_file
+        >>> card = write_model_card("model.onnx", verify_file("model.onnx"), card=Path("card.md"))
+        >>> "2:4" in card.read_text()
+        True
     """
     source = Path(source)
     target = card_path(source, card)
