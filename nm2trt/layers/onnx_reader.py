@@ -17,6 +17,7 @@ from nm2trt.onnx_tools.constants import UNREADABLE, AnyNode, Constant, as_text, 
 from nm2trt.onnx_tools.lazy_file import read_model
 from nm2trt.onnx_tools.proto_graph import graph_nodes
 from nm2trt.onnx_tools.tensor_protos import tensor_protos
+from nm2trt.onnx_tools.tensors import find_external_file
 from nm2trt.reasons import Reason
 
 if TYPE_CHECKING:
@@ -128,23 +129,13 @@ def external_files(path: Path) -> list[Path]:
     """List the files that a model keeps weights in, each once.
 
     Raises:
-        InputError: It is no model, or a file is missing or outside the model's folder.
+        InputError: It is no model, or a file is named absolutely, missing or outside the model's folder.
     """
     locations = [
         entry.value for tensor in tensor_protos(read_model(path)) for entry in tensor.external_data
         if entry.key == "location"
     ]  # fmt: skip
-    inside, files = path.parent.resolve(), []
-    for location in dict.fromkeys(locations):
-        file = path.parent / location
-        if not file.resolve().is_relative_to(inside) or not file.is_file():
-            raise InputError(
-                f"external data {location[:200]!r} are missing or lie outside the model's folder",
-                where=path,
-                hint="put the data file next to the model",
-            )
-        files.append(file)
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(find_external_file(location, path) for location in locations))
 
 
 def _load_to_edit(path: Path) -> tuple[onnx.ModelProto, ir.Model]:

@@ -228,6 +228,24 @@ def absolute_location_error(location: str, model: Path, subject: str = "a tensor
     )
 
 
+def find_external_file(location: str, model: Path) -> Path:
+    """Find the file that a model names for external data.
+
+    Raises:
+        InputError: The name is absolute, or the file is missing or outside the model's folder.
+    """
+    if is_absolute_location(location):
+        raise absolute_location_error(location, model)
+    file = model.parent / location
+    if not file.resolve().is_relative_to(model.parent.resolve()) or not file.is_file():
+        raise InputError(
+            f"external data {location!r} are missing or lie outside the model's folder",
+            where=model,
+            hint="put the data file next to the model",
+        )
+    return file
+
+
 def read_bytes(place: FileRange) -> bytes:
     """Read bytes of a file; fewer where the file ends."""
     with place.path.open("rb", buffering=0) as file:

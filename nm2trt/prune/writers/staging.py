@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nm2trt.artifacts.files import staged_folder
-from nm2trt.errors import ConfigError, InputError
+from nm2trt.errors import ConfigError
 from nm2trt.layers.config_json import CONFIG
 from nm2trt.layers.huggingface import INDEXES, SINGLE_FILES
 from nm2trt.layers.sources import open_source
@@ -134,7 +134,7 @@ def _copied_data(file: Path, staged: Path, target: Path, *, force: bool) -> list
 
     from nm2trt.layers.onnx_reader import open_graph
     from nm2trt.onnx_tools.tensor_protos import tensor_protos
-    from nm2trt.onnx_tools.tensors import absolute_location_error, is_absolute_location
+    from nm2trt.onnx_tools.tensors import find_external_file, is_absolute_location
 
     # Checks the file; its own proto is shared with a reader that renames tensors.
     open_graph(file)
@@ -153,16 +153,7 @@ def _copied_data(file: Path, staged: Path, target: Path, *, force: bool) -> list
         for index, location in enumerate(locations)
     }
     for location, name in renamed.items():
-        if is_absolute_location(location):
-            raise absolute_location_error(location, file)
-        origin = file.parent / location
-        inside = file.parent.resolve()
-        if not origin.resolve().is_relative_to(inside) or not origin.is_file():
-            raise InputError(
-                f"external data {location!r} are missing or lie outside the model's folder",
-                where=file,
-                hint="put the data file next to the model",
-            )
+        origin = find_external_file(location, file)
         if (target.parent / name).exists() and not force:
             raise ConfigError(
                 "the file for external data exists",
