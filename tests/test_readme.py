@@ -1,16 +1,11 @@
 import re
 
 from helpers import REPOSITORY
+from page_commands import PAGES
 
 from nm2trt.cli.main import COMMANDS
 
 EXAMPLES = REPOSITORY / "examples"
-PAGES = [
-    REPOSITORY / "README.md",
-    REPOSITORY / "CONTRIBUTING.md",
-    EXAMPLES / "README.md",
-    *sorted((REPOSITORY / "docs").glob("*.md")),
-]
 
 
 def test_the_two_commands_are_shown():

@@ -18,7 +18,7 @@ from nm2trt.models import check_model
 from nm2trt.pattern import NMPattern
 from nm2trt.training.methods import PAPER_DECAY, STEP_BY_DEFAULT, MaskDecay, Method
 from nm2trt.training.recipes import RECIPES, Recipe
-from nm2trt.training.trackers import TrackerName
+from nm2trt.training.recorder import TrackerName
 
 if sys.version_info >= (3, 11):
     import tomllib

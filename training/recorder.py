@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from nm2trt.training.sad import Sad
+
+TrackerName = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]  # fmt: skip
+"""As accelerate calls them."""
 
 
 class Recorder(Protocol):

@@ -53,10 +53,10 @@ from nm2trt.training.sharding import check_launch
 from nm2trt.training.state import FILE as STATE
 from nm2trt.training.state import read_state
 from nm2trt.training.teacher import load_teacher
-from nm2trt.training.trackers import TENSORBOARD, check_trackers
+from nm2trt.training.trackers import DVCLIVE, TENSORBOARD, check_trackers
 from nm2trt.training.work import forward_gflop
 
-_OF_TRACKERS = (f"{TENSORBOARD}/", "dvclive/")
+_OF_TRACKERS = (f"{TENSORBOARD}/", f"{DVCLIVE}/")
 
 
 def train(

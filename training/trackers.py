@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -19,13 +19,8 @@ from nm2trt.library_errors import one_line
 from nm2trt.training.recorder import EpochScalars, step_scalars
 from nm2trt.training.sad import Sad
 
-TrackerName = Literal[
-    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
-]  # fmt: skip
-"""As accelerate calls them."""
-
-TENSORBOARD = "tensorboard"
-"""Tracker, and its folder inside the run's."""
+TENSORBOARD, DVCLIVE = "tensorboard", "dvclive"
+"""Trackers, and their folders inside the run's."""
 FILE = "trackers.json"
 """Inside the run's folder: each tracker's own run, and how far it was told."""
 _PROJECT = "nm2trt"
@@ -187,7 +182,7 @@ def _wandb(folder: Path, known: _Progress | None, _after_step: int) -> Any:
 
 def _dvclive(folder: Path, known: _Progress | None, _after_step: int) -> Any:
     # Its own default is a folder in the current one, which it empties at the start.
-    return LOGGER_TYPE_TO_CLASS["dvclive"](_PROJECT, dir=str(folder / "dvclive"), resume=known is not None)
+    return LOGGER_TYPE_TO_CLASS[DVCLIVE](_PROJECT, dir=str(folder / DVCLIVE), resume=known is not None)
 
 
 def _aim(folder: Path, _known: _Progress | None, _after_step: int) -> Any:
@@ -196,7 +191,7 @@ def _aim(folder: Path, _known: _Progress | None, _after_step: int) -> Any:
 
 _TRACKERS: dict[str, Callable[[Path, _Progress | None, int], Any]] = {
     "aim": _aim,
-    "dvclive": _dvclive,
+    DVCLIVE: _dvclive,
     "mlflow": _mlflow,
     TENSORBOARD: _tensorboard,
     "wandb": _wandb,

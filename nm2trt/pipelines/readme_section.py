@@ -19,7 +19,7 @@ BEGIN = "<!-- nm2trt verify: begin. What stands between these two lines is repla
 END = "<!-- nm2trt verify: end -->"
 
 _FRONT_MATTER = re.compile(r"\A\s*---(\r\n|\r|\n)([\s\S]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)")
-_OTHER_PATH = "mend it, or name another file: --model-card PATH"
+_OTHER_PATH = "correct it, or name another file: --model-card PATH"
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -7,14 +7,13 @@ import onnx
 import pytest
 from helpers import REPOSITORY, nm2trt
 from onnx import numpy_helper
-from page_commands import Block, blocks_of, split_command
+from page_commands import PAGES, Block, blocks_of, split_command
 from run_folders import make_run
 from safetensors.numpy import save_file
 from small_networks import small_network
 
 from nm2trt.cli.main import COMMANDS, cli
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 TO_RUN = [page for page in PAGES if any(block.to_run for block in blocks_of(page))]
 

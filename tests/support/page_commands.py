@@ -11,6 +11,14 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers import REPOSITORY
+
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "examples" / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 PROGRAMS = frozenset({"nm2trt", "python", "make", "pip", "torchrun", "accelerate", "sbatch", "sudo", "kubectl"})
 _MARK = re.compile(r"<!-- (?:(?P<none>not run: \S.*)|run(?:; not (?P<numbers>\d+(?:, \d+)*): \S.*)?) -->")
 _ASSIGNMENT = re.compile(r"[A-Z_0-9]+=\S*")
@@ -46,7 +54,7 @@ class Block:
             return "no mark before it says whether its commands are run"
         found = _MARK.fullmatch(self.mark)
         if found is None:
-            return f"its mark {self.mark!r} is none of those in tests/pages/page_commands.py"
+            return f"its mark {self.mark!r} is none of those in tests/support/page_commands.py"
         numbers = [int(number) for number in (found["numbers"] or "").split(", ") if number]
         return "" if all(1 <= number <= len(self.commands) for number in numbers) else "it has fewer commands"
 
